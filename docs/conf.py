@@ -1,0 +1,45 @@
+"""Sphinx's settings; each with its reason."""
+
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # _tables.py, which writes the generated pages
+
+import finetune_kit
+
+project = "finetune-kit"
+author = "the finetune-kit developers"
+version = release = finetune_kit.__version__
+extensions = [
+    "myst_parser",  # pages in Markdown, as the README
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",  # docstrings in Google's style, as Keras'
+    "sphinx.ext.doctest",
+    "sphinx.ext.viewcode",
+]
+html_theme = "furo"  # reads well on narrow screens, light and dark
+html_title = f"finetune-kit {version}"
+exclude_patterns = ["_build"]
+myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 3  # links to headings within and across pages
+autodoc_typehints = "description"
+autodoc_member_order = "bysource"
+autodoc_class_signature = "mixed"
+napoleon_use_ivar = True  # `Attributes:` as a list, not as a second entry of each field
+napoleon_use_rtype = False  # the type stands in the signature already
+toc_object_entries = False
+
+# Types of other libraries, whose object lists cannot be fetched when there is no network.
+nitpick_ignore_regex = [
+    ("py:.*", r"(keras|np|numpy|NDArray|ArrayLike|KW_ONLY|PIL|os|pathlib|collections|Path)\b.*"),
+    ("py:.*", r"(Mapping|Sequence|Callable|Hashable|Any|optional|default).*"),
+]
+
+doctest_global_setup = """
+import numpy as np
+import keras
+import finetune_kit as ftk
+from finetune_kit import *
+"""
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")

@@ -1,0 +1,38 @@
+"""Fine-tune the trailing blocks of any Keras backbone, and know what trained.
+
+The path, in the order of the names below:
+
+    folder -> read_image_folder -> ImageSet -> stratified_split -> Split
+    backbone -> conv_blocks -> FineTuneSpec.plan -> FreezePlan
+    classification_head, preprocessing -> fine_tune -> FineTuned -> evaluate -> Report
+
+What comes in and what goes out are plain Keras models; what is saved loads with Keras alone.
+"""
+
+from finetune_kit._blocks import Block, conv_blocks
+from finetune_kit._head import classification_head
+from finetune_kit._images import ImageSet, read_image_folder
+from finetune_kit._preprocessing import preprocessing
+from finetune_kit._report import Report
+from finetune_kit._spec import FineTuneSpec, FreezePlan
+from finetune_kit._split import Split, stratified_split
+from finetune_kit._train import FineTuned, evaluate, fine_tune
+
+__version__ = "0.1.0"
+
+__all__ = [  # in path order
+    "ImageSet",
+    "read_image_folder",
+    "Split",
+    "stratified_split",
+    "Block",
+    "conv_blocks",
+    "FineTuneSpec",
+    "FreezePlan",
+    "classification_head",
+    "preprocessing",
+    "FineTuned",
+    "fine_tune",
+    "evaluate",
+    "Report",
+]

@@ -1,0 +1,439 @@
+"""A backbone comes in, its blocks go out, at one of three grains: stage, block or layer.
+
+Layer names propose where a block begins, the graph decides: whatever the names say, every boundary
+is downward-closed (nothing before it depends on anything after it). A model that no pattern in
+`_FAMILIES` fits is cut by its graph alone. This room knows nothing of training: it reads the graph.
+
+Three words used below. A *kernel* is an operation with a weight matrix (a convolution or a dense
+layer). A *join* reads two or more operations. A *follower* has no kernel and reads one operation.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, pairwise
+from typing import Any, TypeAlias
+
+import keras
+
+from finetune_kit._checks import check_choice
+
+_Shape: TypeAlias = tuple[int | None, ...]
+
+LEVELS = ("stage", "block", "layer")
+
+# The repeating units of keras.applications: how their builders name the layers, and what a block
+# is called here. What no pattern matches (stems, top convolutions, shortcuts, unnamed joins) is
+# placed by the graph.
+_FAMILIES = tuple(
+    (re.compile(pattern), name)
+    for pattern, name in (
+        (r"(stage_\d+_block_\d+)_", "{}"),  # ConvNeXt
+        (r"(downsampling_block_\d+)$", "{}"),  # ConvNeXt
+        (r"(conv\d+_block\d+)_", "{}"),  # ResNet, ResNetV2, DenseNet
+        (r"(pool[2-9])_(?:bn|relu|conv|pool)$", "{}"),  # DenseNet's transitions; pool1 is its stem
+        (r"(expanded_conv(?:_\d+)?)_(?=[a-z])", "{}"),  # MobileNetV2's first block, MobileNetV3
+        (r"(block_\d+)_(?=[a-z])", "{}"),  # MobileNetV2
+        (r"(?:^|_)conv_(?:pad|dw|pw)_(\d+)(?:_|$)", "block_{}"),  # MobileNet: separable pairs
+        (r"(mixed_?\d+[a-z]?)(?:_\d+)?$", "{}"),  # InceptionV3, InceptionResNetV2
+        (r"(block\d+_\d+)_(?:mixed|conv|ac)", "{}"),  # InceptionResNetV2
+        (r"(?:normal|reduction|adjust)_.*?((?:stem|reduce)_\d+|(?<=_)\d+)$", "cell_{}"),  # NASNet
+        (r"(block\d+[a-z])_", "{}"),  # EfficientNet, EfficientNetV2
+        (r"(block\d+)_(?:conv|sepconv|pool)", "{}"),  # VGG, Xception
+    )
+)
+
+_TO_VECTOR = (
+    keras.layers.Flatten,
+    keras.layers.GlobalAveragePooling1D,
+    keras.layers.GlobalAveragePooling2D,
+    keras.layers.GlobalAveragePooling3D,
+    keras.layers.GlobalMaxPooling1D,
+    keras.layers.GlobalMaxPooling2D,
+    keras.layers.GlobalMaxPooling3D,
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A run of consecutive operations of a backbone: the unit that freezes or trains.
+
+    Attributes:
+        name: the name that its layers share, or that of its first convolution; `"stem"` for what
+            comes before the first repeating unit.
+        layers: names of its layers and operations, in topological order.
+        params: number of parameters (scalars), BatchNorm's moving statistics included.
+        output_shape: shape of its last operation's output, batch axis first: `(None, 7, 7, 1280)`.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    params: int
+    output_shape: tuple[int | None, ...]
+
+
+def conv_blocks(backbone: keras.Model, level: str = "block") -> tuple[Block, ...]:
+    """List the blocks of a backbone, from the input to the output.
+
+    Use it to see what `FineTuneSpec(trainable_blocks=N)` counts. The blocks hold every layer once,
+    in topological order. The layers of a classifier (`include_top=True`: what follows a global
+    pooling or flattening and has weights) belong to no block.
+
+    Args:
+        backbone: any functional model or built Sequential, for example of `keras.applications`.
+        level: `"stage"` (the blocks between two changes of spatial resolution), `"block"`
+            (default: the architecture's repeating unit; a stem, a transition and a top
+            convolution are blocks of their own) or `"layer"` (one weighted convolution with the
+            normalisation and activation that follow it). Each level is finer than the one before.
+            A stage is named by the block it begins with, a layer by its convolution.
+
+    Returns:
+        A tuple of `Block`.
+
+    Raises:
+        ValueError: if `level` is not one of the three or `backbone` is not a functional model.
+
+    Example:
+        >>> backbone = keras.applications.MobileNetV2(
+        ...     alpha=0.5, include_top=False, weights=None, input_shape=(96, 96, 3))
+        >>> blocks = conv_blocks(backbone)
+        >>> len(blocks), blocks[0].name, blocks[-1].name
+        (19, 'stem', 'Conv_1')
+        >>> len(conv_blocks(backbone, "layer"))
+        52
+    """
+    return tuple(map(as_block, partition(backbone, level).parts))
+
+
+@dataclass(frozen=True)
+class Part:
+    """A block as the objects it is made of."""
+
+    name: str
+    operations: tuple[Any, ...]
+    output_shape: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Partition:
+    """All operations of a backbone: its blocks, and the classifier on top where there is one."""
+
+    parts: tuple[Part, ...]
+    top: tuple[Any, ...]
+
+
+def partition(backbone: keras.Model, level: str = "block") -> Partition:
+    """Split the operations of a backbone into blocks; see `conv_blocks`."""
+    check_choice("level", level, LEVELS)
+    graph = _read_sized(functional(backbone))
+    body = graph.without_top()
+    blocks = _group(body, _drop_empty(body, _block_numbers(body)))
+    if level == "layer":
+        blocks = [layer for block in blocks for layer in _layers(body, block)]
+        names = [_kernel_name(body, layer) for layer in blocks]
+    else:
+        names = [_block_name(body, block) for block in blocks]
+    if level == "stage":
+        starts = _stage_starts(body, blocks)
+        names = [names[i] for i in starts]
+        blocks = [list(chain(*blocks[i:j])) for i, j in pairwise([*starts, len(blocks)])]
+    parts = tuple(
+        Part(_unique(names, i), tuple(body.operations[p] for p in block), body.shapes[block[-1]])
+        for i, block in enumerate(blocks)
+    )
+    return Partition(parts, tuple(graph.operations[len(body.operations) :]))
+
+
+def as_block(part: Part) -> Block:
+    """What a user may know of a part."""
+    return Block(
+        name=part.name,
+        layers=tuple(op.name for op in part.operations),
+        params=sum(op.count_params() for op in part.operations if _is_layer(op)),
+        output_shape=part.output_shape,
+    )
+
+
+def functional(backbone: keras.Model) -> keras.Model:
+    """The model as a graph of operations; a ValueError for what has no such graph."""
+    inputs = getattr(backbone, "inputs", None)
+    if not isinstance(backbone, keras.Model) or not inputs or not hasattr(backbone, "outputs"):
+        raise ValueError(
+            "`backbone` must be a functional Keras model (or a Sequential that knows its input "
+            "shape), because its blocks are read from its graph. Subclass models have none: "
+            "rebuild it with the functional API. "
+            f"Received: {getattr(backbone, 'name', backbone)!r} of type {type(backbone).__name__}"
+        )
+    if not hasattr(backbone, "operations"):  # a Sequential keeps its graph to itself
+        return keras.Model(backbone.inputs, backbone.outputs, name=backbone.name)
+    return backbone
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """Operations in topological order; `reads[i]` are the positions whose outputs `i` takes,
+    `shapes[i]` is the shape of its (first) output, `sizes[i]` the spatial part of that.
+    """
+
+    operations: Sequence[Any]
+    reads: Sequence[frozenset[int]]
+    shapes: Sequence[_Shape]
+    sizes: Sequence[_Shape]
+    feeds: Sequence[list[int]] = field(init=False)
+    kernels: Sequence[bool] = field(init=False)
+
+    def __post_init__(self) -> None:
+        feeds: list[list[int]] = [[] for _ in self.operations]
+        for i, sources in enumerate(self.reads):
+            for source in sources:
+                feeds[source].append(i)
+        object.__setattr__(self, "feeds", feeds)
+        object.__setattr__(self, "kernels", [_has_kernel(op) for op in self.operations])
+
+    def bottlenecks(self) -> list[bool]:
+        """For each position: is its output the only tensor that crosses to what comes after?"""
+        last_use = [max(feeds, default=i) for i, feeds in enumerate(self.feeds)]
+        reach, found = -1, []  # furthest consumer of everything before position i
+        for i, use in enumerate(last_use):
+            found.append(reach <= i and (use > i or i == len(last_use) - 1))
+            reach = max(reach, use)
+        return found
+
+    def without_top(self) -> _Graph:
+        """The graph without the classifier that follows a global pooling or a flattening."""
+        for i, alone in enumerate(self.bottlenecks()):
+            if alone and isinstance(self.operations[i], _TO_VECTOR) and any(self.kernels[i:]):
+                return _Graph(self.operations[:i], self.reads[:i], self.shapes[:i], self.sizes[:i])
+        return self
+
+
+def _read(model: keras.Model) -> _Graph:
+    operations = list(model.operations)
+    position = {id(op): i for i, op in enumerate(operations)}
+    reads: list[set[int]] = [set() for _ in operations]
+    shapes = [_shape(op.output) for op in operations]
+    pending, seen = list(model.outputs), set()
+    while pending:
+        # Keras has no public way to ask who made a tensor; `_keras_history` is what its own
+        # functional models are read by.
+        operation, node_index, _ = pending.pop()._keras_history
+        if (id(operation), node_index) in seen:
+            continue
+        seen.add((id(operation), node_index))
+        node = operation._inbound_nodes[node_index]
+        shapes[position[id(operation)]] = _shape(node.outputs)
+        for tensor in node.input_tensors:
+            reads[position[id(operation)]].add(position[id(tensor._keras_history.operation)])
+            pending.append(tensor)
+    sizes = [_spatial(shape) for shape in shapes]
+    return _Graph(operations, [frozenset(sources) for sources in reads], shapes, sizes)
+
+
+def _read_sized(model: keras.Model) -> _Graph:
+    """The graph with sizes; a model for images of any size is tried with 256 x 256."""
+    graph = _read(model)
+    if not any(None in _spatial(tuple(tensor.shape)) for tensor in model.inputs):
+        return graph
+    trial = keras.models.clone_model(
+        model,
+        clone_function=lambda layer: layer,
+        input_tensors=keras.tree.map_structure(
+            lambda x: keras.Input([256 if n is None else n for n in x.shape[1:]], dtype=x.dtype),
+            model.input,
+        ),
+    )
+    return replace(graph, sizes=_read(trial).sizes)
+
+
+def _block_numbers(graph: _Graph) -> list[int]:
+    """A block number for each operation, never falling along an edge of the graph."""
+    names = [_proposed_name(op.name) for op in graph.operations]
+    if len(set(names) - {None}) < 2:
+        names = _names_from_graph(graph)
+    order = {name: i for i, name in enumerate(dict.fromkeys(n for n in names if n), start=1)}
+    anchors = _anchor([order.get(name) for name in names], graph)  # type: ignore[arg-type]
+    first_named = next((i for i, name in enumerate(names) if name), 0)
+    stem_end = max(
+        (i for i, alone in enumerate(graph.bottlenecks()[:first_named]) if alone), default=-1
+    )
+    numbers = [0] * len(names)
+    for i in reversed(range(len(names))):
+        if i <= stem_end:
+            numbers[i] = 0
+        elif anchors[i] is not None:
+            numbers[i] = anchors[i]  # type: ignore[assignment]
+        else:  # as late as its readers allow; what nobody reads is a top of its own
+            numbers[i] = min((numbers[j] for j in graph.feeds[i] if j > i), default=len(order) + 1)
+    return _monotone(numbers, graph)
+
+
+def _anchor(named: list[int | None], graph: _Graph) -> list[int | None]:
+    """Give joins and followers of a named operation its number; None for what stays open.
+
+    A join belongs where its named branch ends (a residual addition closes its block), a follower
+    to what it follows unless others read that too (then it begins a branch of a later block).
+    """
+    anchors = list(named)
+    for i, sources in enumerate(graph.reads):
+        if anchors[i] is None and not graph.kernels[i] and sources:
+            follows = len(sources) > 1 or len(graph.feeds[next(iter(sources))]) == 1
+            known = [anchors[j] for j in sources if anchors[j] is not None]
+            anchors[i] = max(known, default=None) if follows else None  # type: ignore[type-var]
+    return anchors
+
+
+def _monotone(numbers: list[int], graph: _Graph) -> list[int]:
+    """The nearest numbering that never falls along an edge; a layer used twice closes a range."""
+    numbers = list(numbers)
+    loops = []
+    for i, sources in enumerate(graph.reads):
+        numbers[i] = max([numbers[i], *(numbers[j] for j in sources if j < i)])
+        loops += [(i, j) for j in sources if j > i]
+    for first, last in loops:
+        low, high = numbers[first], numbers[last]
+        numbers = [low if low <= n <= high else n for n in numbers]
+    return numbers
+
+
+def _drop_empty(graph: _Graph, numbers: list[int]) -> list[int]:
+    """Join each block without a kernel to the block before it (the first ones to the next)."""
+    weighted = sorted({n for n, kernel in zip(numbers, graph.kernels, strict=True) if kernel})
+    return [max((w for w in weighted if w <= n), default=min(weighted, default=0)) for n in numbers]
+
+
+def _proposed_name(name: str) -> str | None:
+    """The name of the block that a layer's name speaks of, if it speaks of any."""
+    matches = ((pattern.search(name), block) for pattern, block in _FAMILIES)
+    return next((block.format(match[1]) for match, block in matches if match), None)
+
+
+def _names_from_graph(graph: _Graph) -> list[str | None]:
+    """Propose blocks for a model whose names say nothing.
+
+    Between two bottlenecks lies either one operation or a branching unit (a residual or inception
+    block): each unit is a block, and so is each run of plain operations between two units. Where
+    nothing branches, a block begins with the convolution that changes the resolution; where that
+    does not happen either, every convolution is a block.
+    """
+    proposals: list[str | None] = [None] * len(graph.operations)
+    kernels = [i for i, kernel in enumerate(graph.kernels) if kernel]
+    segments = _segments(graph)
+    if any(len(segment) > 1 or _is_composite(graph, segment) for segment in segments):
+        run: str | None = None
+        for segment in segments:
+            weighted = [i for i in segment if graph.kernels[i]]
+            unit = bool(weighted) and (len(segment) > 1 or _is_composite(graph, segment))
+            if weighted and (unit or run is None):
+                run = graph.operations[weighted[0]].name
+            for i in segment if unit else weighted:
+                proposals[i] = run
+            if unit:
+                run = None
+        return proposals
+    sizes = {i: graph.sizes[i] for i in kernels}
+    every = len(set(sizes.values())) == 1
+    for before, i in zip([None, *kernels], kernels, strict=False):
+        begins = before is None or every or sizes[before] != sizes[i]
+        proposals[i] = graph.operations[i].name if begins else proposals[before]  # type: ignore[index]
+    return proposals
+
+
+def _segments(graph: _Graph) -> list[list[int]]:
+    segments, current = [], []
+    for i, alone in enumerate(graph.bottlenecks()):
+        current.append(i)
+        if alone:
+            segments.append(current)
+            current = []
+    return [*segments, current] if current else segments
+
+
+def _is_composite(graph: _Graph, segment: list[int]) -> bool:
+    """Is this one layer made of several weighted ones, such as a transformer's encoder layer?"""
+    operation = graph.operations[segment[0]]
+    return (
+        len(segment) == 1
+        and _is_layer(operation)
+        and sum(
+            _has_kernel(layer)
+            for layer in operation._flatten_layers(include_self=False)
+            if not layer._flatten_layers(include_self=False)
+        )
+        > 1
+    )
+
+
+def _group(graph: _Graph, numbers: list[int]) -> list[list[int]]:
+    groups: dict[int, list[int]] = {}
+    for i, number in enumerate(numbers):
+        groups.setdefault(number, []).append(i)
+    return [groups[number] for number in sorted(groups)]
+
+
+def _stage_starts(graph: _Graph, blocks: list[list[int]]) -> list[int]:
+    """The blocks that change the spatial resolution, and the first."""
+    starts: list[int] = []
+    before = None
+    for number, block in enumerate(blocks):
+        spatial = [size for size in (graph.sizes[i] for i in block) if size]
+        after = spatial[-1] if spatial else before
+        if not starts or after != before:
+            starts.append(number)
+        before = after
+    return starts
+
+
+def _layers(graph: _Graph, block: list[int]) -> list[list[int]]:
+    """Split a block at its kernels: each takes what follows it, the first what precedes it."""
+    count = 0
+    number: dict[int, int] = {}
+    for i in block:
+        if graph.kernels[i]:
+            number[i] = count
+            count += 1
+        else:
+            number[i] = max((number[j] for j in graph.reads[i] if j in number), default=0)
+    ranks = _monotone([number.get(i, -1) for i in range(len(graph.operations))], graph)
+    groups: dict[int, list[int]] = {}
+    for i in block:
+        groups.setdefault(ranks[i], []).append(i)
+    return [groups[rank] for rank in sorted(groups)]
+
+
+def _block_name(graph: _Graph, block: list[int]) -> str:
+    proposed = (_proposed_name(graph.operations[i].name) for i in block)
+    default = "stem" if block[0] == 0 else _kernel_name(graph, block)
+    return next((name for name in proposed if name), default)
+
+
+def _kernel_name(graph: _Graph, group: list[int]) -> str:
+    first = next((i for i in group if graph.kernels[i]), group[0])
+    return str(graph.operations[first].name)
+
+
+def _unique(names: list[str], i: int) -> str:
+    return names[i] if names.count(names[i]) == 1 else f"{names[i]}_{names[:i].count(names[i]) + 1}"
+
+
+def _is_layer(operation: Any) -> bool:
+    return isinstance(operation, keras.Layer)
+
+
+def _has_kernel(operation: Any) -> bool:
+    """Has it a weight of two or more axes? PReLU and LayerNorm may, but convolve nothing."""
+    if not _is_layer(operation):
+        return False
+    if isinstance(operation, (keras.layers.PReLU, keras.layers.LayerNormalization)):
+        return False
+    return any(len(weight.shape) > 1 for weight in operation.weights)
+
+
+def _shape(output: Any) -> _Shape:
+    return tuple(keras.tree.flatten(output)[0].shape)
+
+
+def _spatial(shape: _Shape) -> _Shape:
+    first = 2 if keras.config.image_data_format() == "channels_first" else 1
+    return shape[first : first + len(shape) - 2]

@@ -1,0 +1,355 @@
+"""A spec and a backbone come in, the plan of what trains goes out; applying it sets the flags.
+
+This is the only room that touches `trainable`. It knows blocks and graphs, nothing of images or
+optimizers beyond carrying their numbers in the spec.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, asdict, dataclass, fields
+from numbers import Real
+from typing import Any
+
+import keras
+
+from finetune_kit._blocks import LEVELS, Block, Partition, as_block, functional, partition
+from finetune_kit._checks import check_choice, check_count, is_count
+from finetune_kit._surgery import is_stochastic, rewire
+
+BATCH_NORM = ("frozen", "train")
+
+
+@dataclass(frozen=True)
+class FineTuneSpec:
+    """Which trailing blocks of a backbone train, for how long and how fast.
+
+    A frozen value: it compares by content, survives `to_dict` and JSON, and means the same for
+    any backbone. `plan` shows what it means for one before anything trains.
+
+    Args:
+        trainable_blocks: how many trailing blocks train (0, the default: none of the backbone),
+            `"all"`, or the name or names of the blocks that train, contiguous or not ("surgical"
+            fine-tuning: Lee et al., ICLR 2023).
+        level: what a block is, see `conv_blocks`: `"stage"`, `"block"` (default) or `"layer"`.
+        batch_norm: `"frozen"` (default) keeps the BatchNormalization layers of trainable blocks in
+            inference mode, their scale and offset included: with few steps the moving statistics
+            lag behind the weights (Keras' MobileNetV2 has momentum 0.999), which can wreck the
+            model. `"train"` trains them and updates their statistics.
+        epochs: passes over the training images, at least 1. Defaults to 1.
+        learning_rate: of the optimizer, greater than 0. Defaults to 1e-3.
+
+    Raises:
+        ValueError: for a value outside what is said above. Whether `trainable_blocks` fits a
+            backbone is known, and said, by `plan`.
+
+    Example:
+        >>> spec = FineTuneSpec(trainable_blocks=2, epochs=20)
+        >>> spec == FineTuneSpec.from_dict(spec.to_dict())
+        True
+    """
+
+    trainable_blocks: int | str | tuple[str, ...] = 0
+    _: KW_ONLY
+    level: str = "block"
+    batch_norm: str = "frozen"
+    epochs: int = 1
+    learning_rate: float = 1e-3
+
+    def __post_init__(self) -> None:
+        blocks: Any = self.trainable_blocks
+        if is_count(blocks, least=0):
+            blocks = int(blocks)
+        elif isinstance(blocks, str) and blocks != "all":
+            blocks = (blocks,)
+        elif isinstance(blocks, (list, tuple)):
+            blocks = tuple(blocks)
+        good_names = isinstance(blocks, tuple) and all(isinstance(b, str) for b in blocks)
+        if not (blocks == "all" or good_names or is_count(blocks, least=0)):
+            raise ValueError(
+                "`trainable_blocks` must be a whole number from 0 up, 'all', or block names. "
+                f"Received: trainable_blocks={self.trainable_blocks!r}"
+            )
+        check_choice("level", self.level, LEVELS)
+        check_choice("batch_norm", self.batch_norm, BATCH_NORM)
+        check_count("epochs", self.epochs)
+        rate = self.learning_rate
+        if isinstance(rate, bool) or not isinstance(rate, Real) or not 0 < rate < math.inf:
+            raise ValueError(f"`learning_rate` must be a number above 0. Received: {rate!r}")
+        object.__setattr__(self, "trainable_blocks", blocks)
+        object.__setattr__(self, "epochs", int(self.epochs))
+        object.__setattr__(self, "learning_rate", float(rate))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The spec as plain values, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> FineTuneSpec:
+        """The spec that `to_dict` wrote; a ValueError names unknown keys."""
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(config) - known)
+        if unknown:
+            raise ValueError(f"A FineTuneSpec has the keys {sorted(known)}. Received: {unknown}")
+        return cls(**config)
+
+    def plan(self, backbone: keras.Model) -> FreezePlan:
+        """Tell what this spec means for a backbone; changes nothing.
+
+        Args:
+            backbone: any functional model, see `conv_blocks`.
+
+        Returns:
+            A `FreezePlan`; print it to see each block, its parameters and whether it trains.
+
+        Raises:
+            ValueError: if the backbone has fewer blocks than `trainable_blocks`, or none of a
+                given name.
+        """
+        return self._plan(backbone, partition(backbone, self.level))
+
+    def apply(self, backbone: keras.Model) -> FreezePlan:
+        """Set the `trainable` flags of a backbone, in place, and return the plan.
+
+        Whatever was set before is overwritten: applying twice equals once, the last spec wins.
+        The layers of a classifier on top (`include_top=True`) train. A model that was already
+        compiled must be compiled again, with a new optimizer: Keras reads the flags when it first
+        fits and does not notice a change. `fine_tune` sees to that.
+
+        Args:
+            backbone: any functional model, see `conv_blocks`.
+
+        Returns:
+            The `FreezePlan`.
+        """
+        parts = partition(backbone, self.level)
+        plan = self._plan(backbone, parts)
+        backbone.trainable = True
+        for part, trains in zip(parts.parts, plan.trainable, strict=True):
+            for layer in filter(_is_layer, part.operations):
+                layer.trainable = trains
+                for inner in layer._flatten_layers() if trains else ():
+                    if _is_held(inner, self.batch_norm):
+                        inner.trainable = False
+        return plan
+
+    def build(
+        self, backbone: keras.Model, head: keras.Layer, *, preprocessing: keras.Layer | None = None
+    ) -> keras.Model:
+        """Apply the spec and put a head on the backbone, the frozen part in inference mode.
+
+        The model shares its layers with `backbone` and `head`. Keras switches Dropout and
+        stochastic depth on in `fit` even in frozen layers that were called with `training=False`;
+        here such layers are left out of the frozen part.
+
+        Args:
+            backbone: a functional model without classifier (`include_top=False`).
+            head: what turns the backbone's output into predictions, see `classification_head`.
+            preprocessing: what raw pixels pass through first, see `preprocessing`; None: nothing.
+
+        Returns:
+            A plain, uncompiled `keras.Model`: input, preprocessing, the backbone's layers, head.
+
+        Raises:
+            ValueError: if the backbone has a classifier, or its output does not fit the head.
+        """
+        graph, parts = functional(backbone), partition(backbone, self.level)
+        if parts.top:
+            names = ", ".join(op.name for op in parts.top)
+            raise ValueError(
+                f"`backbone` must have no classifier, because `head` takes its place; build "
+                f"{backbone.name!r} with include_top=False. Received a model that ends in: {names}"
+            )
+        plan = self.apply(backbone)
+        frozen = {
+            id(operation)
+            for part, trains in zip(parts.parts, plan.trainable, strict=True)
+            for operation in part.operations
+            if not trains
+        }
+
+        def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
+            if id(operation) in frozen and is_stochastic(operation):
+                return _skip(operation, *args)
+            return operation(*args, **kwargs)
+
+        inputs = keras.tree.map_structure(
+            lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype), graph.input
+        )
+        features = rewire(graph, preprocessing(inputs) if preprocessing else inputs, call)
+        try:
+            outputs = head(features)
+        except ValueError as error:
+            raise ValueError(
+                f"`head` must take the output of `backbone` ({backbone.name!r}), of shape "
+                f"{backbone.output_shape}. Received: head={head.name!r}, which says: {error}"
+            ) from error
+        return keras.Model(inputs, outputs, name=f"{backbone.name}_with_{head.name}")
+
+    def _plan(self, backbone: keras.Model, parts: Partition) -> FreezePlan:
+        names = [part.name for part in parts.parts]
+        trainable = self._flags(names, backbone.name)
+        moving = [
+            _moving(part.operations, self.batch_norm) if trains else ([], [])
+            for part, trains in zip(parts.parts, trainable, strict=True)
+        ]
+        top = _moving(parts.top, "train")
+        return FreezePlan(
+            backbone=backbone.name,
+            level=self.level,
+            batch_norm=self.batch_norm,
+            blocks=tuple(map(as_block, parts.parts)),
+            trainable=trainable,
+            block_trainable_params=tuple(_scalars(weights) for weights, _ in moving),
+            top_params=sum(op.count_params() for op in parts.top if _is_layer(op)),
+            trainable_variables=tuple(v.path for weights, _ in [*moving, top] for v in weights),
+            moving_statistics=tuple(v.path for _, stats in [*moving, top] for v in stats),
+        )
+
+    def _flags(self, names: list[str], backbone: str) -> tuple[bool, ...]:
+        wanted = self.trainable_blocks
+        if wanted == "all":
+            return (True,) * len(names)
+        if isinstance(wanted, int):
+            if wanted > len(names):
+                raise ValueError(
+                    f"`trainable_blocks` must be between 0 and {len(names)}, the number of blocks "
+                    f"of {backbone!r} at level {self.level!r}. Received: trainable_blocks={wanted}"
+                )
+            return tuple(i >= len(names) - wanted for i in range(len(names)))
+        for name in wanted:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[-3:]
+                raise ValueError(
+                    f"`trainable_blocks` must name blocks of {backbone!r} at level {self.level!r}; "
+                    f"near to what was given: {', '.join(near)}. Received: {name!r}"
+                )
+        return tuple(name in wanted for name in names)
+
+
+@dataclass(frozen=True)
+class FreezePlan:
+    """What a spec means for one backbone: printed, a table; it changes nothing.
+
+    Attributes:
+        backbone: its name.
+        level: of the blocks.
+        batch_norm: what BatchNormalization does in the blocks that train.
+        blocks: all of them, from the input to the output.
+        trainable: for each block, whether it trains.
+        block_trainable_params: for each block, how many of its parameters move by gradient.
+        top_params: parameters of a classifier on top, which belongs to no block and trains.
+        trainable_variables: paths of the variables that the optimizer will move.
+        moving_statistics: paths of the BatchNormalization statistics that training will move.
+            Every other weight of the backbone stays bit-identical.
+    """
+
+    backbone: str
+    level: str
+    batch_norm: str
+    blocks: tuple[Block, ...]
+    trainable: tuple[bool, ...]
+    block_trainable_params: tuple[int, ...]
+    top_params: int
+    trainable_variables: tuple[str, ...]
+    moving_statistics: tuple[str, ...]
+
+    @property
+    def total_params(self) -> int:
+        """Number of parameters of the backbone."""
+        return sum(block.params for block in self.blocks) + self.top_params
+
+    @property
+    def trainable_params(self) -> int:
+        """Number of parameters of the blocks that move by gradient."""
+        return sum(self.block_trainable_params)
+
+    def __str__(self) -> str:
+        """The table: one line a block, the totals below."""
+        head = ("block", "layers", "parameters", "trainable", "output shape", "")
+        rows = [
+            (
+                block.name,
+                f"{len(block.layers)}",
+                f"{block.params:,}",
+                f"{count:,}",
+                " x ".join("?" if n is None else str(n) for n in block.output_shape[1:]),
+                "TRAINS" if trains else "frozen",
+            )
+            for block, trains, count in zip(
+                self.blocks, self.trainable, self.block_trainable_params, strict=True
+            )
+        ]
+        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+        line = "  ".join("-" * width for width in widths)
+        left = {0, 4, 5}
+        table = [
+            "  ".join(
+                cell.ljust(width) if i in left else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in [head, *rows]
+        ]
+        norm = "in inference mode" if self.batch_norm == "frozen" else "training"
+        prefix = next((i for i, t in enumerate(self.trainable) if t), len(self.trainable))
+        return "\n".join(
+            [
+                f"{self.backbone}: {sum(self.trainable)} of {len(self.blocks)} blocks train "
+                f"(level {self.level!r})",
+                table[0],
+                line,
+                *table[1:],
+                line,
+                f"{self.trainable_params:,} of {self.total_params:,} parameters train; the first "
+                f"{prefix} blocks are the frozen prefix",
+                *(
+                    [f"BatchNormalization of the trainable blocks: {norm}"]
+                    if any(self.trainable)
+                    else []
+                ),
+                *(
+                    [f"+ {self.top_params:,} parameters of the classifier on top, which trains"]
+                    if self.top_params
+                    else []
+                ),
+            ]
+        )
+
+
+def _is_layer(operation: Any) -> bool:
+    return isinstance(operation, keras.Layer)
+
+
+def _is_held(layer: keras.Layer, batch_norm: str) -> bool:
+    return batch_norm == "frozen" and isinstance(layer, keras.layers.BatchNormalization)
+
+
+def _moving(operations: tuple[Any, ...], batch_norm: str) -> tuple[list[Any], list[Any]]:
+    """The weights and the moving statistics that change when these operations train."""
+    weights: list[Any] = []
+    statistics: list[Any] = []
+    for layer in filter(_is_layer, operations):
+        for inner in layer._flatten_layers():
+            if not _is_held(inner, batch_norm):
+                # What could train, whatever the flags say at the moment: Keras has no public word.
+                weights += inner._trainable_variables
+                if isinstance(inner, keras.layers.BatchNormalization):
+                    statistics += inner._non_trainable_variables
+    return weights, statistics
+
+
+def _scalars(weights: list[Any]) -> int:
+    return sum(math.prod(weight.shape) for weight in weights)
+
+
+def _skip(layer: keras.Layer, x: Any, *args: Any) -> Any:
+    """Leave out a layer that only draws random numbers in training, such as Dropout."""
+    if layer.weights or args or layer.compute_output_shape(x.shape) != x.shape:
+        raise ValueError(
+            f"Layer {layer.name!r} is frozen but draws random numbers in training, and Keras "
+            "cannot hold it in inference mode inside `fit`. Build the backbone with its dropout "
+            f"set to 0. Received: a {type(layer).__name__} with {len(layer.weights)} weights"
+        )
+    return x

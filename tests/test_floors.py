@@ -1,0 +1,66 @@
+"""The house: which room may import which."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import finetune_kit as ftk
+
+HOUSE = Path(ftk.__file__).parent
+
+# room: the rooms it may import. Imports point down only.
+FLOORS = {
+    "_checks": set(),
+    "_images": {"_checks"},
+    "_split": set(),
+    "_blocks": {"_checks"},
+    "_head": {"_checks"},
+    "_preprocessing": set(),
+    "_surgery": set(),
+    "_metrics": set(),
+    "_spec": {"_blocks", "_checks", "_surgery"},
+    "_report": {"_metrics"},
+    "_train": {
+        "_checks", "_images", "_metrics", "_preprocessing", "_report", "_spec", "_split", "_surgery",
+    },
+}  # fmt: skip
+
+
+def _imports(file: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{name.name}" for name in node.names}
+    return found
+
+
+def test_each_room_imports_only_the_rooms_below_it():
+    rooms = {file.stem: file for file in HOUSE.glob("*.py") if file.stem != "__init__"}
+    assert set(rooms) == set(FLOORS)
+    for room, file in rooms.items():
+        inside = {name.split(".")[1] for name in _imports(file) if name.startswith("finetune_kit.")}
+        assert inside <= FLOORS[room], room
+
+
+def test_no_room_imports_a_backend():
+    for file in HOUSE.glob("*.py"):
+        tops = {name.split(".")[0] for name in _imports(file)}
+        assert not tops & {"tensorflow", "jax", "torch"}, file.name
+
+
+def test_every_public_name_is_exported_and_documented():
+    for name in ftk.__all__:
+        assert getattr(ftk, name).__doc__, name
+
+
+def test_matplotlib_is_not_imported_before_a_picture_is_drawn():
+    code = (
+        "import sys, keras; before = set(sys.modules); import finetune_kit;"
+        "sys.exit('matplotlib' in set(sys.modules) - before)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,204 @@
+"""From folders and arrays to pixels: what is a sample, and that any file becomes right RGB."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import finetune_kit as ftk
+
+
+def write(path, pixels=None, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.full((8, 8, 3), 120, np.uint8) if pixels is None else pixels
+    Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+def one(path) -> np.ndarray:
+    """The first pixel of the only image below a folder."""
+    return ftk.read_image_folder(path).load(size=(8, 8))[0, 0, 0]
+
+
+@pytest.fixture
+def database(tmp_path):
+    """The layout of the COVID-19 Radiography Database, masks and tables included."""
+    for name in ("Viral Pneumonia", "COVID", "Normal"):
+        for n in (1, 2, 10):
+            write(tmp_path / name / "images" / f"{name}-{n}.png")
+            write(tmp_path / name / "masks" / f"{name}-{n}.png")
+        (tmp_path / f"{name}.metadata.xlsx").write_bytes(b"table")
+    (tmp_path / "README.md.txt").write_text("read me")
+    (tmp_path / ".DS_Store").write_bytes(b"")
+    return tmp_path
+
+
+def test_masks_and_tables_are_never_samples(database):
+    images = ftk.read_image_folder(database)
+    assert len(images) == 9
+    assert not any("/masks/" in path for path in images.paths)
+    assert images.class_names == ("COVID", "Normal", "Viral Pneumonia")
+    assert np.bincount(images.labels).tolist() == [3, 3, 3]
+
+
+def test_what_was_skipped_is_said_once(database, caplog):
+    images = ftk.read_image_folder(database)
+    assert len(images.skipped) == 3 + 3 + 1  # folders of masks, tables, the read-me
+    assert len(caplog.records) == 1
+    assert "9 images" in caplog.text
+    assert "masks" in caplog.text
+    images.load(size=(8, 8))
+    assert len(caplog.records) == 1
+
+
+def test_a_folder_of_class_folders_is_read(tmp_path, caplog):
+    for suffix in ("jpg", "PNG", "bmp", "tiff", "webp", "gif", "jpeg"):
+        write(tmp_path / "a" / f"x.{suffix}")
+    write(tmp_path / "b" / "y z ü.png")
+    images = ftk.read_image_folder(str(tmp_path))
+    assert (len(images), images.class_names, images.skipped) == (8, ("a", "b"), ())
+    assert not caplog.records
+    assert abs(images.load().astype(int) - 120).max() <= 3
+
+
+def test_the_real_database_is_read(xrays):
+    images = ftk.read_image_folder(xrays)
+    assert dict(zip(images.class_names, np.bincount(images.labels), strict=True)) == {
+        "COVID": 904, "Normal": 2548, "Viral Pneumonia": 336}  # fmt: skip
+    pixels = images.load([0, 3787])
+    assert (pixels.shape, pixels.dtype) == ((2, 224, 224, 3), np.uint8)
+    assert (pixels[..., 0] == pixels[..., 2]).all()
+
+
+def test_groups_come_from_relative_paths(database):
+    images = ftk.read_image_folder(database, groups=lambda path: path.split("-")[-1])
+    assert images.groups.tolist() == [0, 1, 2] * 3
+    assert images.paths[1].endswith("COVID-10.png")
+
+
+GRAY16 = np.array([[0, 32768, 65535]] * 3, np.uint16)
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
+    write(tmp_path / "a" / "x.png", GRAY16)
+    pixels = ftk.read_image_folder(tmp_path).load(size=(3, 3))[0]
+    assert pixels[0, :, 0].tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize(
+    ("mode", "value", "expected"),
+    [
+        ("L", 77, (77, 77, 77)),
+        ("1", 1, (255, 255, 255)),
+        ("RGB", (9, 99, 200), (9, 99, 200)),
+        ("RGBA", (9, 99, 200, 255), (9, 99, 200)),
+        ("RGBA", (9, 99, 200, 0), (255, 255, 255)),
+        ("RGBA", (0, 0, 0, 51), (204, 204, 204)),
+        ("LA", (50, 255), (50, 50, 50)),
+    ],
+)
+def test_every_mode_becomes_rgb(tmp_path, mode, value, expected):
+    (tmp_path / "a").mkdir()
+    Image.new(mode, (8, 8), value).save(tmp_path / "a" / "x.png")
+    assert tuple(one(tmp_path)) == expected
+
+
+def test_palettes_become_their_colours(tmp_path):
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([0, 0, 0, 10, 20, 30])
+    (tmp_path / "a").mkdir()
+    image.save(tmp_path / "a" / "x.png")
+    assert tuple(one(tmp_path)) == (10, 20, 30)
+    image.save(tmp_path / "a" / "x.png", transparency=1)
+    assert tuple(one(tmp_path)) == (255, 255, 255)
+
+
+def test_cmyk_becomes_rgb(tmp_path):
+    (tmp_path / "a").mkdir()
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "a" / "x.jpg", quality=95)
+    red, green, blue = one(tmp_path)
+    assert red > 200
+    assert max(green, blue) < 60
+
+
+def test_the_exif_orientation_is_respected(tmp_path):
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    pixels[:4] = 255  # bright above
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees clockwise: bright at the right
+    write(tmp_path / "a" / "x.png", pixels, exif=exif)
+    shown = ftk.read_image_folder(tmp_path).load(size=(8, 8))[0, :, :, 0]
+    assert (shown[:, 4:] == 255).all()
+    assert (shown[:, :4] == 0).all()
+
+
+def test_large_jpegs_are_resized_as_small_ones_are(tmp_path):
+    ramp = np.linspace(0, 255, 1600).astype(np.uint8)
+    write(tmp_path / "a" / "x.jpg", np.repeat(np.tile(ramp, (1200, 1))[..., None], 3, 2))
+    shown = ftk.read_image_folder(tmp_path).load(size=(30, 40))[0, 15, :, 0].astype(int)
+    assert abs(shown - (np.arange(40) + 0.5) / 40 * 255).max() < 4
+
+
+def test_load_keeps_the_order_that_was_asked_for(tiny_images):
+    both = tiny_images.load([5, 2], size=(32, 32))
+    assert np.array_equal(both[0], tiny_images.load([5], size=(32, 32))[0])
+    assert np.array_equal(both[1], tiny_images.load([2], size=(32, 32))[0])
+    assert tiny_images.load([], size=(4, 6)).shape == (0, 4, 6, 3)
+
+
+def test_arrays_take_labels_as_names_or_indices():
+    x = np.zeros((3, 4, 4), np.uint8)
+    by_name = ftk.ImageSet.from_arrays(x, ["b", "a", "b"])
+    by_index = ftk.ImageSet.from_arrays(x, [1, 0, 1], ["a", "b"], groups=["p", "q", "p"])
+    assert by_name.class_names == by_index.class_names == ("a", "b")
+    assert by_name.labels.tolist() == by_index.labels.tolist() == [1, 0, 1]
+    assert by_index.groups.tolist() == [0, 1, 0]
+    assert ftk.ImageSet.from_arrays(x, [7, 9, 7]).class_names == ("7", "9")
+
+
+@pytest.mark.parametrize(
+    ("x", "labels", "names", "says"),
+    [
+        (np.zeros((2, 4, 4, 3)), [0, 1], None, "uint8 pixels from 0 to 255"),
+        (np.zeros((2, 4, 4, 4), np.uint8), [0, 1], None, "shape"),
+        (np.zeros((2, 4, 4, 3), np.uint8), [0], None, "one for each of the 2 images"),
+        (np.zeros((2, 4, 4, 3), np.uint8), [0, 5], ["a", "b"], r"Received: \[5\]"),
+        (np.zeros((2, 4, 4, 3), np.uint8), ["a", "c"], ["a", "b"], r"Received: \['c'\]"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(x, labels, names, says):
+    with pytest.raises(ValueError, match=says):
+        ftk.ImageSet.from_arrays(x, labels, names)
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere.*does not exist"):
+        ftk.read_image_folder(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="is a file"):
+        ftk.read_image_folder(write(tmp_path / "x.png"))
+
+
+def test_a_folder_without_class_folders_is_refused(tmp_path, database):
+    with pytest.raises(ValueError, match="one folder a class"):
+        ftk.read_image_folder(database / "COVID" / "images")
+    with pytest.raises(ValueError, match="one folder a class"):
+        ftk.read_image_folder(database / "COVID")
+
+
+def test_unreadable_files_are_all_named_or_skipped(database):
+    (database / "COVID" / "images" / "bad 1.png").write_text("<html>")
+    (database / "Normal" / "images" / "bad 2.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"(?s)Received 2 .*bad 1\.png.*bad 2\.png"):
+        ftk.read_image_folder(database)
+    images = ftk.read_image_folder(database, on_error="skip")
+    assert len(images) == 9
+    assert sum("bad" in path for path in images.skipped) == 2
+
+
+def test_a_file_cut_short_is_named_when_it_is_decoded(tmp_path):
+    rng = np.random.default_rng(0)
+    file = write(tmp_path / "a" / "cut.png", rng.integers(0, 256, (64, 64, 3), np.uint8))
+    file.write_bytes(file.read_bytes()[:2000])
+    with pytest.raises(ValueError, match=r"cut\.png"):
+        ftk.read_image_folder(tmp_path).load()
