@@ -1,10 +1,6 @@
 """Sphinx's settings; each with its reason."""
 
 import os
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))  # _tables.py, which writes the generated pages
 
 import finetune_kit
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 from itertools import pairwise
+from pathlib import Path
 
+import blocks_table
 import keras
 import numpy as np
 import pytest
@@ -82,17 +84,16 @@ def test_all_applications_are_covered():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(COUNTS))
 def test_the_contract(name):
-    size = {"InceptionV3": 96, "InceptionResNetV2": 96, "Xception": 96, "NASNetMobile": 224}
-    side = size.get(name, 64)
     if name == "NASNetMobile" and keras.backend.backend() == "torch":
         pytest.skip("keras.applications has no NASNetMobile on torch")
-    backbone = getattr(keras.applications, name)(
-        weights=None, include_top=False, input_shape=(side, side, 3)
-    )
+    backbone = blocks_table.build(name)
     levels = [ftk.conv_blocks(backbone, level) for level in ("stage", "block", "layer")]
     assert tuple(map(len, levels)) == COUNTS[name]
     last = LAST.get(name, [])
     assert [block.name for block in levels[1]][len(levels[1]) - len(last) :] == last
+
+    page = (Path(blocks_table.__file__).parent / "blocks.md").read_text(encoding="utf-8")
+    assert blocks_table.row(name, backbone) in page
 
     edges = producers(backbone)
     every_layer = {operation.name for operation in backbone.operations}

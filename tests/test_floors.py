@@ -24,9 +24,16 @@ FLOORS = {
     "_spec": {"_blocks", "_checks", "_surgery"},
     "_report": {"_metrics"},
     "_train": {
-        "_checks", "_images", "_metrics", "_preprocessing", "_report", "_spec", "_split", "_surgery",
+        "_checks",
+        "_images",
+        "_metrics",
+        "_preprocessing",
+        "_report",
+        "_spec",
+        "_split",
+        "_surgery",
     },
-}  # fmt: skip
+}
 
 
 def _imports(file: Path) -> set[str]:

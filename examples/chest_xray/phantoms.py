@@ -56,10 +56,12 @@ def write_phantoms(
     wanted = {"images_per_class": counts, "size": size, "seed": seed}
     marker = folder / "phantoms.json"
     if folder.exists():
-        found = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else "other files"
+        found = (
+            json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else "other files"
+        )
         if found != wanted:
             raise FileExistsError(
-                f"{folder} must be new, or hold the phantoms {wanted}; remove it or choose another. "
+                f"{folder} must be new or hold the phantoms {wanted}; remove it or take another. "
                 f"Received: a folder with {found}"
             )
         return folder
@@ -127,7 +129,13 @@ def _chest(x: Field, y: Field, lungs: Field, rng: np.random.Generator) -> Field:
     for rib in range(9):
         curve = -0.78 + step * rib + bend * (np.abs(x) - 0.35) ** 2 - 0.15 * np.abs(x)
         band = np.exp(-(((y - curve) / 0.032) ** 2)) - 0.5 * np.exp(-(((y - curve) / 0.016) ** 2))
-        film += rng.normal(0.075, 0.015) * band * torso * (np.abs(x) > 0.08) * _edge(np.abs(x) - 0.82, 0.03)
+        film += (
+            rng.normal(0.075, 0.015)
+            * band
+            * torso
+            * (np.abs(x) > 0.08)
+            * _edge(np.abs(x) - 0.82, 0.03)
+        )
     for side in (-1, 1):
         slope = rng.normal(0.22, 0.05)
         line = y + 0.70 + slope * (side * x - 0.1) - 0.12 * (side * x - 0.1) ** 2
@@ -150,9 +158,7 @@ def _device(x: Field, y: Field, rng: np.random.Generator) -> Field:
     return (0.25 * disk + 0.12 * lead).astype(np.float32)
 
 
-def _finding(
-    name: str, x: Field, y: Field, sides: list[Field], rng: np.random.Generator
-) -> Field:
+def _finding(name: str, x: Field, y: Field, sides: list[Field], rng: np.random.Generator) -> Field:
     """What the class adds to the lungs; a tail of each class is nearly invisible."""
     size, strength = len(x), rng.beta(1.6, 1.6)
     # Every lung has a little of everything: what tells the classes apart is how much.
@@ -180,7 +186,9 @@ def _finding(
 
 def _noise(size: int, scale: float, rng: np.random.Generator) -> Field:
     """Smooth noise of unit variance; `scale` is its grain as a share of the image."""
-    field = gaussian_filter(rng.standard_normal((size, size), np.float32), scale * size, mode="wrap")
+    field = gaussian_filter(
+        rng.standard_normal((size, size), np.float32), scale * size, mode="wrap"
+    )
     return field / field.std()
 
 

@@ -4,8 +4,8 @@
     python examples/chest_xray/run.py --data COVID-19_Radiography_Dataset --recipe study
 
 Each model is a MobileNetV2 (x0.5) with a dense head on it; 0, 1 or 2 trailing blocks of the
-backbone train along with the head. `--recipe study` is the study to the letter, `--recipe recommended` what
-finetune-kit advises. `docs/chest_xray.md` tells the story and the figures.
+backbone train along with the head. `--recipe study` is the study to the letter, `--recipe
+recommended` what finetune-kit advises. `docs/chest_xray.md` tells the story and the figures.
 """
 
 from __future__ import annotations

@@ -173,7 +173,8 @@ def functional(backbone: keras.Model) -> keras.Model:
 
 @dataclass(frozen=True)
 class _Graph:
-    """Operations in topological order; `reads[i]` are the positions whose outputs `i` takes,
+    """Operations in topological order, and what operation i reads and feeds, by position.
+
     `shapes[i]` is the shape of its (first) output, `sizes[i]` the spatial part of that.
     """
 
