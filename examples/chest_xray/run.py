@@ -43,20 +43,22 @@ STUDY = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the study did, and what we advise, differ in three things."""
+    """What the study did, and what we advise, differ in four things."""
 
     pooling: str
     batch_norm: str
     preprocessing: str | keras.Layer
+    keep_best_epoch: bool
 
 
 def recipe(name: str) -> Recipe:
     """`"study"`: BGR divided by 255, flattened features, BatchNorm of unfrozen blocks training."""
     if name == "recommended":
-        return Recipe(pooling="avg", batch_norm="frozen", preprocessing="auto")
+        return Recipe("avg", "frozen", "auto", keep_best_epoch=True)
     rgb = keras.Input((None, None, 3))
     scaled = keras.layers.Rescaling(1 / 255)(keras.ops.flip(rgb, axis=-1))
-    return Recipe("flatten", "train", keras.Model(rgb, scaled, name="preprocessing"))
+    bgr = keras.Model(rgb, scaled, name="preprocessing")
+    return Recipe("flatten", "train", bgr, keep_best_epoch=False)
 
 
 def load_backbone(weights: str, image_size: int, *, may_do_without: bool) -> keras.Model:
@@ -109,6 +111,11 @@ def run_model(
     spec = ftk.FineTuneSpec(blocks, batch_norm=advice.batch_norm, epochs=args.epochs)
     print(f"\nModel {number}: the head and {blocks} trailing blocks train")
     print(spec.plan(backbone))
+    callbacks = []
+    if advice.keep_best_epoch:  # all epochs run; the weights of the best one on validation are kept
+        callbacks.append(
+            keras.callbacks.EarlyStopping(patience=args.epochs, restore_best_weights=True)
+        )
     tuned = ftk.fine_tune(
         backbone,
         head,
@@ -116,6 +123,7 @@ def run_model(
         images,
         split,
         batch_size=args.batch_size,
+        callbacks=callbacks,
         preprocessing=advice.preprocessing,
         seed=args.seed,
         verbose=args.verbose,
