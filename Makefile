@@ -38,7 +38,7 @@ docs: $(VENV)/.docs  ## build the docs (docs/_build/html) and run their examples
 	$(RUN) -m sphinx -n -W --keep-going -q -b doctest docs docs/_build/doctest
 
 build: $(VENV)/.lint  ## build the wheel and the source distribution into dist/
-	$(BIN)/pip install -q build
+	$(BIN)/pip install -qq build
 	$(BIN)/python -m build
 
 clean:  ## remove what the other verbs made
@@ -47,6 +47,6 @@ clean:  ## remove what the other verbs made
 # A stamp an extra: installed again only when pyproject.toml changes.
 $(VENV)/.%: pyproject.toml
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(if $(filter torch,$(BACKEND)),$(BIN)/pip install -q $(TORCH))
-	$(BIN)/pip install -q -e '.[$(BACKEND),$*]'
+	$(if $(filter torch,$(BACKEND)),$(BIN)/pip install -qq $(TORCH))
+	$(BIN)/pip install -qq -e '.[$(BACKEND),$*]'
 	touch $@
