@@ -7,6 +7,10 @@ PYTHON ?= python3
 # version, pip takes the newest build and several GB of CUDA packages with it.
 TORCH = torch==2.13.0
 
+ifeq ($(filter $(BACKEND),tensorflow jax torch),)
+$(error BACKEND must be tensorflow, jax or torch. Received: BACKEND=$(BACKEND))
+endif
+
 VENV = .venv$(if $(filter-out tensorflow,$(BACKEND)),-$(BACKEND))
 BIN = $(VENV)/bin
 RUN = KERAS_BACKEND=$(BACKEND) TF_CPP_MIN_LOG_LEVEL=2 $(BIN)/python
@@ -46,7 +50,7 @@ clean:  ## remove what the other verbs made
 
 # A stamp an extra: installed again only when pyproject.toml changes.
 $(VENV)/.%: pyproject.toml
-	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(if $(filter torch,$(BACKEND)),$(BIN)/pip install -qq $(TORCH))
 	$(BIN)/pip install -qq -e '.[$(BACKEND),$*]'
 	touch $@

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keras
 from hypothesis import strategies as st
 
 import finetune_kit as ftk
@@ -34,3 +35,48 @@ specs = st.builds(
     epochs=st.integers(1, 100),
     learning_rate=st.floats(1e-6, 1.0),
 )
+
+
+UNITS = ["plain", "norm", "residual", "branch", "dense", "nested", "twice", "pool"]
+
+# What `build_graph` builds a model from: the units, whether the layers have misleading names, and
+# whether a convolution closes it. (Keras draws random numbers as it builds, so it builds outside.)
+graphs = st.tuples(
+    st.lists(st.sampled_from(UNITS), min_size=1, max_size=5),
+    st.one_of(st.just(()), st.permutations([f"block{i}_conv{i}" for i in range(1, 9)])),
+    st.booleans(),
+)
+
+
+def build_graph(graph) -> keras.Model:
+    """A functional model of convolutions, residuals, branches, nested models and poolings."""
+    units, names, closed = graph
+    layers, rest = keras.layers, iter(names)
+
+    def conv(filters: int = 4, **options):
+        return layers.Conv2D(filters, 3, padding="same", name=next(rest, None), **options)
+
+    x = inputs = keras.Input((8, 8, 3))
+    x = conv()(x)
+    for unit in units:
+        if unit == "plain":
+            x = conv(4, activation="relu")(x)
+        elif unit == "norm":
+            x = layers.ReLU()(layers.BatchNormalization()(conv()(x)))
+        elif unit == "residual":
+            x = layers.Conv2D(4, 1)(x)
+            x = x + conv()(layers.ReLU()(conv()(x)))
+        elif unit == "branch":
+            x = layers.Concatenate()([conv(2)(x), layers.MaxPooling2D(3, 1, "same")(x), conv(2)(x)])
+        elif unit == "dense":
+            x = layers.Concatenate()([x, conv(2)(layers.BatchNormalization()(x))])
+        elif unit == "nested":
+            inner = keras.Input(x.shape[1:])
+            x = keras.Model(inner, layers.ReLU()(layers.Conv2D(4, 1)(inner)))(x)
+        elif unit == "twice":
+            x = layers.Conv2D(4, 1)(x)
+            shared = layers.Conv2D(4, 3, padding="same")
+            x = shared(layers.ReLU()(shared(x)))
+        else:
+            x = layers.MaxPooling2D(2, padding="same")(x)
+    return keras.Model(inputs, layers.ReLU()(conv()(x)) if closed else x)

@@ -16,6 +16,7 @@ from finetune_kit._preprocessing import preprocessing
 from finetune_kit._report import Report
 from finetune_kit._spec import FineTuneSpec, FreezePlan
 from finetune_kit._split import Split, stratified_split
+from finetune_kit._surgery import cut, stitch
 from finetune_kit._train import FineTuned, evaluate, fine_tune
 
 __version__ = "0.1.0"
@@ -31,6 +32,8 @@ __all__ = [  # in path order
     "FreezePlan",
     "classification_head",
     "preprocessing",
+    "cut",
+    "stitch",
     "FineTuned",
     "fine_tune",
     "evaluate",

@@ -10,17 +10,16 @@ layer). A *join* reads two or more operations. A *follower* has no kernel and re
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from itertools import chain, pairwise
-from typing import Any, TypeAlias
+from typing import Any
 
 import keras
 
 from finetune_kit._checks import check_choice
-
-_Shape: TypeAlias = tuple[int | None, ...]
+from finetune_kit._graph import Graph, functional, is_composite, is_layer, read
 
 LEVELS = ("stage", "block", "layer")
 
@@ -33,6 +32,7 @@ _FAMILIES = tuple(
         (r"(stage_\d+_block_\d+)_", "{}"),  # ConvNeXt
         (r"(downsampling_block_\d+)$", "{}"),  # ConvNeXt
         (r"(conv\d+_block\d+)_", "{}"),  # ResNet, ResNetV2, DenseNet
+        (r"(stack\d+_block\d+)_", "{}"),  # the same in keras-hub
         (r"(pool[2-9])_(?:bn|relu|conv|pool)$", "{}"),  # DenseNet's transitions; pool1 is its stem
         (r"(expanded_conv(?:_\d+)?)_(?=[a-z])", "{}"),  # MobileNetV2's first block, MobileNetV3
         (r"(block_\d+)_(?=[a-z])", "{}"),  # MobileNetV2
@@ -43,16 +43,6 @@ _FAMILIES = tuple(
         (r"(block\d+[a-z])_", "{}"),  # EfficientNet, EfficientNetV2
         (r"(block\d+)_(?:conv|sepconv|pool)", "{}"),  # VGG, Xception
     )
-)
-
-_TO_VECTOR = (
-    keras.layers.Flatten,
-    keras.layers.GlobalAveragePooling1D,
-    keras.layers.GlobalAveragePooling2D,
-    keras.layers.GlobalAveragePooling3D,
-    keras.layers.GlobalMaxPooling1D,
-    keras.layers.GlobalMaxPooling2D,
-    keras.layers.GlobalMaxPooling3D,
 )
 
 
@@ -127,7 +117,7 @@ class Partition:
 def partition(backbone: keras.Model, level: str = "block") -> Partition:
     """Split the operations of a backbone into blocks; see `conv_blocks`."""
     check_choice("level", level, LEVELS)
-    graph = _read_sized(functional(backbone))
+    graph = read(functional(backbone))
     body = graph.without_top()
     blocks = _group(body, _drop_empty(body, _block_numbers(body)))
     if level == "layer":
@@ -151,104 +141,37 @@ def as_block(part: Part) -> Block:
     return Block(
         name=part.name,
         layers=tuple(op.name for op in part.operations),
-        params=sum(op.count_params() for op in part.operations if _is_layer(op)),
+        params=sum(op.count_params() for op in part.operations if is_layer(op)),
         output_shape=part.output_shape,
     )
 
 
-def functional(backbone: keras.Model) -> keras.Model:
-    """The model as a graph of operations; a ValueError for what has no such graph."""
-    inputs = getattr(backbone, "inputs", None)
-    if not isinstance(backbone, keras.Model) or not inputs or not hasattr(backbone, "outputs"):
-        raise ValueError(
-            "`backbone` must be a functional Keras model (or a Sequential that knows its input "
-            "shape), because its blocks are read from its graph. Subclass models have none: "
-            "rebuild it with the functional API. "
-            f"Received: {getattr(backbone, 'name', backbone)!r} of type {type(backbone).__name__}"
-        )
-    if not hasattr(backbone, "operations"):  # a Sequential keeps its graph to itself
-        return keras.Model(backbone.inputs, backbone.outputs, name=backbone.name)
-    return backbone
+def chosen_blocks(
+    argument: str, wanted: Any, names: list[str], model: str, level: str
+) -> tuple[bool, ...]:
+    """For each block, whether `wanted` means it: a number of trailing ones, `"all"`, or names."""
+    count = len(names)
+    if wanted == "all":
+        return (True,) * count
+    if isinstance(wanted, int):
+        if not 0 <= wanted <= count:
+            raise ValueError(
+                f"`{argument}` must be between 0 and {count}, the number of blocks of {model!r} "
+                f"at level {level!r}. Received: {argument}={wanted}"
+            )
+        return tuple(i >= count - wanted for i in range(count))
+    wanted = (wanted,) if isinstance(wanted, str) else wanted
+    for name in wanted:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[-3:]
+            raise ValueError(
+                f"`{argument}` must name blocks of {model!r} at level {level!r}; near to what was "
+                f"given: {', '.join(near)}. Received: {name!r}"
+            )
+    return tuple(name in wanted for name in names)
 
 
-@dataclass(frozen=True)
-class _Graph:
-    """Operations in topological order, and what operation i reads and feeds, by position.
-
-    `shapes[i]` is the shape of its (first) output, `sizes[i]` the spatial part of that.
-    """
-
-    operations: Sequence[Any]
-    reads: Sequence[frozenset[int]]
-    shapes: Sequence[_Shape]
-    sizes: Sequence[_Shape]
-    feeds: Sequence[list[int]] = field(init=False)
-    kernels: Sequence[bool] = field(init=False)
-
-    def __post_init__(self) -> None:
-        feeds: list[list[int]] = [[] for _ in self.operations]
-        for i, sources in enumerate(self.reads):
-            for source in sources:
-                feeds[source].append(i)
-        object.__setattr__(self, "feeds", feeds)
-        object.__setattr__(self, "kernels", [_has_kernel(op) for op in self.operations])
-
-    def bottlenecks(self) -> list[bool]:
-        """For each position: is its output the only tensor that crosses to what comes after?"""
-        last_use = [max(feeds, default=i) for i, feeds in enumerate(self.feeds)]
-        reach, found = -1, []  # furthest consumer of everything before position i
-        for i, use in enumerate(last_use):
-            found.append(reach <= i and (use > i or i == len(last_use) - 1))
-            reach = max(reach, use)
-        return found
-
-    def without_top(self) -> _Graph:
-        """The graph without the classifier that follows a global pooling or a flattening."""
-        for i, alone in enumerate(self.bottlenecks()):
-            if alone and isinstance(self.operations[i], _TO_VECTOR) and any(self.kernels[i:]):
-                return _Graph(self.operations[:i], self.reads[:i], self.shapes[:i], self.sizes[:i])
-        return self
-
-
-def _read(model: keras.Model) -> _Graph:
-    operations = list(model.operations)
-    position = {id(op): i for i, op in enumerate(operations)}
-    reads: list[set[int]] = [set() for _ in operations]
-    shapes = [_shape(op.output) for op in operations]
-    pending, seen = list(model.outputs), set()
-    while pending:
-        # Keras has no public way to ask who made a tensor; `_keras_history` is what its own
-        # functional models are read by.
-        operation, node_index, _ = pending.pop()._keras_history
-        if (id(operation), node_index) in seen:
-            continue
-        seen.add((id(operation), node_index))
-        node = operation._inbound_nodes[node_index]
-        shapes[position[id(operation)]] = _shape(node.outputs)
-        for tensor in node.input_tensors:
-            reads[position[id(operation)]].add(position[id(tensor._keras_history.operation)])
-            pending.append(tensor)
-    sizes = [_spatial(shape) for shape in shapes]
-    return _Graph(operations, [frozenset(sources) for sources in reads], shapes, sizes)
-
-
-def _read_sized(model: keras.Model) -> _Graph:
-    """The graph with sizes; a model for images of any size is tried with 256 x 256."""
-    graph = _read(model)
-    if not any(None in _spatial(tuple(tensor.shape)) for tensor in model.inputs):
-        return graph
-    trial = keras.models.clone_model(
-        model,
-        clone_function=lambda layer: layer,
-        input_tensors=keras.tree.map_structure(
-            lambda x: keras.Input([256 if n is None else n for n in x.shape[1:]], dtype=x.dtype),
-            model.input,
-        ),
-    )
-    return replace(graph, sizes=_read(trial).sizes)
-
-
-def _block_numbers(graph: _Graph) -> list[int]:
+def _block_numbers(graph: Graph) -> list[int]:
     """A block number for each operation, never falling along an edge of the graph."""
     names = [_proposed_name(op.name) for op in graph.operations]
     if len(set(names) - {None}) < 2:
@@ -270,7 +193,7 @@ def _block_numbers(graph: _Graph) -> list[int]:
     return _monotone(numbers, graph)
 
 
-def _anchor(named: list[int | None], graph: _Graph) -> list[int | None]:
+def _anchor(named: list[int | None], graph: Graph) -> list[int | None]:
     """Give joins and followers of a named operation its number; None for what stays open.
 
     A join belongs where its named branch ends (a residual addition closes its block), a follower
@@ -285,7 +208,7 @@ def _anchor(named: list[int | None], graph: _Graph) -> list[int | None]:
     return anchors
 
 
-def _monotone(numbers: list[int], graph: _Graph) -> list[int]:
+def _monotone(numbers: list[int], graph: Graph) -> list[int]:
     """The nearest numbering that never falls along an edge; a layer used twice closes a range."""
     numbers = list(numbers)
     loops = []
@@ -298,7 +221,7 @@ def _monotone(numbers: list[int], graph: _Graph) -> list[int]:
     return numbers
 
 
-def _drop_empty(graph: _Graph, numbers: list[int]) -> list[int]:
+def _drop_empty(graph: Graph, numbers: list[int]) -> list[int]:
     """Join each block without a kernel to the block before it (the first ones to the next)."""
     weighted = sorted({n for n, kernel in zip(numbers, graph.kernels, strict=True) if kernel})
     return [max((w for w in weighted if w <= n), default=min(weighted, default=0)) for n in numbers]
@@ -310,7 +233,7 @@ def _proposed_name(name: str) -> str | None:
     return next((block.format(match[1]) for match, block in matches if match), None)
 
 
-def _names_from_graph(graph: _Graph) -> list[str | None]:
+def _names_from_graph(graph: Graph) -> list[str | None]:
     """Propose blocks for a model whose names say nothing.
 
     Between two bottlenecks lies either one operation or a branching unit (a residual or inception
@@ -320,12 +243,14 @@ def _names_from_graph(graph: _Graph) -> list[str | None]:
     """
     proposals: list[str | None] = [None] * len(graph.operations)
     kernels = [i for i, kernel in enumerate(graph.kernels) if kernel]
-    segments = _segments(graph)
-    if any(len(segment) > 1 or _is_composite(graph, segment) for segment in segments):
+    segments = [(segment, [i for i in segment if graph.kernels[i]]) for segment in _segments(graph)]
+    units = [
+        bool(weighted) and (len(segment) > 1 or is_composite(graph.operations[segment[0]]))
+        for segment, weighted in segments
+    ]
+    if any(units):
         run: str | None = None
-        for segment in segments:
-            weighted = [i for i in segment if graph.kernels[i]]
-            unit = bool(weighted) and (len(segment) > 1 or _is_composite(graph, segment))
+        for (segment, weighted), unit in zip(segments, units, strict=True):
             if weighted and (unit or run is None):
                 run = graph.operations[weighted[0]].name
             for i in segment if unit else weighted:
@@ -341,7 +266,7 @@ def _names_from_graph(graph: _Graph) -> list[str | None]:
     return proposals
 
 
-def _segments(graph: _Graph) -> list[list[int]]:
+def _segments(graph: Graph) -> list[list[int]]:
     segments, current = [], []
     for i, alone in enumerate(graph.bottlenecks()):
         current.append(i)
@@ -351,29 +276,14 @@ def _segments(graph: _Graph) -> list[list[int]]:
     return [*segments, current] if current else segments
 
 
-def _is_composite(graph: _Graph, segment: list[int]) -> bool:
-    """Is this one layer made of several weighted ones, such as a transformer's encoder layer?"""
-    operation = graph.operations[segment[0]]
-    return (
-        len(segment) == 1
-        and _is_layer(operation)
-        and sum(
-            _has_kernel(layer)
-            for layer in operation._flatten_layers(include_self=False)
-            if not layer._flatten_layers(include_self=False)
-        )
-        > 1
-    )
-
-
-def _group(graph: _Graph, numbers: list[int]) -> list[list[int]]:
+def _group(graph: Graph, numbers: list[int]) -> list[list[int]]:
     groups: dict[int, list[int]] = {}
     for i, number in enumerate(numbers):
         groups.setdefault(number, []).append(i)
     return [groups[number] for number in sorted(groups)]
 
 
-def _stage_starts(graph: _Graph, blocks: list[list[int]]) -> list[int]:
+def _stage_starts(graph: Graph, blocks: list[list[int]]) -> list[int]:
     """The blocks that change the spatial resolution, and the first."""
     starts: list[int] = []
     before = None
@@ -386,7 +296,7 @@ def _stage_starts(graph: _Graph, blocks: list[list[int]]) -> list[int]:
     return starts
 
 
-def _layers(graph: _Graph, block: list[int]) -> list[list[int]]:
+def _layers(graph: Graph, block: list[int]) -> list[list[int]]:
     """Split a block at its kernels: each takes what follows it, the first what precedes it."""
     count = 0
     number: dict[int, int] = {}
@@ -403,38 +313,16 @@ def _layers(graph: _Graph, block: list[int]) -> list[list[int]]:
     return [groups[rank] for rank in sorted(groups)]
 
 
-def _block_name(graph: _Graph, block: list[int]) -> str:
+def _block_name(graph: Graph, block: list[int]) -> str:
     proposed = (_proposed_name(graph.operations[i].name) for i in block)
     default = "stem" if block[0] == 0 else _kernel_name(graph, block)
     return next((name for name in proposed if name), default)
 
 
-def _kernel_name(graph: _Graph, group: list[int]) -> str:
+def _kernel_name(graph: Graph, group: list[int]) -> str:
     first = next((i for i in group if graph.kernels[i]), group[0])
     return str(graph.operations[first].name)
 
 
 def _unique(names: list[str], i: int) -> str:
     return names[i] if names.count(names[i]) == 1 else f"{names[i]}_{names[:i].count(names[i]) + 1}"
-
-
-def _is_layer(operation: Any) -> bool:
-    return isinstance(operation, keras.Layer)
-
-
-def _has_kernel(operation: Any) -> bool:
-    """Has it a weight of two or more axes? PReLU and LayerNorm may, but convolve nothing."""
-    if not _is_layer(operation):
-        return False
-    if isinstance(operation, (keras.layers.PReLU, keras.layers.LayerNormalization)):
-        return False
-    return any(len(weight.shape) > 1 for weight in operation.weights)
-
-
-def _shape(output: Any) -> _Shape:
-    return tuple(keras.tree.flatten(output)[0].shape)
-
-
-def _spatial(shape: _Shape) -> _Shape:
-    first = 2 if keras.config.image_data_format() == "channels_first" else 1
-    return shape[first : first + len(shape) - 2]

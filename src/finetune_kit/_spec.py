@@ -6,7 +6,6 @@ optimizers beyond carrying their numbers in the spec.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, asdict, dataclass, fields
@@ -15,9 +14,9 @@ from typing import Any
 
 import keras
 
-from finetune_kit._blocks import LEVELS, Block, Partition, as_block, functional, partition
+from finetune_kit._blocks import LEVELS, Block, Partition, as_block, chosen_blocks, partition
 from finetune_kit._checks import check_choice, check_count, is_count
-from finetune_kit._surgery import is_stochastic, rewire
+from finetune_kit._graph import fresh_inputs, functional, is_layer, is_stochastic, rewire
 
 BATCH_NORM = ("frozen", "train")
 
@@ -128,7 +127,7 @@ class FineTuneSpec:
         plan = self._plan(backbone, parts)
         backbone.trainable = True
         for part, trains in zip(parts.parts, plan.trainable, strict=True):
-            for layer in filter(_is_layer, part.operations):
+            for layer in filter(is_layer, part.operations):
                 layer.trainable = trains
                 for inner in layer._flatten_layers() if trains else ():
                     if _is_held(inner, self.batch_norm):
@@ -175,10 +174,9 @@ class FineTuneSpec:
                 return _skip(operation, *args)
             return operation(*args, **kwargs)
 
-        inputs = keras.tree.map_structure(
-            lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype), graph.input
-        )
-        features = rewire(graph, preprocessing(inputs) if preprocessing else inputs, call)
+        inputs = fresh_inputs(graph.input)
+        pixels = preprocessing(inputs) if preprocessing else inputs
+        features = rewire(graph.input, pixels, graph.output, call)
         try:
             outputs = head(features)
         except ValueError as error:
@@ -190,7 +188,9 @@ class FineTuneSpec:
 
     def _plan(self, backbone: keras.Model, parts: Partition) -> FreezePlan:
         names = [part.name for part in parts.parts]
-        trainable = self._flags(names, backbone.name)
+        trainable = chosen_blocks(
+            "trainable_blocks", self.trainable_blocks, names, backbone.name, self.level
+        )
         moving = [
             _moving(part.operations, self.batch_norm) if trains else ([], [])
             for part, trains in zip(parts.parts, trainable, strict=True)
@@ -203,30 +203,10 @@ class FineTuneSpec:
             blocks=tuple(map(as_block, parts.parts)),
             trainable=trainable,
             block_trainable_params=tuple(_scalars(weights) for weights, _ in moving),
-            top_params=sum(op.count_params() for op in parts.top if _is_layer(op)),
+            top_params=sum(op.count_params() for op in parts.top if is_layer(op)),
             trainable_variables=tuple(v.path for weights, _ in [*moving, top] for v in weights),
             moving_statistics=tuple(v.path for _, stats in [*moving, top] for v in stats),
         )
-
-    def _flags(self, names: list[str], backbone: str) -> tuple[bool, ...]:
-        wanted = self.trainable_blocks
-        if wanted == "all":
-            return (True,) * len(names)
-        if isinstance(wanted, int):
-            if wanted > len(names):
-                raise ValueError(
-                    f"`trainable_blocks` must be between 0 and {len(names)}, the number of blocks "
-                    f"of {backbone!r} at level {self.level!r}. Received: trainable_blocks={wanted}"
-                )
-            return tuple(i >= len(names) - wanted for i in range(len(names)))
-        for name in wanted:
-            if name not in names:
-                near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[-3:]
-                raise ValueError(
-                    f"`trainable_blocks` must name blocks of {backbone!r} at level {self.level!r}; "
-                    f"near to what was given: {', '.join(near)}. Received: {name!r}"
-                )
-        return tuple(name in wanted for name in names)
 
 
 @dataclass(frozen=True)
@@ -318,10 +298,6 @@ class FreezePlan:
         )
 
 
-def _is_layer(operation: Any) -> bool:
-    return isinstance(operation, keras.Layer)
-
-
 def _is_held(layer: keras.Layer, batch_norm: str) -> bool:
     return batch_norm == "frozen" and isinstance(layer, keras.layers.BatchNormalization)
 
@@ -330,7 +306,7 @@ def _moving(operations: tuple[Any, ...], batch_norm: str) -> tuple[list[Any], li
     """The weights and the moving statistics that change when these operations train."""
     weights: list[Any] = []
     statistics: list[Any] = []
-    for layer in filter(_is_layer, operations):
+    for layer in filter(is_layer, operations):
         for inner in layer._flatten_layers():
             if not _is_held(inner, batch_norm):
                 # What could train, whatever the flags say at the moment: Keras has no public word.

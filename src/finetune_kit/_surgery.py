@@ -1,58 +1,97 @@
-"""A functional model comes in, the same layers wired another way go out.
+"""A model and a block come in, the two models on either side of the boundary go out, and back.
 
-The wall between this library and the inside of Keras' functional graphs: everything that calls a
-model's operations again, on other inputs or skipping some, does it here. It knows nothing of
-blocks, training or images.
+`cut` and `stitch` are an inverse pair. Layers are shared: what trains in one trains in the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import keras
 
+from finetune_kit._blocks import chosen_blocks, partition
+from finetune_kit._graph import fresh_inputs, functional, made_by, rewire
 
-def rewire(
-    model: keras.Model,
-    inputs: Any,
-    call: Callable[..., Any] = lambda operation, *args, **kwargs: operation(*args, **kwargs),
-) -> Any:
-    """Call every operation of a functional model again, in order, on other inputs.
 
-    Layers are shared, not copied.
+def cut(
+    model: keras.Model, at: int | str, *, level: str = "block"
+) -> tuple[keras.Model, keras.Model]:
+    """Cut a model in two at a block boundary.
+
+    Use it to compute a frozen prefix once and train the suffix on its outputs. The parts share
+    their layers with the model.
 
     Args:
-        model: a functional model.
-        inputs: symbolic tensors in the structure of `model.input`.
-        call: what to do for one operation; receives it with its arguments, returns its outputs.
+        model: any functional model, see `conv_blocks`; a classifier on top goes with the suffix.
+        at: the name of the block that the suffix begins with, or how many trailing blocks are in
+            the suffix.
+        level: what a block is, see `conv_blocks`. Defaults to `"block"`.
 
     Returns:
-        Symbolic tensors in the structure of `model.output`.
+        `(prefix, suffix)`, two plain models: the prefix takes the model's inputs and gives the
+        tensors that cross the boundary (several where the graph needs it, as in NASNet), the
+        suffix takes those and gives the model's outputs.
+
+    Raises:
+        ValueError: if there is no such block.
+
+    Example:
+        >>> model = keras.applications.MobileNetV2(
+        ...     alpha=0.35, include_top=False, weights=None, input_shape=(32, 32, 3))
+        >>> prefix, suffix = cut(model, 2)
+        >>> prefix.output_shape, suffix.output_shape
+        ((None, 1, 1, 56), (None, 1, 1, 1280))
     """
-    # `clone_model` does the same, but returns a model of its own instead of tensors to go on with.
-    return model._run_through_graph(inputs, operation_fn=lambda op: op, call_fn=call)
+    graph, parts = functional(model), partition(model, level)
+    chosen = chosen_blocks("at", at, [part.name for part in parts.parts], model.name, level)
+    first = chosen.index(True) if True in chosen else len(chosen)
+    before = {id(operation) for part in parts.parts[:first] for operation in part.operations}
+    crossing, pending, seen = [], list(graph.outputs), set()
+    while pending:
+        tensor = pending.pop()
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        operation, node = made_by(tensor)
+        if id(operation) in before or isinstance(operation, keras.layers.InputLayer):
+            crossing.append(tensor)
+        else:
+            pending += node.input_tensors
+    order = {id(operation): i for i, operation in enumerate(graph.operations)}
+    crossing.sort(key=lambda tensor: order[id(made_by(tensor)[0])])
+    boundary = crossing if len(crossing) > 1 else crossing[0]
+    prefix = keras.Model(graph.input, boundary, name=f"{model.name}_prefix")
+    inputs = fresh_inputs(boundary)
+    outputs = rewire(boundary, inputs, graph.output)
+    return prefix, keras.Model(inputs, outputs, name=f"{model.name}_suffix")
 
 
-def copy(layer: keras.Layer) -> keras.Layer:
-    """The same model or layer with variables of its own, and the weights where it has them.
+def stitch(prefix: keras.Model, suffix: keras.Model) -> keras.Model:
+    """Put two models together, one after the other: the inverse of `cut`.
 
-    A layer that was not built yet stays so: it draws its initial weights when it is.
+    Args:
+        prefix: a functional model.
+        suffix: a functional model that takes what the prefix gives.
+
+    Returns:
+        A plain, flat model that shares its layers with both.
+
+    Raises:
+        ValueError: if the suffix does not take what the prefix gives.
+
+    Example:
+        >>> model = keras.applications.MobileNetV2(
+        ...     alpha=0.35, include_top=False, weights=None, input_shape=(32, 32, 3))
+        >>> stitch(*cut(model, "block_13")).count_params() == model.count_params()
+        True
     """
-    if isinstance(layer, keras.Model):
-        twin = keras.models.clone_model(layer)
-    else:
-        twin = layer.__class__.from_config(layer.get_config())
-    if layer.built and layer.weights:
-        if not twin.built:
-            twin.build_from_config(layer.get_build_config())
-        twin.set_weights(layer.get_weights())
-    return twin
-
-
-def is_stochastic(layer: Any) -> bool:
-    """Does it, or a layer inside it, draw random numbers in training (Dropout, noise)?
-
-    Keras keeps the state of a random generator among `variables`, but not among `weights`.
-    """
-    return isinstance(layer, keras.Layer) and len(layer.variables) > len(layer.weights)
+    given = [tuple(x.shape) for x in prefix.outputs]
+    taken = [tuple(x.shape) for x in suffix.inputs]
+    if given != taken:
+        raise ValueError(
+            f"`suffix` must take what `prefix` gives, tensors of the shapes {given}. "
+            f"Received: {suffix.name!r}, which takes {taken}"
+        )
+    prefix, suffix = functional(prefix), functional(suffix)
+    inputs = fresh_inputs(prefix.input)
+    boundary = rewire(prefix.input, inputs, prefix.output)
+    outputs = rewire(suffix.input, boundary, suffix.output)
+    return keras.Model(inputs, outputs, name=prefix.name.removesuffix("_prefix"))

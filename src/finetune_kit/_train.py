@@ -19,12 +19,12 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from finetune_kit import _preprocessing
 from finetune_kit._checks import check_count
+from finetune_kit._graph import copy
 from finetune_kit._images import ImageBatches, ImageSet
 from finetune_kit._metrics import figures
 from finetune_kit._report import Report
 from finetune_kit._spec import FineTuneSpec, FreezePlan
 from finetune_kit._split import PARTS, Split
-from finetune_kit._surgery import copy
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,210 @@
+"""Law 2 for models that no name pattern knows, and for models in other wrappings."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from itertools import pairwise
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from strategies import build_graph, graphs
+
+import finetune_kit as ftk
+
+LEVELS = ("stage", "block", "layer")
+layers = keras.layers
+
+
+def names(model, level="block"):
+    return [block.name for block in ftk.conv_blocks(model, level)]
+
+
+def conv(x, filters=4, **options):
+    return layers.ReLU()(
+        layers.BatchNormalization()(layers.Conv2D(filters, 3, padding="same", **options)(x))
+    )
+
+
+@settings(max_examples=30)
+@given(graphs)
+def test_any_graph_is_partitioned_at_each_level(graph):
+    model = build_graph(graph)
+    found = [ftk.conv_blocks(model, level) for level in LEVELS]
+    for blocks in found:
+        flat = [layer for block in blocks for layer in block.layers]
+        assert len(flat) == len(set(flat))
+        assert sum(block.params for block in blocks) == model.count_params()
+        assert len({block.name for block in blocks}) == len(blocks)
+    for coarse, fine in pairwise(found):
+        sets = [set(block.layers) for block in coarse]
+        assert all(any(set(block.layers) <= s for s in sets) for block in fine)
+
+
+def residual_net() -> keras.Model:
+    x = inputs = keras.Input((32, 32, 3))
+    x = layers.MaxPooling2D()(conv(x))
+    for _ in range(3):
+        x = layers.ReLU()(layers.Add()([x, layers.Conv2D(4, 3, padding="same")(conv(x))]))
+    x = conv(x, 8, strides=2)
+    for _ in range(2):
+        x = x + conv(conv(x, 8), 8)
+    return keras.Model(inputs, x, name="residual_net")
+
+
+def test_a_hand_made_residual_net_is_cut_at_its_units():
+    blocks = ftk.conv_blocks(residual_net())
+    assert len(blocks) == 1 + 3 + 1 + 2  # stem, units, downsampling step, units
+    assert [sum("conv2d" in layer for layer in block.layers) for block in blocks] == [
+        1, 2, 2, 2, 1, 2, 2]  # fmt: skip
+    assert [block.output_shape[1] for block in blocks] == [16, 16, 16, 16, 8, 8, 8]
+    assert len(ftk.conv_blocks(residual_net(), "stage")) == 2
+    assert len(ftk.conv_blocks(residual_net(), "layer")) == 12
+
+
+def test_a_plain_stack_is_cut_where_the_resolution_changes():
+    x = inputs = keras.Input((32, 32, 3))
+    for filters in (4, 8, 16):
+        x = layers.MaxPooling2D()(conv(conv(x, filters), filters))
+    model = keras.Model(inputs, x)
+    assert [block.output_shape for block in ftk.conv_blocks(model)] == [
+        (None, 16, 16, 4), (None, 8, 8, 8), (None, 4, 4, 16)]  # fmt: skip
+    assert len(ftk.conv_blocks(model, "layer")) == 6
+
+
+def test_in_a_flat_stack_each_convolution_is_a_block():
+    stack = keras.Sequential([keras.Input((8, 8, 3)), *(layers.Conv2D(4, 3) for _ in range(3))])
+    assert len(ftk.conv_blocks(stack)) == 3
+    same = [layers.Conv2D(4, 3, padding="same") for _ in range(4)]
+    assert len(ftk.conv_blocks(keras.Sequential([keras.Input((8, 8, 3)), *same]))) == 4
+
+
+def test_the_encoder_of_a_unet_is_cut_at_its_levels():
+    x = inputs = keras.Input((32, 32, 3))
+    skips = []
+    for filters in (4, 8, 16):
+        x = conv(conv(x, filters), filters)
+        skips.append(x)
+        x = layers.MaxPooling2D()(x)
+    model = keras.Model(inputs, [*skips, conv(x, 32)])
+    assert len(ftk.conv_blocks(model)) == 4
+
+
+def test_the_same_blocks_are_found_under_other_names(mobilenet):
+    config = mobilenet.get_config()
+    text = str(config)
+    assert "block_16_expand" in text
+    renamed = keras.models.clone_model(
+        mobilenet,
+        clone_function=lambda layer: layer.__class__.from_config(
+            {**layer.get_config(), "name": f"encoder_{layer.name}"}
+        ),
+    )
+    assert names(renamed)[1:-1] == names(mobilenet)[1:-1]
+    assert len(names(renamed)) == 19
+
+
+def test_a_model_keeps_its_blocks_through_saving(mobilenet, tmp_path):
+    mobilenet.save(tmp_path / "model.keras")
+    assert ftk.conv_blocks(keras.models.load_model(tmp_path / "model.keras")) == ftk.conv_blocks(
+        mobilenet)  # fmt: skip
+
+
+def test_a_backbone_inside_another_model_is_found(mobilenet):
+    expected = names(mobilenet)
+    inputs = keras.Input((32, 32, 3))
+    x = mobilenet(layers.Rescaling(1 / 127.5, offset=-1)(inputs))
+    outer = keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling2D()(x)))
+    assert names(outer) == expected
+    pooled = keras.Sequential([keras.Input((32, 32, 3)), mobilenet, ftk.classification_head(3)])
+    assert names(pooled) == expected
+    assert names(ftk.FineTuneSpec(1).build(keras.models.clone_model(mobilenet),
+                                          ftk.classification_head(3))) == expected  # fmt: skip
+
+
+def test_a_spec_reaches_into_a_backbone_inside_another_model(mobilenet):
+    backbone = keras.models.clone_model(mobilenet)
+    outer = keras.Sequential([keras.Input((32, 32, 3)), backbone, ftk.classification_head(3)])
+    plan = ftk.FineTuneSpec(1).apply(outer)
+    assert [v.path for v in outer.trainable_variables] == list(plan.trainable_variables)
+    assert [w.path for w in backbone.trainable_weights] == ["Conv_1/kernel"]
+    assert plan.top_params == 1280 * 3 + 3
+
+
+def test_composite_layers_are_the_repeating_units():
+    x = inputs = keras.Input((16, 8))
+    x = layers.Dense(8)(x)
+    for _ in range(4):
+        unit = keras.Sequential([layers.Dense(16), layers.LayerNormalization(), layers.Dense(8)])
+        x = unit(x)
+    assert len(ftk.conv_blocks(keras.Model(inputs, x))) == 5
+
+
+def test_stages_are_found_without_a_fixed_image_size():
+    backbone = keras.applications.MobileNet(
+        weights=None, alpha=0.25, include_top=False, input_shape=(None, None, 3)
+    )
+    assert names(backbone, "stage") == ["stem", "block_2", "block_4", "block_6", "block_12"]
+
+
+def test_a_layer_used_twice_is_in_one_block():
+    shared = layers.Conv2D(4, 3, padding="same")
+    x = inputs = keras.Input((8, 8, 4))
+    x = layers.Conv2D(4, 3, padding="same")(x)
+    x = shared(layers.ReLU()(layers.Conv2D(4, 3, padding="same")(shared(x))))
+    model = keras.Model(inputs, x)
+    holding = [block for block in ftk.conv_blocks(model) if shared.name in block.layers]
+    assert len(holding) == 1
+    assert len(holding[0].layers) >= 3  # what lies between its two calls cannot be cut off
+
+
+def test_several_inputs_and_outputs():
+    image, table = keras.Input((16, 16, 3)), keras.Input((5,))
+    x = conv(conv(image), strides=2)
+    y = conv(x * layers.Reshape((1, 1, 4))(layers.Dense(4)(table)))
+    model = keras.Model([image, table], [y, x])
+    blocks = ftk.conv_blocks(model)
+    flat = [layer for block in blocks for layer in block.layers]
+    assert sorted(flat) == sorted(operation.name for operation in model.operations)
+
+
+def test_pooling_closes_the_last_block_and_a_classifier_belongs_to_none():
+    options = {"weights": None, "input_shape": (32, 32, 3)}
+    plain = keras.applications.VGG16(include_top=False, **options)
+    pooled = keras.applications.VGG16(include_top=False, pooling="avg", **options)
+    full = keras.applications.VGG16(**options, classes=3)
+    assert names(plain) == names(pooled) == names(full)
+    assert ftk.conv_blocks(pooled)[-1].layers[-1].startswith("global_average_pooling2d")
+    assert [block.layers[1:] for block in ftk.conv_blocks(full)] == [
+        block.layers[1:] for block in ftk.conv_blocks(plain)]
+
+
+def test_an_unknown_level_is_refused(mobilenet):
+    with pytest.raises(ValueError, match="`level` must be one of"):
+        ftk.conv_blocks(mobilenet, "blocks")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("keras_hub") is None, reason="keras-hub is not installed")
+def test_backbones_of_keras_hub_have_their_blocks():
+    import keras_hub
+
+    resnet = keras_hub.models.ResNetBackbone(
+        input_conv_filters=[64], input_conv_kernel_sizes=[7], stackwise_num_filters=[64, 64],
+        stackwise_num_blocks=[2, 3], stackwise_num_strides=[1, 2], block_type="basic_block",
+        image_shape=(32, 32, 3))  # fmt: skip
+    assert len(ftk.conv_blocks(resnet)) == 1 + 2 + 3
+    bert = keras_hub.models.BertBackbone(
+        vocabulary_size=50, num_layers=4, num_heads=2, hidden_dim=8, intermediate_dim=16
+    )
+    units = [name for name in names(bert) if "transformer" in name]
+    assert len(units) == 4
+    assert names(bert)[-4:] == units
+
+
+def test_output_shapes_are_those_of_the_boundaries(mobilenet):
+    for block in ftk.conv_blocks(mobilenet):
+        prefix = keras.Model(mobilenet.input, mobilenet.get_layer(block.layers[-1]).output)
+        assert prefix.output_shape == block.output_shape
+    assert np.prod(ftk.conv_blocks(mobilenet)[-1].output_shape[1:]) == 1280
