@@ -22,7 +22,7 @@ help:  ## list the verbs
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
 
 demo: $(VENV)/.plots  ## run the chest X-ray example on drawn phantoms (no data, no download needed)
-	$(RUN) examples/chest_xray/run.py --epochs 6 --out out/demo
+	$(RUN) examples/chest_xray/run.py --epochs 8 --out out/demo
 
 test: $(VENV)/.test  ## run all tests (BACKEND=tensorflow, jax or torch)
 	$(RUN) -m pytest $(ARGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import keras
@@ -75,21 +76,22 @@ def test_the_plan_prints_a_table(mobilenet):
     text = str(ftk.FineTuneSpec(2).plan(mobilenet))
     lines = text.splitlines()
     assert len(lines) == 1 + 3 + 19 + 2
-    assert lines[-4].split() == [
-        "Conv_1",
-        "3",
-        "148,480",
-        "143,360",
-        "1",
-        "x",
-        "1",
-        "x",
-        "1280",
-        "TRAINS",
-    ]
+    expected = "Conv_1 3 148,480 143,360 1 x 1 x 1280 5.1 kB TRAINS ########## ####"
+    assert lines[-4].split() == expected.split()
     assert "2 of 19 blocks train" in lines[0]
     assert "first 17 blocks are the frozen prefix" in text
     assert max(map(len, lines)) <= 100
+    assert text.isascii()
+
+
+def test_the_plan_is_a_table_in_a_notebook(mobilenet):
+    plan = ftk.FineTuneSpec(2).plan(mobilenet)
+    page = plan._repr_html_()
+    assert page.count("<tr class=trains>") == page.count(">TRAINS<") == 2
+    assert page.count(">frozen<") == 17
+    assert page.count("class=bar") == 2 * 19
+    hostile = dataclasses.replace(plan, backbone="<script>alert(1)</script>")
+    assert "<script>" not in hostile._repr_html_()
 
 
 def test_the_built_model_shares_its_layers(mobilenet):

@@ -142,8 +142,8 @@ def _chest(x: Field, y: Field, lungs: Field, rng: np.random.Generator) -> Field:
         film += 0.13 * np.exp(-((line / 0.028) ** 2)) * _edge(0.08 - side * x, 0.02) * torso
     size = len(x)
     hilum = np.exp(-(((np.abs(x) - 0.2) / 0.22) ** 2 + ((y - 0.02) / 0.4) ** 2))
-    film += rng.normal(0.10, 0.02) * lungs * hilum * (1 + 0.6 * _noise(size, 0.015, rng))
-    film += 0.018 * lungs * _noise(size, 0.012, rng)
+    film += rng.normal(0.10, 0.02) * lungs * hilum * (1 + 0.35 * _noise(size, 0.015, rng))
+    film += 0.012 * lungs * _noise(size, 0.012, rng)
     if rng.random() < 0.3:
         film += _device(x, y, rng)
     return film
@@ -162,25 +162,25 @@ def _finding(name: str, x: Field, y: Field, sides: list[Field], rng: np.random.G
     """What the class adds to the lungs; a tail of each class is nearly invisible."""
     size, strength = len(x), rng.beta(1.6, 1.6)
     # Every lung has a little of everything: what tells the classes apart is how much.
-    haze = 0.03 * rng.random() * (1 + _noise(size, 0.1, rng))
-    mottle = 0.012 * rng.random() * _noise(size, 0.025, rng)
+    haze = 0.02 * rng.random() * (1 + _noise(size, 0.1, rng))
+    mottle = 0.008 * rng.random() * _noise(size, 0.025, rng)
     if name == "COVID":
         rim = ((np.abs(x) - 0.25) / 0.35).clip(0, 1) * (0.35 + 0.65 * _edge(-y - 0.05, 0.2))
         patches = _edge(-_noise(size, 0.07, rng) - 0.3, 0.4)
-        haze = haze + (0.07 + 0.22 * strength) * rim * patches * (1 + 0.2 * _noise(size, 0.02, rng))
+        haze = haze + (0.12 + 0.36 * strength) * rim * patches * (1 + 0.2 * _noise(size, 0.02, rng))
     elif name == "Viral Pneumonia":
         grain = rng.uniform(0.018, 0.04)
-        mottle = mottle + (0.025 + 0.05 * strength) * _noise(size, grain, rng)
+        mottle = mottle + (0.04 + 0.08 * strength) * _noise(size, grain, rng)
         mottle = mottle + (0.03 + 0.03 * strength)
     elif name == "Lung_Opacity":
         lung = sides[rng.integers(2)]
         for _ in range(rng.integers(1, 3)):
             spot = rng.choice(size * size, p=(lung > 0.6).ravel() / (lung > 0.6).sum())
             x0, y0 = x.ravel()[spot], y.ravel()[spot]
-            wide, high = rng.uniform(0.07, 0.17, 2)
+            wide, high = rng.uniform(0.10, 0.22, 2)
             ragged = 1 + 0.35 * _noise(size, 0.04, rng)
             blob = np.exp(-(((x - x0) / wide) ** 2) - ((y - y0) / high) ** 2)
-            haze = haze + (0.07 + 0.25 * strength) * blob * ragged
+            haze = haze + (0.20 + 0.36 * strength) * blob * ragged
     return (haze + mottle).astype(np.float32)
 
 

@@ -12,9 +12,10 @@ What comes in and what goes out are plain Keras models; what is saved loads with
 from finetune_kit._blocks import Block, conv_blocks
 from finetune_kit._head import classification_head
 from finetune_kit._images import ImageSet, read_image_folder
+from finetune_kit._plan import FreezePlan
 from finetune_kit._preprocessing import preprocessing
 from finetune_kit._report import Report
-from finetune_kit._spec import FineTuneSpec, FreezePlan
+from finetune_kit._spec import FineTuneSpec
 from finetune_kit._split import Split, stratified_split
 from finetune_kit._surgery import cut, stitch
 from finetune_kit._train import FineTuned, evaluate, fine_tune

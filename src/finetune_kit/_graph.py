@@ -48,12 +48,18 @@ class Graph:
         object.__setattr__(self, "feeds", feeds)
 
     def bottlenecks(self) -> list[bool]:
-        """For each position: is its output the only tensor that crosses to what comes after?"""
+        """For each position: is its output the only tensor that crosses to what comes after?
+
+        Tensors without a kernel above them (an attention mask, the input of a global residual)
+        are not counted: they pass any boundary at no cost.
+        """
         last_use = [max(feeds, default=i) for i, feeds in enumerate(self.feeds)]
-        reach, found = -1, []  # furthest reader of everything before position i
+        learned = list(self.kernels)
+        reach, found = -1, []  # furthest reader of what was learned before position i
         for i, use in enumerate(last_use):
+            learned[i] = learned[i] or any(learned[j] for j in self.reads[i])
             found.append(reach <= i and (use > i or i == len(last_use) - 1))
-            reach = max(reach, use)
+            reach = max(reach, use) if learned[i] else reach
         return found
 
     def without_top(self) -> Graph:

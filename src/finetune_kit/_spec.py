@@ -14,9 +14,10 @@ from typing import Any
 
 import keras
 
-from finetune_kit._blocks import LEVELS, Block, Partition, as_block, chosen_blocks, partition
+from finetune_kit._blocks import LEVELS, Partition, as_block, chosen_blocks, partition
 from finetune_kit._checks import check_choice, check_count, is_count
 from finetune_kit._graph import fresh_inputs, functional, is_layer, is_stochastic, rewire
+from finetune_kit._plan import FreezePlan
 
 BATCH_NORM = ("frozen", "train")
 
@@ -206,95 +207,6 @@ class FineTuneSpec:
             top_params=sum(op.count_params() for op in parts.top if is_layer(op)),
             trainable_variables=tuple(v.path for weights, _ in [*moving, top] for v in weights),
             moving_statistics=tuple(v.path for _, stats in [*moving, top] for v in stats),
-        )
-
-
-@dataclass(frozen=True)
-class FreezePlan:
-    """What a spec means for one backbone: printed, a table; it changes nothing.
-
-    Attributes:
-        backbone: its name.
-        level: of the blocks.
-        batch_norm: what BatchNormalization does in the blocks that train.
-        blocks: all of them, from the input to the output.
-        trainable: for each block, whether it trains.
-        block_trainable_params: for each block, how many of its parameters move by gradient.
-        top_params: parameters of a classifier on top, which belongs to no block and trains.
-        trainable_variables: paths of the variables that the optimizer will move.
-        moving_statistics: paths of the BatchNormalization statistics that training will move.
-            Every other weight of the backbone stays bit-identical.
-    """
-
-    backbone: str
-    level: str
-    batch_norm: str
-    blocks: tuple[Block, ...]
-    trainable: tuple[bool, ...]
-    block_trainable_params: tuple[int, ...]
-    top_params: int
-    trainable_variables: tuple[str, ...]
-    moving_statistics: tuple[str, ...]
-
-    @property
-    def total_params(self) -> int:
-        """Number of parameters of the backbone."""
-        return sum(block.params for block in self.blocks) + self.top_params
-
-    @property
-    def trainable_params(self) -> int:
-        """Number of parameters of the blocks that move by gradient."""
-        return sum(self.block_trainable_params)
-
-    def __str__(self) -> str:
-        """The table: one line a block, the totals below."""
-        head = ("block", "layers", "parameters", "trainable", "output shape", "")
-        rows = [
-            (
-                block.name,
-                f"{len(block.layers)}",
-                f"{block.params:,}",
-                f"{count:,}",
-                " x ".join("?" if n is None else str(n) for n in block.output_shape[1:]),
-                "TRAINS" if trains else "frozen",
-            )
-            for block, trains, count in zip(
-                self.blocks, self.trainable, self.block_trainable_params, strict=True
-            )
-        ]
-        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-        line = "  ".join("-" * width for width in widths)
-        left = {0, 4, 5}
-        table = [
-            "  ".join(
-                cell.ljust(width) if i in left else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in [head, *rows]
-        ]
-        norm = "in inference mode" if self.batch_norm == "frozen" else "training"
-        prefix = next((i for i, t in enumerate(self.trainable) if t), len(self.trainable))
-        return "\n".join(
-            [
-                f"{self.backbone}: {sum(self.trainable)} of {len(self.blocks)} blocks train "
-                f"(level {self.level!r})",
-                table[0],
-                line,
-                *table[1:],
-                line,
-                f"{self.trainable_params:,} of {self.total_params:,} parameters train; the first "
-                f"{prefix} blocks are the frozen prefix",
-                *(
-                    [f"BatchNormalization of the trainable blocks: {norm}"]
-                    if any(self.trainable)
-                    else []
-                ),
-                *(
-                    [f"+ {self.top_params:,} parameters of the classifier on top, which trains"]
-                    if self.top_params
-                    else []
-                ),
-            ]
         )
 
 

@@ -22,8 +22,9 @@ from finetune_kit._checks import check_count
 from finetune_kit._graph import copy
 from finetune_kit._images import ImageBatches, ImageSet
 from finetune_kit._metrics import figures
+from finetune_kit._plan import FreezePlan
 from finetune_kit._report import Report
-from finetune_kit._spec import FineTuneSpec, FreezePlan
+from finetune_kit._spec import FineTuneSpec
 from finetune_kit._split import PARTS, Split
 
 
