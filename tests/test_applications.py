@@ -118,6 +118,19 @@ def test_the_contract(name):
     with pytest.raises(ValueError, match=f"between 0 and {len(levels[1])}"):
         ftk.FineTuneSpec(len(levels[1]) + 1).plan(backbone)
 
+    half = len(levels[1]) // 2
+    prefix, suffix = ftk.cut(backbone, half)
+    whole = ftk.stitch(prefix, suffix)
+    names = {layer for block in levels[1][-half:] for layer in block.layers}
+    assert {layer.name for layer in suffix.layers if layer.weights} <= names
+    assert not {layer.name for layer in prefix.layers} & names
+    assert prefix.count_params() + suffix.count_params() == whole.count_params()
+    assert whole.count_params() == backbone.count_params()
+    if keras.backend.backend() != "jax":  # which compiles each operation by itself: too slow here
+        x = np.random.default_rng(0).normal(size=(1, *backbone.input_shape[1:])).astype("float32")
+        before, after = (keras.ops.convert_to_numpy(model(x)) for model in (backbone, whole))
+        assert np.allclose(before, after, rtol=1e-4, atol=1e-5)
+
     pixels = np.random.default_rng(0).integers(0, 256, (1, 4, 4, 3)).astype("float32")
     ours = keras.ops.convert_to_numpy(ftk.preprocessing(backbone)(pixels))
     assert np.allclose(ours, preprocess_input(name)(pixels.copy()), atol=1e-4)

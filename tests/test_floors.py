@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -64,8 +65,10 @@ def test_no_room_imports_a_backend():
 
 
 def test_every_public_name_is_exported_and_documented():
+    api = (Path(__file__).parents[1] / "docs" / "api.md").read_text(encoding="utf-8")
     for name in ftk.__all__:
         assert getattr(ftk, name).__doc__, name
+        assert re.search(rf"auto(class|function):: {name}\b", api), name
 
 
 def test_matplotlib_is_not_imported_before_a_picture_is_drawn():

@@ -119,3 +119,14 @@ def test_a_model_with_other_classes_is_refused(tiny_images):
         ftk.evaluate(model, tiny_images)
     with pytest.raises(ValueError, match="at least one image"):
         ftk.evaluate(model, tiny_images, [])
+    with pytest.raises(ValueError, match=r"np\.flatnonzero"):
+        ftk.evaluate(model, tiny_images, np.ones(24, bool))
+
+
+def test_without_matplotlib_the_figures_are_saved_and_it_is_said(tmp_path, monkeypatch, caplog):
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    folder = evaluated([0, 1, 2], np.eye(3) * 9 + 1).save(tmp_path)
+    assert sorted(path.name for path in folder.iterdir()) == ["report.json", "report.txt"]
+    assert "finetune-kit[plots]" in caplog.text

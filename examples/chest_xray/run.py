@@ -69,6 +69,8 @@ def load_backbone(weights: str, image_size: int, *, may_do_without: bool) -> ker
     if weights == "imagenet":
         try:
             return keras.applications.MobileNetV2(weights="imagenet", **shape)
+        except ValueError:  # not the download: an image size that the model cannot take
+            raise
         except Exception as error:  # Keras raises a bare Exception when a download fails
             if not may_do_without:
                 raise ValueError(

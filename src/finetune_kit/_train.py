@@ -164,7 +164,7 @@ def evaluate(
     Raises:
         ValueError: if the model's outputs do not match the classes, or there is no image.
     """
-    chosen = np.arange(len(images)) if indices is None else np.asarray(indices, np.int64)
+    chosen = np.arange(len(images)) if indices is None else np.asarray(indices)
     _check_indices("indices", chosen, len(images))
     if not len(chosen):
         raise ValueError("`indices` must name at least one image. Received: none")
@@ -205,6 +205,11 @@ def _check_images(images: ImageSet, split: Split) -> None:
 
 
 def _check_indices(name: str, indices: NDArray[np.int64], count: int) -> None:
+    if len(indices) and (indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer)):
+        raise ValueError(
+            f"`{name}` must be a one-dimensional array of indices (np.flatnonzero makes one of a "
+            f"mask). Received: dtype {indices.dtype}, shape {indices.shape}"
+        )
     if len(indices) and not (indices.min() >= 0 and indices.max() < count):
         raise ValueError(
             f"`{name}` must be indices from 0 to {count - 1}, as there are {count} images. "
