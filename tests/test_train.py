@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -169,15 +171,23 @@ assert not any(name.startswith("finetune_kit") for name in sys.modules)
 """
 
 
+def interpreter(backend: str) -> str:
+    """A Python that has the backend: this one, or that of the environment `make test` made."""
+    if find_spec(backend):
+        return sys.executable
+    name = ".venv" if backend == "tensorflow" else f".venv-{backend}"
+    python = Path(__file__).parents[1] / name / "bin" / "python"
+    if not python.exists():
+        pytest.skip(f"{backend} is not installed; `make test BACKEND={backend}` does")
+    return str(python)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
 def test_the_saved_model_loads_with_keras_alone_on_each_backend(
     backend, mobilenet, tiny_images, tmp_path
 ):
-    from importlib.util import find_spec
-
-    if find_spec(backend) is None:
-        pytest.skip(f"{backend} is not installed")
+    python = interpreter(backend)
     tuned = tune(
         mobilenet,
         tiny_images,
@@ -190,7 +200,7 @@ def test_the_saved_model_loads_with_keras_alone_on_each_backend(
     # -I: no user site, no PYTHONPATH, no current folder; the code never asks for finetune_kit.
     subprocess.run(
         [
-            sys.executable,
+            python,
             "-I",
             "-c",
             LOADER,
