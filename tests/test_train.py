@@ -176,10 +176,10 @@ def interpreter(backend: str) -> str:
     if find_spec(backend):
         return sys.executable
     name = ".venv" if backend == "tensorflow" else f".venv-{backend}"
-    python = Path(__file__).parents[1] / name / "bin" / "python"
-    if not python.exists():
-        pytest.skip(f"{backend} is not installed; `make test BACKEND={backend}` does")
-    return str(python)
+    environment = Path(__file__).parents[1] / name
+    if not (environment / ".test").exists():  # the stamp of a finished installation
+        pytest.skip(f"{backend} is not installed; `make test BACKEND={backend}` does that")
+    return str(environment / "bin" / "python")
 
 
 @pytest.mark.slow
