@@ -207,6 +207,8 @@ def test_backbones_of_keras_hub_have_their_blocks():
         stackwise_num_blocks=[2, 3], stackwise_num_strides=[1, 2], block_type="basic_block",
         image_shape=(32, 32, 3))  # fmt: skip
     assert len(ftk.conv_blocks(resnet)) == 1 + 2 + 3
+    densenet = keras_hub.models.DenseNetBackbone([2, 3, 2], image_shape=(32, 32, 3))
+    assert len(ftk.conv_blocks(densenet)) == 1 + 2 + 1 + 3 + 1 + 2
     bert = keras_hub.models.BertBackbone(
         vocabulary_size=50, num_layers=4, num_heads=2, hidden_dim=8, intermediate_dim=16
     )

@@ -32,7 +32,7 @@ _FAMILIES = tuple(
         (r"(stage_\d+_block_\d+)_", "{}"),  # ConvNeXt
         (r"(downsampling_block_\d+)$", "{}"),  # ConvNeXt
         (r"(conv\d+_block\d+)_", "{}"),  # ResNet, ResNetV2, DenseNet
-        (r"(stack\d+_block\d+)_", "{}"),  # the same in keras-hub
+        (r"(stack\d+_block\d+|transition\d+)_", "{}"),  # the same in keras-hub
         (r"(pool[2-9])_(?:bn|relu|conv|pool)$", "{}"),  # DenseNet's transitions; pool1 is its stem
         (r"(expanded_conv(?:_\d+)?)_(?=[a-z])", "{}"),  # MobileNetV2's first block, MobileNetV3
         (r"(block_\d+)_(?=[a-z])", "{}"),  # MobileNetV2
