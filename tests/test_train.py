@@ -92,16 +92,23 @@ def test_each_epoch_shows_every_image_once_in_another_order(tiny_images):
     assert not np.array_equal(epochs[0], epochs[1])
 
 
+class Optimizer(keras.callbacks.Callback):
+    """Notes the optimizer of the run."""
+
+    def on_train_begin(self, logs=None):
+        self.seen = self.model.optimizer
+
+
 def test_the_optimizer_is_new_and_takes_the_rate_of_the_spec(small_backbone, tiny_images):
-    spec = ftk.FineTuneSpec(0, learning_rate=0.25)
-    model = tune(small_backbone, tiny_images, spec, optimizer="sgd").model
-    assert isinstance(model.optimizer, keras.optimizers.SGD)
-    assert float(model.optimizer.learning_rate) == 0.25
+    spec, used = ftk.FineTuneSpec(0, learning_rate=0.25), Optimizer()
+    tune(small_backbone, tiny_images, spec, optimizer="sgd", callbacks=[used])
+    assert isinstance(used.seen, keras.optimizers.SGD)
+    assert float(used.seen.learning_rate) == 0.25
     mine = keras.optimizers.RMSprop(0.125, clipnorm=1.0)
     for _ in range(2):  # used twice, as a Keras optimizer cannot be
-        model = tune(small_backbone, tiny_images, spec, optimizer=mine).model
-        assert float(model.optimizer.learning_rate) == 0.125
-        assert model.optimizer.clipnorm == 1.0
+        tune(small_backbone, tiny_images, spec, optimizer=mine, callbacks=[used])
+        assert float(used.seen.learning_rate) == 0.125
+        assert used.seen.clipnorm == 1.0
     assert not mine.built
 
 

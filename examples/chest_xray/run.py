@@ -135,8 +135,7 @@ def run_model(
     seconds = {**tuned.timings, "evaluate": time.perf_counter() - started}
     report.save(out / "reports" / f"model-{number}")
     (out / "models").mkdir(parents=True, exist_ok=True)
-    # Without Adam's moments, which would triple the size of a file that is there to predict.
-    tuned.model.save(out / "models" / f"model-{number}.keras", include_optimizer=False)
+    tuned.model.save(out / "models" / f"model-{number}.keras")
     figures = report.to_dict()
     return {
         "name": f"Model {number}",

@@ -34,7 +34,9 @@ class FineTuned:
 
     Attributes:
         model: a plain `keras.Model` that takes raw RGB pixels from 0 to 255, `(n, h, w, 3)`, and
-            gives probabilities `(n, num_classes)`; what `model.save` writes loads with Keras alone.
+            gives probabilities `(n, num_classes)`. It is not compiled: what `model.save` writes is
+            there to predict, and loads with Keras alone on any backend. To train it further with
+            plain Keras, compile it.
         history: lists with one value an epoch: `loss`, `accuracy`, and `val_loss`,
             `val_accuracy` where the split has a validation part.
         plan: what was frozen and what trained.
@@ -131,8 +133,12 @@ def fine_tune(
         shuffle=False,  # `ImageBatches` draws its own order, the same on every backend
         verbose=verbose,
     )
+    # Uncompiled: a file with torch's own Adam in it cannot be loaded on another backend, and one
+    # that is there to predict needs no moments.
+    trained = keras.Model(model.input, model.output, name=model.name)
+    trained.history = history  # where `fit` itself leaves it
     return FineTuned(
-        model=model,
+        model=trained,
         history=MappingProxyType(
             {name: [float(value) for value in values] for name, values in history.history.items()}
         ),
