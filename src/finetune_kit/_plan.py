@@ -51,7 +51,7 @@ class FreezePlan:
 
     @property
     def prefix_blocks(self) -> int:
-        """How many blocks come before the first that trains: the frozen prefix."""
+        """Number of blocks before the first that trains (the frozen prefix)."""
         return (*self.trainable, True).index(True)
 
     def __str__(self) -> str:
