@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Any
@@ -119,7 +120,7 @@ def partition(backbone: keras.Model, level: str = "block") -> Partition:
     check_choice("level", level, LEVELS)
     graph = read(functional(backbone))
     body = graph.without_top()
-    blocks = _group(body, _drop_empty(body, _block_numbers(body)))
+    blocks = _group(_drop_empty(body, _block_numbers(body)), range(len(body.operations)))
     if level == "layer":
         blocks = [layer for block in blocks for layer in _layers(body, block)]
         names = [_kernel_name(body, layer) for layer in blocks]
@@ -276,10 +277,11 @@ def _segments(graph: Graph) -> list[list[int]]:
     return [*segments, current] if current else segments
 
 
-def _group(graph: Graph, numbers: list[int]) -> list[list[int]]:
+def _group(numbers: list[int], positions: Iterable[int]) -> list[list[int]]:
+    """The positions that have the same number, from the lowest number to the highest."""
     groups: dict[int, list[int]] = {}
-    for i, number in enumerate(numbers):
-        groups.setdefault(number, []).append(i)
+    for i in positions:
+        groups.setdefault(numbers[i], []).append(i)
     return [groups[number] for number in sorted(groups)]
 
 
@@ -307,10 +309,7 @@ def _layers(graph: Graph, block: list[int]) -> list[list[int]]:
         else:
             number[i] = max((number[j] for j in graph.reads[i] if j in number), default=0)
     ranks = _monotone([number.get(i, -1) for i in range(len(graph.operations))], graph)
-    groups: dict[int, list[int]] = {}
-    for i in block:
-        groups.setdefault(ranks[i], []).append(i)
-    return [groups[rank] for rank in sorted(groups)]
+    return _group(ranks, block)
 
 
 def _block_name(graph: Graph, block: list[int]) -> str:
