@@ -217,6 +217,54 @@ def test_backbones_of_keras_hub_have_their_blocks():
     assert names(bert)[-5:-1] == units  # the pooler closes it
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("keras_hub") is None, reason="keras-hub is not installed")
+def test_a_vision_transformer_of_keras_hub_is_opened_at_its_encoder_layers(tiny_images):
+    import keras_hub
+
+    vit = keras_hub.models.ViTBackbone(
+        image_shape=(32, 32, 3), patch_size=8, num_layers=4, num_heads=2, hidden_dim=8, mlp_dim=16
+    )
+    assert names(vit) == ["stem", *(f"transformer_block_{i}" for i in (1, 2, 3, 4))]
+    before = vit.predict(x := tiny_images.load(size=(32, 32)) / 255.0, verbose=0)
+    prefix, suffix = ftk.cut(vit, 2)
+    assert np.allclose(suffix.predict(prefix.predict(x, verbose=0), verbose=0), before, atol=1e-5)
+    head = keras.Sequential([layers.GlobalAveragePooling1D(), layers.Dense(3, "softmax")])
+    split = ftk.stratified_split(tiny_images.labels)
+    spec = ftk.FineTuneSpec(1)
+    scale = layers.Rescaling(1 / 255)
+    tuned = ftk.fine_tune(vit, head, spec, tiny_images, split, preprocessing=scale, verbose=0)
+    frozen = {w.path: w for w in vit.weights if w.path not in spec.plan(vit).trainable_variables}
+    same = {w.path: w for w in tuned.model.weights if w.path in frozen}
+    assert len(same) == len(frozen) > 0
+    for path, weight in same.items():
+        assert np.array_equal(*map(keras.ops.convert_to_numpy, (weight, frozen[path])))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("keras_hub") is None, reason="keras-hub is not installed")
+def test_composite_blocks_of_keras_hub_keep_their_names():
+    import keras_hub
+
+    mobile = keras_hub.models.MobileNetBackbone(
+        stackwise_expansion=[[40, 56], [64, 144]], stackwise_num_blocks=[2, 2],
+        stackwise_num_filters=[[16, 16], [24, 24]], stackwise_kernel_size=[[3, 3], [5, 5]],
+        stackwise_num_strides=[[2, 1], [2, 1]], stackwise_se_ratio=[[None, 0.25], [0.25, 0.25]],
+        stackwise_activation=[["relu"] * 2] * 2, stackwise_padding=[[1, 1], [2, 2]],
+        output_num_filters=None, depthwise_filters=8, depthwise_stride=2,
+        depthwise_residual=False, last_layer_filter=64, image_shape=(32, 32, 3))  # fmt: skip
+    assert names(mobile) == ["stem", "block_0_0", "block_1_0", "block_1_1", "block_2_0",
+                             "block_2_1", "block_3_0"]  # fmt: skip
+    efficient = keras_hub.models.EfficientNetBackbone(
+        width_coefficient=1.0, depth_coefficient=1.0, stackwise_kernel_sizes=[3, 3],
+        stackwise_num_repeats=[1, 2], stackwise_input_filters=[32, 16],
+        stackwise_output_filters=[16, 24], stackwise_expansion_ratios=[1, 6],
+        stackwise_strides=[1, 2], stackwise_squeeze_and_excite_ratios=[0.25, 0.25],
+        stackwise_block_types=["v1", "v1"], min_depth=8, image_shape=(32, 32, 3),
+        include_initial_padding=False)  # fmt: skip
+    assert len(ftk.conv_blocks(efficient)) == 1 + 3 + 1
+
+
 def test_output_shapes_are_those_of_the_boundaries(mobilenet):
     for block in ftk.conv_blocks(mobilenet):
         prefix = keras.Model(mobilenet.input, mobilenet.get_layer(block.layers[-1]).output)

@@ -90,6 +90,20 @@ def test_a_cut_that_cannot_be_is_refused(mobilenet):
         ftk.cut(mobilenet, 20)
     with pytest.raises(ValueError, match=r"`at` must name blocks.*block_16"):
         ftk.cut(mobilenet, "block_17")
+    with pytest.raises(ValueError, match=r"block_16.*'block_16_expand', a layer inside 'block_16'"):
+        ftk.cut(mobilenet, "block_16_expand")
+
+
+def test_a_shared_layer_cannot_be_cut_between_its_calls():
+    shared = keras.layers.Conv2D(4, 3, padding="same", name="twice")
+    between = keras.layers.Conv2D(4, 3, padding="same", name="between")
+    inputs = keras.Input((8, 8, 4))
+    first = keras.layers.Conv2D(4, 3, padding="same", name="first")(inputs)
+    model = keras.Model(inputs, shared(between(shared(first))))
+    with pytest.raises(ValueError, match=r"'between', a layer inside 'twice'"):
+        ftk.cut(model, "between")
+    for at in range(len(ftk.conv_blocks(model)) + 1):
+        assert same(model, ftk.stitch(*ftk.cut(model, at)))
 
 
 def test_parts_that_do_not_fit_are_refused(mobilenet):

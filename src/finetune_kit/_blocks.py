@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Any
@@ -148,9 +148,10 @@ def as_block(part: Part) -> Block:
 
 
 def chosen_blocks(
-    argument: str, wanted: Any, names: list[str], model: str, level: str
+    argument: str, wanted: Any, parts: Sequence[Part], model: str, level: str
 ) -> tuple[bool, ...]:
     """For each block, whether `wanted` means it: a number of trailing ones, `"all"`, or names."""
+    names = [part.name for part in parts]
     count = len(names)
     if wanted == "all":
         return (True,) * count
@@ -165,9 +166,11 @@ def chosen_blocks(
     for name in wanted:
         if name not in names:
             near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[-3:]
+            around = [part.name for part in parts if name in (op.name for op in part.operations)]
             raise ValueError(
                 f"`{argument}` must name blocks of {model!r} at level {level!r}; near to what was "
-                f"given: {', '.join(near)}. Received: {name!r}"
+                f"given: {', '.join(around or near)}. Received: {name!r}"
+                f"{', a layer inside ' + repr(around[0]) if around else ''}"
             )
     return tuple(name in wanted for name in names)
 

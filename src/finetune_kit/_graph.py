@@ -92,8 +92,9 @@ def read(model: keras.Model) -> Graph:
 def functional(model: Any) -> keras.Model:
     """The model as one flat graph that shares its layers; a ValueError for what has no graph.
 
-    A model that holds another as one layer (a backbone, a head) is opened; the small models that
-    an architecture is made of (a stem, a residual unit written as a Sequential) stay one operation.
+    A model that holds another as one layer (a backbone, a head) is opened, and so is a layer that
+    is a stack of repeating units (keras-hub's ViT encoder); the small models that an architecture
+    is made of (a stem, a residual unit written as a Sequential) stay one operation.
     """
     inputs = getattr(model, "inputs", None)
     if not isinstance(model, keras.Model) or not inputs or not hasattr(model, "outputs"):
@@ -109,13 +110,16 @@ def functional(model: Any) -> keras.Model:
     heads = [op for op in nested if any(isinstance(layer, _TO_VECTOR) for layer in op.layers)]
     large = [op for op in nested if op not in heads and _count_kernels(op) > 1]
     opened = {id(op) for op in heads + (large if len(large) == 1 else [])}
-    if not opened:
+    stacks = {id(op) for op in model.operations if _is_stack(op)}
+    if not opened | stacks:
         return model
 
     def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
         if id(operation) in opened:
             inner = functional(operation)
             return rewire(inner.input, args[0], inner.output)
+        if id(operation) in stacks:  # on symbolic tensors, its code wires its own layers
+            return operation.call(*args, **kwargs)
         return operation(*args, **kwargs)
 
     inputs = fresh_inputs(model.input)
@@ -181,7 +185,8 @@ def copy(layer: keras.Layer) -> keras.Layer:
 
     A layer that was not built yet stays so: it draws its initial weights when it is.
     """
-    if isinstance(layer, keras.Model):
+    plain = type(layer).__module__.startswith("keras.")
+    if isinstance(layer, keras.Model) and plain:  # others, such as keras-hub's, know how to be made
         twin = keras.models.clone_model(layer)
     else:
         twin = layer.__class__.from_config(layer.get_config())
@@ -246,6 +251,20 @@ def _has_kernel(operation: Any) -> bool:
 def _count_kernels(layer: keras.Layer) -> int:
     inner = layer._flatten_layers(include_self=False)
     return sum(_has_kernel(x) for x in inner if not any(x._flatten_layers(include_self=False)))
+
+
+def _is_stack(operation: Any) -> bool:
+    """Is it a layer that is nothing but two or more composite layers of one kind?"""
+    if not is_layer(operation) or isinstance(operation, keras.Model) or _own_variables(operation):
+        return False
+    units = [x for x in operation._layers if is_composite(x) and not _is_model(x)]
+    kinds = {type(unit) for unit in units}
+    within = sum(map(_count_kernels, units))
+    return len(units) > 1 and len(kinds) == 1 and within == _count_kernels(operation)
+
+
+def _own_variables(layer: keras.Layer) -> bool:
+    return bool(layer._trainable_variables or layer._non_trainable_variables)
 
 
 def _is_model(operation: Any) -> bool:

@@ -188,9 +188,8 @@ class FineTuneSpec:
         return keras.Model(inputs, outputs, name=f"{backbone.name}_with_{head.name}")
 
     def _plan(self, backbone: keras.Model, parts: Partition) -> FreezePlan:
-        names = [part.name for part in parts.parts]
         trainable = chosen_blocks(
-            "trainable_blocks", self.trainable_blocks, names, backbone.name, self.level
+            "trainable_blocks", self.trainable_blocks, parts.parts, backbone.name, self.level
         )
         moving = [
             _moving(part.operations, self.batch_norm) if trains else ([], [])

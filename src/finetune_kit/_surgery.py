@@ -41,7 +41,7 @@ def cut(
         ((None, 1, 1, 56), (None, 1, 1, 1280))
     """
     graph, parts = functional(model), partition(model, level)
-    chosen = chosen_blocks("at", at, [part.name for part in parts.parts], model.name, level)
+    chosen = chosen_blocks("at", at, parts.parts, model.name, level)
     first = chosen.index(True) if True in chosen else len(chosen)
     before = {id(operation) for part in parts.parts[:first] for operation in part.operations}
     crossing, pending, seen = [], list(graph.outputs), set()
