@@ -70,7 +70,7 @@ def test_history_has_one_value_an_epoch(small_backbone, tiny_images):
     tuned = tune(small_backbone, tiny_images, ftk.FineTuneSpec(epochs=3))
     assert set(tuned.history) == {"loss", "accuracy", "val_loss", "val_accuracy"}
     assert all(len(values) == 3 for values in tuned.history.values())
-    assert set(tuned.timings) == {"build", "fit"}
+    assert set(tuned.timings) == {"build", "prefix", "decode", "fit"}
 
 
 def test_a_split_without_validation_trains_too(small_backbone, tiny_images):
@@ -79,9 +79,12 @@ def test_a_split_without_validation_trains_too(small_backbone, tiny_images):
 
 
 def test_each_epoch_shows_every_image_once_in_another_order(tiny_images):
-    from finetune_kit._images import ImageBatches
+    from finetune_kit._batches import Batches
 
-    batches = ImageBatches(tiny_images, np.arange(24), (32, 32), 5, seed=1)
+    def load(indices, epoch):
+        return tiny_images.load(indices, (32, 32))
+
+    batches = Batches(load, tiny_images.labels, np.arange(24), 5, seed=1)
     epochs = []
     for _ in range(2):
         epochs.append(np.concatenate([batches[i][0][:, 0, 0, 0] for i in range(len(batches))]))

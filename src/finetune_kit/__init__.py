@@ -4,12 +4,14 @@ The path, in the order of the names below:
 
     folder -> read_image_folder -> ImageSet -> stratified_split -> Split
     backbone -> conv_blocks -> FineTuneSpec.plan -> FreezePlan
-    classification_head, preprocessing -> fine_tune -> FineTuned -> evaluate -> Report
+    classification_head, preprocessing -> fine_tune, sweep -> FineTuned -> evaluate -> Report
 
 What comes in and what goes out are plain Keras models; what is saved loads with Keras alone.
 """
 
 from finetune_kit._blocks import Block, conv_blocks
+from finetune_kit._evaluate import evaluate
+from finetune_kit._features import CachedFeatures, cached_features, clear_cached_features
 from finetune_kit._head import classification_head
 from finetune_kit._images import ImageSet, read_image_folder
 from finetune_kit._plan import FreezePlan
@@ -18,7 +20,7 @@ from finetune_kit._report import Report
 from finetune_kit._spec import FineTuneSpec
 from finetune_kit._split import Split, stratified_split
 from finetune_kit._surgery import cut, stitch
-from finetune_kit._train import FineTuned, evaluate, fine_tune
+from finetune_kit._train import FineTuned, fine_tune, sweep
 
 __version__ = "0.1.0"
 
@@ -37,6 +39,10 @@ __all__ = [  # in path order
     "stitch",
     "FineTuned",
     "fine_tune",
+    "sweep",
+    "CachedFeatures",
+    "cached_features",
+    "clear_cached_features",
     "evaluate",
     "Report",
 ]

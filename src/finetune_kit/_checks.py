@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 def is_count(value: Any, least: int = 1) -> bool:
     """Is it a whole number (no bool) of at least `least`?"""
@@ -25,3 +28,46 @@ def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
     """Refuse what is not among the choices."""
     if value not in choices:
         raise ValueError(f"`{name}` must be one of {tuple(choices)}. Received: {name}={value!r}")
+
+
+def check_indices(name: str, indices: NDArray[np.int64], count: int) -> None:
+    """Refuse what are no indices of `count` things."""
+    if len(indices) and (indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer)):
+        raise ValueError(
+            f"`{name}` must be a one-dimensional array of indices (np.flatnonzero makes one of a "
+            f"mask). Received: dtype {indices.dtype}, shape {indices.shape}"
+        )
+    if len(indices) and not (indices.min() >= 0 and indices.max() < count):
+        raise ValueError(
+            f"`{name}` must be indices from 0 to {count - 1}, as there are {count} images. "
+            f"Received: {indices.min()} to {indices.max()}"
+        )
+
+
+def check_outputs(name: str, shape: Any, class_names: Sequence[str]) -> None:
+    """Refuse a model whose output shape is not one probability a class."""
+    count = len(class_names)
+    fits = (
+        isinstance(shape, tuple)
+        and len(shape) == 2
+        and (shape[1] == count or (shape[1] == 1 and count == 2))
+    )
+    if not fits:
+        raise ValueError(
+            f"`{name}` must give one probability for each of the {count} classes "
+            f"{list(class_names)}, as classification_head({count}) does"
+            f"{' (or one in all)' if count == 2 else ''}. Received: output shape {shape}"
+        )
+
+
+def image_size(name: str, model: Any) -> tuple[int, int]:
+    """Height and width of the images that a model takes; refuse one that takes others."""
+    shape = getattr(model, "input_shape", None)
+    if not (
+        isinstance(shape, tuple) and len(shape) == 4 and shape[3] == 3 and None not in shape[1:]
+    ):
+        raise ValueError(
+            f"`{name}` must take RGB images of a fixed size, shape (None, height, width, 3); build "
+            f"it with input_shape=(224, 224, 3) or the like. Received: input shape {shape}"
+        )
+    return int(shape[1]), int(shape[2])

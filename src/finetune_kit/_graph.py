@@ -203,11 +203,14 @@ def is_layer(operation: Any) -> bool:
 
 
 def is_stochastic(operation: Any) -> bool:
-    """Does it, or a layer inside it, draw random numbers in training (Dropout, noise)?
+    """Does it, or a layer inside it, draw random numbers in training (Dropout, noise)?"""
+    return is_layer(operation) and bool(random_states(operation))
 
-    Keras keeps the state of a random generator among `variables`, but not among `weights`.
-    """
-    return is_layer(operation) and len(operation.variables) > len(operation.weights)
+
+def random_states(layer: keras.Layer) -> list[Any]:
+    """The states of its random generators: what Keras keeps among `variables`, not `weights`."""
+    weights = {id(weight) for weight in layer.weights}
+    return [variable for variable in layer.variables if id(variable) not in weights]
 
 
 def is_composite(operation: Any) -> bool:

@@ -6,22 +6,26 @@ Whatever the file holds, what leaves this room is 8-bit RGB. It knows no model a
 
 from __future__ import annotations
 
+import hashlib
 import logging
-import math
 import os
 from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageOps
+from PIL import __version__ as pillow
 
 from finetune_kit._checks import check_choice
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+# How a file becomes pixels: part of the key of whatever is computed from them and kept.
+DECODING = {"colours": "RGB", "resize": "bilinear, antialiased", "pillow": pillow, "version": 1}
 
 _log = logging.getLogger("finetune_kit")
 
@@ -229,45 +233,21 @@ def read_image_folder(
     return images
 
 
-class ImageBatches(keras.utils.PyDataset):
-    """Decoded batches of an image set for `fit` and `predict`, made by worker threads.
+def content_digests(images: ImageSet, indices: ArrayLike) -> list[str]:
+    """SHA-256 of what each image holds: of its file, or of its pixels in memory, as hexadecimal."""
 
-    Each item is `(pixels, labels)`: uint8 `(b, h, w, 3)` and int64 `(b,)`. With a `seed` the order
-    of epoch e is drawn from (seed, e); without one it is that of `indices`.
-    """
+    def digest(index: int) -> str:
+        if images._pixels is not None:
+            pixels = np.ascontiguousarray(images._pixels[index])
+            return hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+        try:
+            with open(images.paths[index], "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise _undecodable(images.paths[index], error) from error
 
-    def __init__(
-        self,
-        images: ImageSet,
-        indices: NDArray[np.int64],
-        size: tuple[int, int],
-        batch_size: int,
-        seed: int | None = None,
-    ) -> None:
-        # Pillow decodes outside Python's lock, so threads are enough; a short queue bounds memory.
-        super().__init__(workers=min(8, os.cpu_count() or 1), max_queue_size=8)
-        self._images, self._indices, self._size = images, indices, size
-        self._batch_size, self._seed, self._epoch = batch_size, seed, 0
-        self._shuffle()
-
-    def __len__(self) -> int:
-        return math.ceil(len(self._indices) / self._batch_size)
-
-    def __getitem__(self, item: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        chosen = self._order[item * self._batch_size : (item + 1) * self._batch_size]
-        return self._images.load(chosen, self._size), self._images.labels[chosen]
-
-    def on_epoch_end(self) -> None:
-        """Draw the order of the next epoch."""
-        self._epoch += 1
-        self._shuffle()
-
-    def _shuffle(self) -> None:
-        self._order = self._indices
-        if self._seed is not None:
-            self._order = np.random.default_rng((self._seed, self._epoch)).permutation(
-                self._indices
-            )
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(digest, np.asarray(indices).tolist(), chunksize=16))
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -302,10 +282,14 @@ def _decode(file: str, size: tuple[int, int]) -> NDArray[np.uint8]:
             image.draft(None, (2 * max(size), 2 * max(size)))
             return _resize(_to_rgb(ImageOps.exif_transpose(image)), size)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(
-            f"Each image must be a file that Pillow can decode; remove it or repair it. "
-            f"Received: {file!r}, which fails with {type(error).__name__}: {error}"
-        ) from error
+        raise _undecodable(file, error) from error
+
+
+def _undecodable(file: str, error: Exception) -> ValueError:
+    return ValueError(
+        "Each image must be a file that Pillow can decode; remove it or repair it. "
+        f"Received: {file!r}, which fails with {type(error).__name__}: {error}"
+    )
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

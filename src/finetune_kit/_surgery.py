@@ -5,10 +5,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import keras
 
 from finetune_kit._blocks import chosen_blocks, partition
-from finetune_kit._graph import fresh_inputs, functional, made_by, rewire
+from finetune_kit._graph import (
+    fresh_inputs,
+    functional,
+    is_layer,
+    is_stochastic,
+    made_by,
+    read,
+    rewire,
+)
 
 
 def cut(
@@ -40,10 +50,15 @@ def cut(
         >>> prefix.output_shape, suffix.output_shape
         ((None, 1, 1, 56), (None, 1, 1, 1280))
     """
-    graph, parts = functional(model), partition(model, level)
-    chosen = chosen_blocks("at", at, parts.parts, model.name, level)
+    parts = partition(model, level).parts
+    chosen = chosen_blocks("at", at, parts, model.name, level)
     first = chosen.index(True) if True in chosen else len(chosen)
-    before = {id(operation) for part in parts.parts[:first] for operation in part.operations}
+    return cut_after(model, {op.name for part in parts[:first] for op in part.operations})
+
+
+def cut_after(model: keras.Model, names: Container[str]) -> tuple[keras.Model, keras.Model]:
+    """Cut a model behind the operations of these names, which together are downward-closed."""
+    graph = functional(model)
     crossing, pending, seen = [], list(graph.outputs), set()
     while pending:
         tensor = pending.pop()
@@ -51,7 +66,7 @@ def cut(
             continue
         seen.add(id(tensor))
         operation, node = made_by(tensor)
-        if id(operation) in before or isinstance(operation, keras.layers.InputLayer):
+        if operation.name in names or isinstance(operation, keras.layers.InputLayer):
             crossing.append(tensor)
         else:
             pending += node.input_tensors
@@ -62,6 +77,23 @@ def cut(
     inputs = fresh_inputs(boundary)
     outputs = rewire(boundary, inputs, graph.output)
     return prefix, keras.Model(inputs, outputs, name=f"{model.name}_suffix")
+
+
+def shift_pure_front(prefix: keras.Model, suffix: keras.Model) -> tuple[keras.Model, keras.Model]:
+    """Move what the suffix begins with to the prefix, as far as it has no weights and is no draw.
+
+    Pooling a feature map before it is kept makes it smaller by the size of the map.
+    """
+    suffix = functional(suffix)
+    graph = read(suffix)
+    pure: list[bool] = []
+    for operation, sources in zip(graph.operations, graph.reads, strict=True):
+        plain = not (is_layer(operation) and (operation.weights or is_stochastic(operation)))
+        pure.append(plain and all(pure[i] for i in sources))
+    names = {op.name for op, is_pure in zip(graph.operations, pure, strict=True) if is_pure}
+    front, rest = cut_after(suffix, names)
+    features = rewire(front.input, prefix.output, front.output)
+    return keras.Model(prefix.input, features, name=prefix.name), rest
 
 
 def stitch(prefix: keras.Model, suffix: keras.Model) -> keras.Model:

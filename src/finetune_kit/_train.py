@@ -1,7 +1,7 @@
 """Backbone, head, spec, images and split come in, a trained model goes out, in a straight line.
 
 This room runs the others and decides nothing that they decide: what trains is the spec's word, what
-pixels pass through is the preprocessing's, how images are decoded is the image set's.
+pixels pass through is the preprocessing's, what is computed once is the frozen part's.
 """
 
 from __future__ import annotations
@@ -10,20 +10,21 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import keras
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from sklearn.utils.class_weight import compute_class_weight
 
 from finetune_kit import _preprocessing
-from finetune_kit._checks import check_count
-from finetune_kit._graph import copy
-from finetune_kit._images import ImageBatches, ImageSet
-from finetune_kit._metrics import figures
+from finetune_kit._batches import Batches
+from finetune_kit._callbacks import on_whole_model
+from finetune_kit._checks import check_choice, check_count, check_indices, image_size
+from finetune_kit._compile import class_weights, loss_for, new_optimizer
+from finetune_kit._features import DTYPES, CacheDir, opened
+from finetune_kit._frozen import Augmentation, Source, prefix_names
+from finetune_kit._graph import copy, is_stochastic
+from finetune_kit._images import ImageSet
 from finetune_kit._plan import FreezePlan
-from finetune_kit._report import Report
 from finetune_kit._spec import FineTuneSpec
 from finetune_kit._split import PARTS, Split
 
@@ -40,7 +41,9 @@ class FineTuned:
         history: lists with one value an epoch: `loss`, `accuracy`, and `val_loss`,
             `val_accuracy` where the split has a validation part.
         plan: what was frozen and what trained.
-        timings: seconds: `build` (copying and compiling) and `fit`.
+        timings: seconds: `build` (copying and compiling), `prefix` (computing the frozen part's
+            features, or finding them on disk), `decode` (decoding images for that, all threads
+            added up, so part of `prefix`) and `fit`.
     """
 
     model: keras.Model
@@ -62,13 +65,19 @@ def fine_tune(
     callbacks: Sequence[keras.callbacks.Callback] = (),
     preprocessing: str | keras.layers.Layer | None = "auto",
     seed: int = 0,
+    augmentation: keras.layers.Layer | None = None,
+    views: int = 8,
+    cache_dir: CacheDir = None,
+    cache_dtype: str = "float32",
     verbose: str | int = "auto",
 ) -> FineTuned:
     """Train a head and the trailing blocks of a backbone on images.
 
-    `backbone` and `head` stay as they are: copies are trained, so the same call gives the same
-    result, and one backbone serves several runs. The frozen part runs in inference mode, Dropout
-    included. The optimizer is always a new one.
+    The frozen part in front of the first block that trains is computed once for each image, not
+    once for each epoch; the rest trains on these features. The result is that of training without
+    them, up to float rounding. `backbone` and `head` stay as they are: copies are trained, so the
+    same call gives the same result, and one backbone serves several runs. The frozen part runs in
+    inference mode, Dropout included. The optimizer is always a new one.
 
     Args:
         backbone: a functional model without classifier, for images of a fixed size, such as
@@ -82,11 +91,24 @@ def fine_tune(
             which is copied as it is configured, its own learning rate included.
         class_weight: how much a sample of a class counts: a mapping from class names or indices,
             or `"balanced"` (each class as much as another). Default: each sample as much.
-        callbacks: plain Keras callbacks.
+        callbacks: plain Keras callbacks; their `model` is the whole one, which takes pixels.
         preprocessing: `"auto"` (default: see `preprocessing`), a Keras layer that takes raw
             0-255 RGB, or None for a backbone that takes raw pixels. It becomes part of the model.
-        seed: of the head's first weights, dropout and shuffles; it is given to
+        seed: of the head's first weights, dropout, shuffles and augmentation; it is given to
             `keras.utils.set_random_seed`. Defaults to 0.
+        augmentation: plain Keras layers that change pixels at random, such as
+            `keras.layers.RandomFlip("horizontal")`, and keep their shape and their range of 0-255.
+            Only training images pass through it. Default: none. (For new versions in each epoch,
+            at the cost of the whole model in each, put it into `preprocessing` with
+            `cache_dir=False`.)
+        views: how many versions of an image `augmentation` makes; each epoch draws one. The frozen
+            part is computed once for each. Defaults to 8.
+        cache_dir: a folder to keep the frozen part's features in and to take them from; a later
+            run with the same frozen part, pixels and image contents starts to train at once. None
+            (default): a temporary folder, removed at the end. False: no features; the frozen part
+            is computed in each epoch.
+        cache_dtype: how features are kept: `"float32"` (default) or `"float16"`, which takes half
+            the space and rounds them to three decimal digits.
         verbose: `"auto"` (default), 0, 1 or 2, as in `fit`.
 
     Returns:
@@ -94,6 +116,7 @@ def fine_tune(
 
     Raises:
         ValueError: if an argument does not fit the others; says which, and how to mend it.
+        OSError: if the features need more space than is free; says how much.
 
     Example:
         >>> x = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
@@ -109,86 +132,136 @@ def fine_tune(
     """
     started = time.perf_counter()
     _check_images(images, split)
-    size = _image_size("backbone", backbone)
-    weights = _class_weight(class_weight, images, split)
+    size = image_size("backbone", backbone)
     check_count("batch_size", batch_size)
+    weights = class_weights(class_weight, images.labels[split.train], images.class_names)
     keras.utils.set_random_seed(seed)
     backbone, head = copy(backbone), copy(head)
+    pixels = _layer(preprocessing, backbone)
+    _check_caching(cache_dir, cache_dtype, augmentation, views, pixels)
     plan = spec.plan(backbone)
-    model = spec.build(backbone, head, preprocessing=_layer(preprocessing, backbone))
-    model.compile(
-        optimizer=_new_optimizer(optimizer, spec.learning_rate),
-        loss=_loss(model, head, images.class_names),
-        metrics=["accuracy"],
-    )
-    train = ImageBatches(images, split.train, size, batch_size, seed)
-    validation = ImageBatches(images, split.validation, size, batch_size)
-    built = time.perf_counter()
-    history = model.fit(
-        train,
-        validation_data=validation if len(split.validation) else None,
-        epochs=spec.epochs,
-        class_weight=weights,
-        callbacks=list(callbacks),
-        shuffle=False,  # `ImageBatches` draws its own order, the same on every backend
-        verbose=verbose,
-    )
+    whole = spec.build(backbone, head, preprocessing=pixels)
+    setup = {"loss": loss_for(whole, head, images.class_names), "metrics": ["accuracy"]}
+    whole.compile(optimizer=new_optimizer(optimizer, spec.learning_rate), **setup)
+    with opened(cache_dir) as folder:
+        source = Source(
+            images,
+            split,
+            size,
+            batch_size,
+            verbose,
+            folder,
+            dtype=cache_dtype,
+            augmentation=augmentation and Augmentation(copy(augmentation), views, seed),
+        )
+        built = time.perf_counter()
+        trained = source.trained(whole, plan)
+        model, labels = trained.model, images.labels
+        if model is not whole:  # one optimizer, so that callbacks of the whole model can turn it
+            model.compile(optimizer=whole.optimizer, **setup)
+        computed = time.perf_counter()
+        history = model.fit(
+            Batches(trained.train, labels, split.train, batch_size, seed, trained.workers),
+            validation_data=Batches(
+                trained.validation, labels, split.validation, batch_size, None, trained.workers
+            )
+            if len(split.validation)
+            else None,
+            epochs=spec.epochs,
+            class_weight=weights,
+            callbacks=on_whole_model(callbacks, whole, model),
+            shuffle=False,  # `Batches` draws its own order, the same on every backend
+            verbose=verbose,
+        )
     # Uncompiled: a file with torch's own Adam in it cannot be loaded on another backend, and one
     # that is there to predict needs no moments.
-    trained = keras.Model(model.input, model.output, name=model.name)
-    trained.history = history  # where `fit` itself leaves it
+    tuned = keras.Model(whole.input, whole.output, name=whole.name)
+    tuned.history = history  # where `fit` itself leaves it
     return FineTuned(
-        model=trained,
+        model=tuned,
         history=MappingProxyType(
             {name: [float(value) for value in values] for name, values in history.history.items()}
         ),
         plan=plan,
-        timings=MappingProxyType({"build": built - started, "fit": time.perf_counter() - built}),
+        timings=MappingProxyType(
+            {
+                "build": built - started,
+                "prefix": computed - built,
+                "decode": source.seconds["decode"],
+                "fit": time.perf_counter() - computed,
+            }
+        ),
     )
 
 
-def evaluate(
-    model: keras.Model,
+class Options(TypedDict, total=False):
+    """The keyword arguments of `fine_tune`."""
+
+    batch_size: int
+    optimizer: str | keras.optimizers.Optimizer | None
+    class_weight: str | Mapping[int | str, float] | None
+    callbacks: Sequence[keras.callbacks.Callback]
+    preprocessing: str | keras.layers.Layer | None
+    seed: int
+    augmentation: keras.layers.Layer | None
+    views: int
+    cache_dir: CacheDir
+    cache_dtype: str
+    verbose: str | int
+
+
+def sweep(
+    backbone: keras.Model,
+    head: keras.Layer,
+    specs: Sequence[FineTuneSpec],
     images: ImageSet,
-    indices: ArrayLike | None = None,
-    *,
-    batch_size: int = 32,
-    verbose: str | int = 0,
-) -> Report:
-    """Count how well a model tells the classes of images that it was not trained on.
+    split: Split,
+    **options: Unpack[Options],
+) -> tuple[FineTuned, ...]:
+    """Train one model for each spec, all from the same start: a depth study.
+
+    The runs are independent, and each gives what `fine_tune` alone would give: the same weights of
+    backbone and head to begin with, the same shuffles. What they share is one pass over the
+    images: the frozen part of the spec that trains most is computed first, the others go on from
+    its features.
 
     Args:
-        model: takes raw RGB pixels from 0 to 255, gives probabilities, as `FineTuned.model` does.
-        images: where the images are.
-        indices: which of them, such as `split.test`. Defaults to all.
-        batch_size: images a step. Defaults to 32.
-        verbose: `"auto"`, 0 (default), 1 or 2, as in `predict`.
+        backbone: see `fine_tune`.
+        head: see `fine_tune`.
+        specs: one for each run.
+        images: see `fine_tune`.
+        split: see `fine_tune`.
+        **options: the keyword arguments of `fine_tune`, the same for each run.
 
     Returns:
-        A `Report`. If the model was trained in this process, its learning curves are in it.
+        A `FineTuned` for each spec, in their order.
 
     Raises:
-        ValueError: if the model's outputs do not match the classes, or there is no image.
+        ValueError: if there is no spec, or an argument does not fit; see `fine_tune`.
+
+    Example:
+        >>> x = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
+        >>> images = ImageSet.from_arrays(x, ["cat", "dog"] * 6)
+        >>> backbone = keras.applications.MobileNetV2(
+        ...     alpha=0.35, include_top=False, weights=None, input_shape=(32, 32, 3))
+        >>> head = keras.Sequential([
+        ...     keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(2, "softmax")])
+        >>> split = Split(np.arange(8), np.arange(8, 10), np.arange(10, 12))
+        >>> specs = [FineTuneSpec(blocks) for blocks in (0, 1)]
+        >>> runs = sweep(backbone, head, specs, images, split, verbose=0)
+        >>> [len(run.plan.trainable_variables) for run in runs]
+        [0, 1]
     """
-    chosen = np.arange(len(images)) if indices is None else np.asarray(indices)
-    _check_indices("indices", chosen, len(images))
-    if not len(chosen):
-        raise ValueError("`indices` must name at least one image. Received: none")
-    _check_outputs("model", model.output_shape, images.class_names)
-    batches = ImageBatches(images, chosen, _image_size("model", model), batch_size)
-    scores = np.asarray(model.predict(batches, verbose=verbose), np.float64)
-    if scores.shape[1] == 1:
-        scores = np.concatenate([1 - scores, scores], axis=1)
-    labels = images.labels[chosen]
-    counted = figures(labels, scores, images.class_names)
-    history = getattr(getattr(model, "history", None), "history", {})
-    return Report(
-        class_names=images.class_names,
-        labels=labels,
-        scores=scores,
-        history={name: [float(v) for v in values] for name, values in history.items()},
-        **counted,
-    )
+    if isinstance(specs, FineTuneSpec) or not specs:
+        raise ValueError(f"`specs` must be one or more FineTuneSpec. Received: {specs!r}")
+    # The one that trains most comes first: the others go on from its features.
+    order = sorted(range(len(specs)), key=lambda i: len(prefix_names(specs[i].plan(backbone))))
+    runs: dict[int, FineTuned] = {}
+    with opened(options.get("cache_dir")) as folder:
+        options["cache_dir"] = folder or False
+        for i in order:
+            runs[i] = fine_tune(backbone, head, specs[i], images, split, **options)
+    return tuple(runs[i] for i in range(len(specs)))
 
 
 def _check_images(images: ImageSet, split: Split) -> None:
@@ -198,7 +271,7 @@ def _check_images(images: ImageSet, split: Split) -> None:
             f"stratified_split). Received: {type(images).__name__} and {type(split).__name__}"
         )
     for part in PARTS:
-        _check_indices(f"split.{part}", np.asarray(getattr(split, part)), len(images))
+        check_indices(f"split.{part}", np.asarray(getattr(split, part)), len(images))
     if not len(split.train):
         raise ValueError("`split.train` must hold at least one image. Received: none")
     seen = np.bincount(images.labels[split.train], minlength=len(images.class_names))
@@ -210,68 +283,33 @@ def _check_images(images: ImageSet, split: Split) -> None:
         )
 
 
-def _check_indices(name: str, indices: NDArray[np.int64], count: int) -> None:
-    if len(indices) and (indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer)):
+def _check_caching(
+    cache_dir: Any, cache_dtype: str, augmentation: Any, views: int, pixels: keras.Layer | None
+) -> None:
+    if cache_dir is True:
         raise ValueError(
-            f"`{name}` must be a one-dimensional array of indices (np.flatnonzero makes one of a "
-            f"mask). Received: dtype {indices.dtype}, shape {indices.shape}"
+            "`cache_dir` must be a folder, None (a temporary one) or False (no features are kept). "
+            "Received: cache_dir=True"
         )
-    if len(indices) and not (indices.min() >= 0 and indices.max() < count):
+    check_choice("cache_dtype", cache_dtype, DTYPES)
+    check_count("views", views)
+    if augmentation is not None and not isinstance(augmentation, keras.Layer):
         raise ValueError(
-            f"`{name}` must be indices from 0 to {count - 1}, as there are {count} images. "
-            f"Received: {indices.min()} to {indices.max()}"
+            "`augmentation` must be a Keras layer, such as keras.layers.RandomFlip('horizontal') "
+            f"or a Sequential of several. Received: {augmentation!r}"
         )
-
-
-def _check_outputs(name: str, shape: Any, class_names: Sequence[str]) -> None:
-    count = len(class_names)
-    fits = (
-        isinstance(shape, tuple)
-        and len(shape) == 2
-        and (shape[1] == count or (shape[1] == 1 and count == 2))
-    )
-    if not fits:
+    if augmentation is not None and cache_dir is False:
         raise ValueError(
-            f"`{name}` must give one probability for each of the {count} classes "
-            f"{list(class_names)}, as classification_head({count}) does"
-            f"{' (or one in all)' if count == 2 else ''}. Received: output shape {shape}"
+            "`augmentation` makes versions of the images whose features are kept, which "
+            "cache_dir=False forbids; put its layers into `preprocessing`, where each epoch draws "
+            f"anew. Received: augmentation={augmentation.name!r} with cache_dir=False"
         )
-
-
-def _image_size(name: str, model: keras.Model) -> tuple[int, int]:
-    shape = getattr(model, "input_shape", None)
-    if not (
-        isinstance(shape, tuple) and len(shape) == 4 and shape[3] == 3 and None not in shape[1:]
-    ):
+    if cache_dir is not False and pixels is not None and is_stochastic(pixels):
         raise ValueError(
-            f"`{name}` must take RGB images of a fixed size, shape (None, height, width, 3); build "
-            f"it with input_shape=(224, 224, 3) or the like. Received: input shape {shape}"
+            "`preprocessing` must make the same of the same image, because the frozen part is "
+            "computed once; pass layers that draw random numbers as `augmentation`, or "
+            f"cache_dir=False. Received: {pixels.name!r}"
         )
-    return shape[1], shape[2]
-
-
-def _class_weight(
-    class_weight: str | Mapping[int | str, float] | None, images: ImageSet, split: Split
-) -> dict[int, float] | None:
-    names = images.class_names
-    if class_weight is None:
-        return None
-    if class_weight == "balanced":
-        labels = images.labels[split.train]
-        found = np.arange(len(names))
-        balanced = compute_class_weight("balanced", classes=found, y=labels)
-        return dict(enumerate(balanced.tolist()))
-    known: dict[int | str, int] = {
-        **{i: i for i in range(len(names))},
-        **{name: i for i, name in enumerate(names)},
-    }
-    if not isinstance(class_weight, Mapping) or not set(class_weight) <= set(known):
-        raise ValueError(
-            "`class_weight` must be 'balanced' or a mapping from class names or indices, the "
-            f"classes being {list(names)}. Received: class_weight={class_weight!r}"
-        )
-    given = {known[key]: float(value) for key, value in class_weight.items()}
-    return {i: given.get(i, 1.0) for i in range(len(names))}
 
 
 def _layer(preprocessing: Any, backbone: keras.Model) -> keras.Layer | None:
@@ -284,29 +322,4 @@ def _layer(preprocessing: Any, backbone: keras.Model) -> keras.Layer | None:
     raise ValueError(
         "`preprocessing` must be 'auto', None or a Keras layer that takes raw 0-255 RGB. "
         f"Received: {preprocessing!r}"
-    )
-
-
-def _new_optimizer(optimizer: Any, learning_rate: float) -> keras.optimizers.Optimizer:
-    if optimizer is None or isinstance(optimizer, str):
-        named = keras.optimizers.get(optimizer or "adam")
-        return named.from_config({**named.get_config(), "learning_rate": learning_rate})
-    if isinstance(optimizer, keras.optimizers.Optimizer):
-        return optimizer.from_config(optimizer.get_config())
-    raise ValueError(
-        "`optimizer` must be the name of a Keras optimizer, an instance of one, or None. "
-        f"Received: {optimizer!r}"
-    )
-
-
-def _loss(model: keras.Model, head: keras.Layer, class_names: Sequence[str]) -> str:
-    _check_outputs("head", model.output_shape, class_names)
-    last = head.layers[-1] if isinstance(head, keras.Model) else head
-    if getattr(last, "activation", None) is keras.activations.linear:
-        raise ValueError(
-            "`head` must end in probabilities; give its last layer activation='softmax' (or "
-            f"'sigmoid' for a single output). Received: {last.name!r} with a linear activation"
-        )
-    return (
-        "binary_crossentropy" if model.output_shape[1] == 1 else "sparse_categorical_crossentropy"
     )

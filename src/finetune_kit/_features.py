@@ -1,0 +1,426 @@
+"""A frozen prefix and images come in, its outputs for each image go out: computed once, and kept.
+
+The only writer of that cache. A folder holds one entry for each key (prefix graph and weights,
+decoding, image size, storage type), an entry holds chunks, a chunk holds rows, a row is an image's
+digest with its features. A chunk is a plain `.npy` file named by the SHA-256 of its own bytes: it
+is whole or it is not used, and processes that write the same rows write the same file. This room
+knows nothing of blocks or training.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from finetune_kit._batches import WORKERS, ahead
+
+FORMAT = "finetune-kit features 1"
+DTYPES = ("float32", "float16")
+_CHUNK_BYTES, _CHUNK_ROWS = 64 << 20, 512
+_ABANDONED_AFTER = 3600  # seconds: an unfinished file older than this belongs to a dead process
+
+CacheDir: TypeAlias = str | os.PathLike[str] | Literal[False] | None
+
+
+@dataclass(frozen=True)
+class CachedFeatures:
+    """One entry of a features cache: what one frozen prefix put out for some images.
+
+    Attributes:
+        key: name of its folder; changes with the prefix's graph and weights, the preprocessing,
+            the image size and the storage type.
+        model: name of the model that the prefix was cut from.
+        shapes: shape of the features of one image, for each tensor that crosses the cut.
+        dtype: storage type, such as `"float32"`.
+        images: number of images (or augmented views) it holds.
+        bytes: its size on disk.
+        folder: where it lies.
+    """
+
+    key: str
+    model: str
+    shapes: tuple[tuple[int, ...], ...]
+    dtype: str
+    images: int
+    bytes: int
+    folder: str
+
+
+def cached_features(cache_dir: str | os.PathLike[str]) -> tuple[CachedFeatures, ...]:
+    """List what a features cache holds, the entry used last at the end.
+
+    Args:
+        cache_dir: the folder that was given to `fine_tune(cache_dir=...)`.
+
+    Returns:
+        A tuple of `CachedFeatures`; empty if there is no such folder.
+
+    Example:
+        >>> cached_features("never-used")
+        ()
+    """
+    found = []
+    for folder in _entry_folders(Path(cache_dir)):
+        about = json.loads((folder / "entry.json").read_text(encoding="utf-8"))
+        chunks = [_mapped(path) for path in folder.glob("*.npy")]
+        entry = CachedFeatures(
+            key=folder.name,
+            model=about["model"],
+            shapes=tuple(tuple(shape) for shape in about["shapes"]),
+            dtype=about["dtype"],
+            images=len({name for chunk in chunks if chunk is not None for name in _names(chunk)}),
+            bytes=sum(path.stat().st_size for path in folder.iterdir()),
+            folder=str(folder),
+        )
+        found.append(((folder / "entry.json").stat().st_mtime, entry))
+    return tuple(entry for _, entry in sorted(found, key=lambda pair: pair[0]))
+
+
+def clear_cached_features(cache_dir: str | os.PathLike[str], key: str | None = None) -> int:
+    """Delete the entries of a features cache, and nothing else that lies in its folder.
+
+    Args:
+        cache_dir: the folder that was given to `fine_tune(cache_dir=...)`.
+        key: of the entry to delete, see `cached_features`. Defaults to all.
+
+    Returns:
+        How many bytes that freed.
+
+    Raises:
+        ValueError: if there is no entry of that key.
+    """
+    entries = cached_features(cache_dir)
+    chosen = [entry for entry in entries if key in (None, entry.key)]
+    if key is not None and not chosen:
+        raise ValueError(
+            f"`key` must be that of an entry of {str(cache_dir)!r}, one of "
+            f"{[entry.key for entry in entries]}. Received: key={key!r}"
+        )
+    for entry in chosen:
+        shutil.rmtree(entry.folder)
+    return sum(entry.bytes for entry in chosen)
+
+
+@contextmanager
+def opened(cache_dir: CacheDir) -> Iterator[Path | None]:
+    """The folder to keep features in: the user's, or a temporary one; None where it is False."""
+    if cache_dir is False:
+        yield None
+    elif cache_dir is None:
+        with tempfile.TemporaryDirectory(prefix="finetune-kit-") as folder:
+            yield Path(folder)
+    else:
+        Path(cache_dir).mkdir(parents=True, exist_ok=True)
+        yield Path(cache_dir)
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """The features of images, read from memory-mapped chunks."""
+
+    _rows: Mapping[int, str]
+    _where: Mapping[str, tuple[int, int]]
+    _tensors: tuple[tuple[NDArray[Any], ...], ...]  # for each tensor, that of each chunk
+    _dtype: str
+
+    def load(self, positions: NDArray[np.int64]) -> Any:
+        """The features of some images: an array, or a list where several tensors cross the cut."""
+        found = [self._where[self._rows[i]] for i in positions.tolist()]
+        loaded = []
+        for chunks in self._tensors:
+            tensor = np.empty((len(found), *chunks[0].shape[1:]), self._dtype)
+            for target, (chunk, row) in zip(tensor, found, strict=True):
+                target[...] = chunks[chunk][row]
+            loaded.append(tensor)
+        return loaded if len(loaded) > 1 else loaded[0]
+
+
+class Entry:
+    """One entry while it is read and filled: opened for some rows, it knows which are missing.
+
+    `rows` names the image (by its digest) behind each position that will be asked for; `about` is
+    all that features depend on besides the image and the prefix, whose operations have these
+    `names`. `prefix` None stands for the decoded pixels themselves, of the shape `pixels`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        prefix: keras.Model | None,
+        names: frozenset[str],
+        pixels: tuple[int, int, int],
+        about: Mapping[str, Any],
+        rows: Mapping[int, str],
+        dtype: str,
+    ) -> None:
+        outputs = [pixels] if prefix is None else [tuple(x.shape[1:]) for x in prefix.outputs]
+        if any(None in shape for shape in outputs):
+            raise ValueError(
+                "The frozen part of `backbone` must put out features of a fixed size to keep them; "
+                f"pass cache_dir=False. Received: output shapes {outputs} of {prefix.name!r}"  # type: ignore[union-attr]
+            )
+        self._dtype = np.dtype("uint8" if prefix is None else dtype)
+        fields = [(f"f{i}", self._dtype, shape) for i, shape in enumerate(outputs)]
+        self._record = np.dtype([("image", "S64"), *fields])
+        self._rows = rows
+        key = _key(prefix, {**about, "dtype": self._dtype.name})
+        self.folder = folder / key
+        self._about = {
+            "format": FORMAT,
+            "model": "pixels" if prefix is None else prefix.name.removesuffix("_prefix"),
+            "layers": sorted(names),
+            "shapes": outputs,
+            "dtype": self._dtype.name,
+        }
+        self._chunks: list[NDArray[Any]] = []
+        self._where: dict[str, tuple[int, int]] = {}
+        wanted = set(rows.values())
+        for chunk in _intact(self.folder, wanted, self._record):
+            self._add(chunk, _names(chunk))
+
+    @property
+    def missing(self) -> NDArray[np.int64]:
+        """A position for each image whose features are not there."""
+        found = {name: i for i, name in self._rows.items() if name not in self._where}
+        return np.array(list(found.values()), np.int64)
+
+    def features(self) -> Features:
+        """What can be read, once nothing is missing."""
+        names = [name for name in self._record.names or () if name != "image"]
+        tensors = tuple(tuple(chunk[name] for chunk in self._chunks) for name in names)
+        load_as = "uint8" if self._dtype == np.uint8 else "float32"
+        return Features(self._rows, self._where, tensors, load_as)
+
+    def fill(
+        self,
+        model: keras.Model | None,
+        load: Callable[[NDArray[np.int64]], Any],
+        batch_size: int,
+        verbose: str | int,
+    ) -> None:
+        """Compute what is missing, chunk by chunk: each is on disk before the next begins.
+
+        `model` takes what `load` gives for positions; None keeps that as it is.
+        """
+        missing = self.missing
+        if not len(missing):
+            return
+        _check_space(self.folder.parent, len(missing) * self._record.itemsize)
+        self.folder.mkdir(exist_ok=True)
+        _remove_abandoned(self.folder)
+        _write_json(self.folder / "entry.json", self._about)
+        rows = max(_CHUNK_ROWS, len(missing) // 64)
+        rows = min(rows, max(1, _CHUNK_BYTES // self._record.itemsize))
+        rows = math.ceil(rows / batch_size) * batch_size
+        bar = keras.utils.Progbar(
+            len(missing), verbose=1 if verbose == "auto" else verbose, unit_name="image"
+        )
+        batches = [missing[i : i + batch_size] for i in range(0, len(missing), batch_size)]
+        chunk, filled = np.empty(min(rows, len(missing)), self._record), 0
+        for number, (batch, given) in enumerate(
+            zip(batches, ahead(load, batches), strict=True), start=1
+        ):
+            outputs = given if model is None else _predict(model, given, batch_size)
+            part = chunk[filled : filled + len(batch)]
+            part["image"] = [self._rows[i].encode() for i in batch.tolist()]
+            for i, output in enumerate(keras.tree.flatten(outputs)):
+                part[f"f{i}"] = output[: len(batch)]
+            filled += len(batch)
+            if filled == len(chunk) or number == len(batches):
+                self._add(written := _write_chunk(self.folder, chunk[:filled]), _names(written))
+                filled = 0
+            bar.update(min(number * batch_size, len(missing)))
+
+    def _add(self, chunk: NDArray[Any], names: list[str]) -> None:
+        self._chunks.append(chunk)
+        number = len(self._chunks) - 1
+        self._where.update({name: (number, row) for row, name in enumerate(names)})
+
+
+def earlier_cuts(cache_dir: Path) -> set[frozenset[str]]:
+    """What the entries of a cache are behind, by the names of operations: a hint, no promise."""
+    found = (json.loads((f / "entry.json").read_text("utf-8")) for f in _entry_folders(cache_dir))
+    return {frozenset(about["layers"]) for about in found}
+
+
+def row_name(digest: str, augmentation: str, seed: int, view: int) -> str:
+    """The name of an augmented view of an image: all that it depends on."""
+    return hashlib.sha256(f"{digest} {augmentation} {seed} {view}".encode()).hexdigest()
+
+
+def described(model: keras.Layer) -> str:
+    """The graph and weights of a model or layer in one digest, whatever its layers are called."""
+    try:
+        config = keras.saving.serialize_keras_object(model)
+        graph = json.dumps(_canonical(config), sort_keys=True, default=str)
+    except (NotImplementedError, TypeError) as error:
+        raise ValueError(
+            "Each layer of the frozen part must have a config, because kept features are "
+            "recognised by it; give the layer a get_config method, or pass cache_dir=False. "
+            f"Received: {model.name!r}, which says: {error}"
+        ) from error
+    digest = hashlib.sha256(graph.encode())
+    for weight in model.weights:
+        value = np.ascontiguousarray(keras.ops.convert_to_numpy(weight))
+        digest.update(f"{value.shape} {value.dtype}".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()
+
+
+def _canonical(config: Any) -> Any:
+    """A config without what does not matter: names become places, seeds are left out.
+
+    A name is replaced by the place where it comes up first. Nothing draws random numbers in
+    inference mode, and augmentation is given its own states.
+    """
+    names: dict[str, str] = {}
+
+    def collect(node: Any) -> None:
+        if isinstance(node, Mapping):
+            if isinstance(node.get("name"), str):
+                names.setdefault(node["name"], f"#{len(names)}")
+            for value in node.values():
+                collect(value)
+        elif isinstance(node, (list, tuple)):
+            for value in node:
+                collect(value)
+
+    def replace(node: Any) -> Any:
+        if isinstance(node, Mapping):
+            return {key: replace(value) for key, value in node.items() if key != "seed"}
+        if isinstance(node, (list, tuple)):
+            return [replace(value) for value in node]
+        return names.get(node, node) if isinstance(node, str) else node
+
+    collect(config)
+    return replace(config)
+
+
+def _key(prefix: keras.Model | None, about: Mapping[str, Any]) -> str:
+    parts = {
+        **about,
+        "format": FORMAT,
+        "prefix": None if prefix is None else described(prefix),
+        "keras": None if prefix is None else [keras.__version__, keras.backend.backend()],
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _predict(model: keras.Model, given: Any, batch_size: int) -> Any:
+    """The outputs for a batch; one that falls short is filled up: nothing is compiled twice."""
+    short = batch_size - len(keras.tree.flatten(given)[0])
+    if short:
+        given = keras.tree.map_structure(
+            lambda x: np.concatenate([x, np.repeat(x[-1:], short, axis=0)]), given
+        )
+    return model.predict_on_batch(given)
+
+
+def _entry_folders(cache_dir: Path) -> list[Path]:
+    """Only what this room made: a folder whose `entry.json` says so."""
+    folders = []
+    for about in cache_dir.glob("*/entry.json"):
+        try:
+            if json.loads(about.read_text(encoding="utf-8"))["format"] == FORMAT:
+                folders.append(about.parent)
+        except (ValueError, KeyError, TypeError, OSError):
+            continue
+    return folders
+
+
+def _names(chunk: NDArray[Any]) -> list[str]:
+    return [name.decode(errors="replace") for name in chunk["image"].tolist()]
+
+
+def _mapped(path: Path) -> NDArray[Any] | None:
+    try:
+        chunk: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError):
+        return None
+    return chunk if chunk.dtype.names else None
+
+
+def _intact(folder: Path, wanted: set[str], record: np.dtype[Any]) -> list[NDArray[Any]]:
+    """The chunks that hold wanted rows; what is damaged is deleted, to be computed again."""
+
+    def read(path: Path) -> NDArray[Any] | None:
+        chunk = _mapped(path)
+        if chunk is not None and chunk.dtype == record:
+            if wanted.isdisjoint(_names(chunk)):
+                return None
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() == path.stem:
+                    return chunk
+        path.unlink(missing_ok=True)
+        return None
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        chunks = pool.map(read, sorted(folder.glob("*.npy")))
+        return [chunk for chunk in chunks if chunk is not None]
+
+
+class _Hashing:
+    """A file to write to that knows the digest of what was written."""
+
+    def __init__(self, file: Any) -> None:
+        self._file, self.digest = file, hashlib.sha256()
+
+    def write(self, content: Any) -> None:
+        self.digest.update(content)
+        self._file.write(content)
+
+
+def _write_chunk(folder: Path, rows: NDArray[Any]) -> NDArray[Any]:
+    """Write a chunk under the name of its own digest, whole or not at all; map it."""
+    draft = folder / f"{uuid.uuid4().hex}.part"
+    try:
+        with draft.open("wb") as file:
+            hashing = _Hashing(file)
+            np.save(hashing, rows, allow_pickle=False)
+        final = folder / f"{hashing.digest.hexdigest()}.npy"
+        os.replace(draft, final)
+    finally:
+        draft.unlink(missing_ok=True)
+    mapped: NDArray[Any] = np.load(final, mmap_mode="r", allow_pickle=False)
+    return mapped
+
+
+def _write_json(path: Path, content: Any) -> None:
+    draft = path.with_name(f"{uuid.uuid4().hex}.part")
+    draft.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(draft, path)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    for draft in folder.glob("*.part"):
+        with suppress(FileNotFoundError):  # its process has finished it in the meantime
+            if time.time() - draft.stat().st_mtime > _ABANDONED_AFTER:
+                draft.unlink()
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            errno.ENOSPC,
+            f"Keeping the features needs {needed / 1e9:,.2f} GB and {free / 1e9:,.2f} GB are free. "
+            "Pass another cache_dir, cache_dtype='float16' (half as much), or cache_dir=False",
+            str(folder),
+        )
