@@ -101,35 +101,46 @@ def sample(images: ftk.ImageSet, limit: int | None, seed: int) -> np.ndarray:
     return ftk.stratified_split(images.labels, (share, 1 - share, 0), seed=seed).train
 
 
-def run_model(
-    number: int, args: argparse.Namespace, images: ftk.ImageSet, split: ftk.Split, out: Path
-) -> tuple[dict[str, Any], ftk.Report]:
-    """Train, evaluate and save one model; what `results.json` says of it."""
-    blocks, advice = number - 1, recipe(args.recipe)
+def train(
+    args: argparse.Namespace, images: ftk.ImageSet, split: ftk.Split
+) -> tuple[ftk.FineTuned, ...]:
+    """Train the models; they share one pass over the images."""
+    advice = recipe(args.recipe)
     backbone = load_backbone(args.weights, args.image_size, may_do_without=args.data is None)
     head = ftk.classification_head(
         len(images.class_names), units=(1024, 512), pooling=advice.pooling
     )
-    spec = ftk.FineTuneSpec(blocks, batch_norm=advice.batch_norm, epochs=args.epochs)
-    print(f"\nModel {number}: the head and {blocks} trailing blocks train")
-    print(spec.plan(backbone))
+    specs = [
+        ftk.FineTuneSpec(number - 1, batch_norm=advice.batch_norm, epochs=args.epochs)
+        for number in args.models
+    ]
+    for number, spec in zip(args.models, specs, strict=True):
+        print(f"\nModel {number}: the head and {spec.trainable_blocks} trailing blocks train")
+        print(spec.plan(backbone))
     callbacks = []
     if advice.keep_best_epoch:  # all epochs run; the weights of the best one on validation are kept
         callbacks.append(
             keras.callbacks.EarlyStopping(patience=args.epochs, restore_best_weights=True)
         )
-    tuned = ftk.fine_tune(
+    return ftk.sweep(
         backbone,
         head,
-        spec,
+        specs,
         images,
         split,
         batch_size=args.batch_size,
         callbacks=callbacks,
         preprocessing=advice.preprocessing,
+        cache_dir=args.cache_dir,
         seed=args.seed,
         verbose=args.verbose,
     )
+
+
+def save(
+    number: int, tuned: ftk.FineTuned, images: ftk.ImageSet, split: ftk.Split, out: Path
+) -> tuple[dict[str, Any], ftk.Report]:
+    """Evaluate and save one model; what `results.json` says of it."""
     started = time.perf_counter()
     report = ftk.evaluate(tuned.model, images, split.test)
     seconds = {**tuned.timings, "evaluate": time.perf_counter() - started}
@@ -139,7 +150,7 @@ def run_model(
     figures = report.to_dict()
     return {
         "name": f"Model {number}",
-        "trainable_blocks": blocks,
+        "trainable_blocks": number - 1,
         "trainable_params": sum(int(np.prod(w.shape)) for w in tuned.model.trainable_weights),
         "total_params": tuned.model.count_params(),
         "history": {name: list(values) for name, values in tuned.history.items()},
@@ -206,6 +217,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--image-size", type=int, default=224, help="in pixels (default: 224, as in the study)")
     add("--recipe", choices=("study", "recommended"), default="recommended")
     add("--seed", type=int, default=0, help="of split, head and shuffles (default: 0)")
+    add("--cache-dir", type=Path, help="keep the frozen part's features here for later runs")
     add("--out", type=Path, default=Path("out/chest_xray"), help="default: out/chest_xray")
     add("--limit", type=int, help="train and test on a stratified sample of so many images")
     add("--verbose", type=int, choices=(0, 1, 2), default=2, help="of Keras (default: 2)")
@@ -238,14 +250,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         },
         "models": [],
     }
-    for number in args.models:
-        model, report = run_model(number, args, images, split, out)
+    for number, tuned in zip(args.models, train(args, images, split), strict=True):
+        model, report = save(number, tuned, images, split, out)
         print(f"\nModel {number} on {len(split.test):,} test images\n{report}")
         results["models"].append(model)
-        # After each model, so that a run that is cut off keeps what it has.
-        draft = out / ".results.json.part"
-        draft.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        os.replace(draft, out / "results.json")
+    draft = out / ".results.json.part"
+    draft.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    os.replace(draft, out / "results.json")
     print(f"\n{table(results)}\n")
     print(
         f"Figures:  {out / 'results.json'}\nPictures: {out / 'reports'}\nModels:   {out / 'models'}"

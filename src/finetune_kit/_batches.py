@@ -10,7 +10,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import keras
@@ -28,6 +28,11 @@ class Batches(keras.utils.PyDataset):
 
     Each item is `(load(indices, epoch), labels[indices])`. With a `seed` the order of epoch e is
     drawn from (seed, e); without one it is that of `indices`.
+
+    Two habits of Keras 3.15 are kept out. It looks at a first batch before the first epoch and then
+    calls `on_epoch_end`, so the callback `turn` tells which epoch it is. And with its own threads
+    (`workers` above 1), on PyTorch that look shifts the batches: an epoch begins with its second
+    batch and ends with one of the next order. So the threads here are ours.
     """
 
     def __init__(
@@ -37,32 +42,38 @@ class Batches(keras.utils.PyDataset):
         indices: NDArray[np.int64],
         batch_size: int,
         seed: int | None = None,
-        workers: int = WORKERS,
+        threads: int = WORKERS,
+        epoch: int = 0,
     ) -> None:
-        # Pillow decodes outside Python's lock, so threads are enough; a short queue bounds memory.
-        super().__init__(workers=workers, max_queue_size=8)
+        super().__init__(workers=1)
         self._load, self._labels, self._indices = load, labels, indices
-        self._batch_size, self._seed, self._epoch = batch_size, seed, 0
-        self._shuffle()
+        self._batch_size, self._seed = batch_size, seed
+        # Pillow decodes outside Python's lock, so threads are enough.
+        self._pool = ThreadPoolExecutor(threads) if threads else None
+        self._ahead = threads
+        self.turn = keras.callbacks.LambdaCallback(on_epoch_begin=self._begin)
+        self._begin(epoch)
 
     def __len__(self) -> int:
         return math.ceil(len(self._indices) / self._batch_size)
 
     def __getitem__(self, item: int) -> tuple[Any, NDArray[Any]]:
-        chosen = self._order[item * self._batch_size : (item + 1) * self._batch_size]
-        return self._load(chosen, self._epoch), self._labels[chosen]
+        chosen = self._chosen(item)
+        if self._pool is None:
+            return self._load(chosen, self._epoch), self._labels[chosen]
+        for i in range(item, min(item + 1 + self._ahead, len(self))):
+            if i not in self._pending:
+                self._pending[i] = self._pool.submit(self._load, self._chosen(i), self._epoch)
+        return self._pending.pop(item).result(), self._labels[chosen]
 
-    def on_epoch_end(self) -> None:
-        """Draw the order of the next epoch."""
-        self._epoch += 1
-        self._shuffle()
+    def _chosen(self, item: int) -> NDArray[np.int64]:
+        return self._order[item * self._batch_size : (item + 1) * self._batch_size]
 
-    def _shuffle(self) -> None:
-        self._order = self._indices
+    def _begin(self, epoch: int, logs: Any = None) -> None:
+        self._epoch, self._order = epoch, self._indices
+        self._pending: dict[int, Future[Any]] = {}
         if self._seed is not None:
-            self._order = np.random.default_rng((self._seed, self._epoch)).permutation(
-                self._indices
-            )
+            self._order = np.random.default_rng((self._seed, epoch)).permutation(self._indices)
 
 
 def ahead(

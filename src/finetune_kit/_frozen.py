@@ -36,7 +36,7 @@ class Trained:
     model: keras.Model
     train: Load
     validation: Load
-    workers: int  # threads: features are only copied, pixels are decoded
+    threads: int  # pixels are decoded, features only copied
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +99,7 @@ class Source:
             kept = {i: digests[i] for i in self.split.validation.tolist()}
             _, features = self._features(whole, plan, kept, self._decode)
             validation = _plain(features)
-        return Trained(model, train, validation, 1)
+        return Trained(model, train, validation, 0)
 
     def _features(
         self, whole: keras.Model, plan: FreezePlan, rows: Mapping[int, str], decode: Decode

@@ -160,16 +160,17 @@ def fine_tune(
         if model is not whole:  # one optimizer, so that callbacks of the whole model can turn it
             model.compile(optimizer=whole.optimizer, **setup)
         computed = time.perf_counter()
+        train = Batches(trained.train, labels, split.train, batch_size, seed, trained.threads)
         history = model.fit(
-            Batches(trained.train, labels, split.train, batch_size, seed, trained.workers),
+            train,
             validation_data=Batches(
-                trained.validation, labels, split.validation, batch_size, None, trained.workers
+                trained.validation, labels, split.validation, batch_size, None, trained.threads
             )
             if len(split.validation)
             else None,
             epochs=spec.epochs,
             class_weight=weights,
-            callbacks=on_whole_model(callbacks, whole, model),
+            callbacks=[train.turn, *on_whole_model(callbacks, whole, model)],
             shuffle=False,  # `Batches` draws its own order, the same on every backend
             verbose=verbose,
         )
