@@ -34,6 +34,7 @@ specs = st.builds(
     batch_norm=st.sampled_from(["frozen", "train"]),
     epochs=st.integers(1, 100),
     learning_rate=st.floats(1e-6, 1.0),
+    layer_decay=st.sampled_from([1.0, 0.5]),
 )
 
 

@@ -68,14 +68,18 @@ def test_the_same_seed_gives_the_same_run(small_backbone, tiny_images):
 
 def test_history_has_one_value_an_epoch(small_backbone, tiny_images):
     tuned = tune(small_backbone, tiny_images, ftk.FineTuneSpec(epochs=3))
-    assert set(tuned.history) == {"loss", "accuracy", "val_loss", "val_accuracy"}
+    measured = {"loss", "accuracy", "val_loss", "val_accuracy"}
+    assert set(tuned.history) == {*measured, "epoch", "phase"}
+    assert tuned.history["epoch"] == [1, 2, 3]
+    assert tuned.history["phase"] == [1, 1, 1]
     assert all(len(values) == 3 for values in tuned.history.values())
     assert set(tuned.timings) == {"build", "prefix", "decode", "fit"}
 
 
 def test_a_split_without_validation_trains_too(small_backbone, tiny_images):
     split = ftk.Split(np.arange(24), np.arange(0), np.arange(0))
-    assert set(tune(small_backbone, tiny_images, split=split).history) == {"loss", "accuracy"}
+    history = tune(small_backbone, tiny_images, split=split).history
+    assert set(history) == {"loss", "accuracy", "epoch", "phase"}
 
 
 @pytest.mark.parametrize("threads", [0, 2])

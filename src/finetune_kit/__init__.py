@@ -17,6 +17,7 @@ from finetune_kit._images import ImageSet, read_image_folder
 from finetune_kit._plan import FreezePlan
 from finetune_kit._preprocessing import preprocessing
 from finetune_kit._report import Report
+from finetune_kit._schedules import gradual_unfreezing, linear_probe_then_fine_tune
 from finetune_kit._spec import FineTuneSpec
 from finetune_kit._split import Split, stratified_split
 from finetune_kit._surgery import cut, stitch
@@ -33,6 +34,8 @@ __all__ = [  # in path order
     "conv_blocks",
     "FineTuneSpec",
     "FreezePlan",
+    "linear_probe_then_fine_tune",
+    "gradual_unfreezing",
     "classification_head",
     "preprocessing",
     "cut",

@@ -1,4 +1,4 @@
-"""Callbacks come in, a callback goes out that shows them the whole model while its suffix trains.
+"""Callbacks come in, callbacks go out: the user's, shown the whole model, and our own.
 
 `fit` runs on a model that begins behind the frozen part. What a user's callback is given, saves,
 stops or turns the learning rate of is the whole model, which shares its layers and optimizer.
@@ -6,14 +6,56 @@ stops or turns the learning rate of is the whole model, which shares its layers 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
+
+from finetune_kit._graph import random_states
 
 _BATCH_HOOKS = ("train_batch_begin", "train_batch_end", "test_batch_begin", "test_batch_end")
 _OVERRIDABLE = (*_BATCH_HOOKS, "batch_begin", "batch_end")
 _HOOKS = ("train_begin", "train_end", "epoch_begin", "epoch_end", "test_begin", "test_end")
+
+
+class EpochSeeds(keras.callbacks.Callback):
+    """Sets the random generators as each epoch begins, from (seed, epoch) alone.
+
+    Dropout is then the same whether features or pixels are trained on, and after a pause. Those of
+    the layers are not enough: on PyTorch, Keras' Dropout draws from the global generator.
+    """
+
+    def __init__(self, model: keras.Model, seed: int) -> None:
+        super().__init__()
+        self._states, self._seed = random_states(model), seed
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Set the global generators and the state of each layer's."""
+        drawn = np.random.default_rng((self._seed, epoch, 2))
+        keras.utils.set_random_seed(int(drawn.integers(0, 2**31)))
+        for state in self._states:
+            state.assign(drawn.integers(0, 2**31, 2, np.uint32))
+
+
+class FiniteLoss(keras.callbacks.Callback):
+    """Stops a run whose loss is no number any more, in words."""
+
+    def __init__(self, learning_rate: float) -> None:
+        super().__init__()
+        self._learning_rate = learning_rate
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Look at the training loss."""
+        loss = float((logs or {}).get("loss", 0.0))
+        if not math.isfinite(loss):
+            rate = getattr(self.model.optimizer, "learning_rate", self._learning_rate)
+            raise FloatingPointError(
+                f"The loss is {loss} in epoch {epoch + 1}, at the learning rate {float(rate):.3g}. "
+                "Try a tenth of that, an optimizer with clipnorm=1.0, or batch_norm='frozen'; and "
+                "look at the pixels: the model takes raw RGB from 0 to 255"
+            )
 
 
 def on_whole_model(

@@ -7,6 +7,7 @@ know how features are kept, nor how the rest is trained.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -179,6 +180,28 @@ class Source:
             return features.load(indices * augmentation.views + views[indices])
 
         return load
+
+
+def frozen_values(backbone: keras.Model, plan: FreezePlan) -> dict[str, str]:
+    """A digest of each variable of the backbone that the plan says will stay."""
+    moving = {*plan.trainable_variables, *plan.moving_statistics}
+    return {v.path: _digest(v) for v in backbone.weights if v.path not in moving}
+
+
+def check_frozen(backbone: keras.Model, before: Mapping[str, str]) -> None:
+    """Refuse a run in which one of these variables is no longer what it was."""
+    moved = [v.path for v in backbone.weights if v.path in before and _digest(v) != before[v.path]]
+    if moved:
+        raise RuntimeError(
+            "After training, each variable that the plan holds must be bit-identical. "
+            f"{len(moved)} are not: {', '.join(moved[:5])}. A callback that sets `trainable` or "
+            "assigns weights of frozen blocks does that: give `fine_tune` a list of specs instead"
+        )
+
+
+def _digest(variable: Any) -> str:
+    value = np.ascontiguousarray(keras.ops.convert_to_numpy(variable))
+    return hashlib.sha256(value.tobytes()).hexdigest()
 
 
 def prefix_names(plan: FreezePlan) -> frozenset[str]:

@@ -25,6 +25,7 @@ class FreezePlan:
         block_trainable_params: for each block, how many of its parameters move by gradient.
         top_params: parameters of a classifier on top, which belongs to no block and trains.
         trainable_variables: paths of the variables that the optimizer will move.
+        rate_factors: for each of these, what part of the learning rate it trains with.
         moving_statistics: paths of the BatchNormalization statistics that training will move.
             Every other weight of the backbone stays bit-identical.
     """
@@ -37,6 +38,7 @@ class FreezePlan:
     block_trainable_params: tuple[int, ...]
     top_params: int
     trainable_variables: tuple[str, ...]
+    rate_factors: tuple[float, ...]
     moving_statistics: tuple[str, ...]
 
     @property
@@ -125,6 +127,12 @@ class FreezePlan:
         ]
         if any(self.trainable):
             notes.append(f"BatchNormalization of the trainable blocks: {norm}")
+        factors = self.rate_factors
+        if factors and min(factors) < 1:
+            notes.append(
+                f"learning rate: x{max(factors):.3g} in the last block that trains, "
+                f"x{min(factors):.3g} in the first"
+            )
         if self.top_params:
             notes.append(f"+ {self.top_params:,} parameters of the classifier on top, which trains")
         return notes

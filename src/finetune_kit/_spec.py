@@ -40,6 +40,10 @@ class FineTuneSpec:
             model. `"train"` trains them and updates their statistics.
         epochs: passes over the training images, at least 1. Defaults to 1.
         learning_rate: of the optimizer, greater than 0. Defaults to 1e-3.
+        layer_decay: what the learning rate is multiplied by from block to block toward the input,
+            above 0 and up to 1 (default: the same rate everywhere). The head has the full rate, the
+            last block `layer_decay` times that, the one before it `layer_decay ** 2` times
+            (as in Bao et al., BEiT, ICLR 2022).
 
     Raises:
         ValueError: for a value outside what is said above. Whether `trainable_blocks` fits a
@@ -57,6 +61,7 @@ class FineTuneSpec:
     batch_norm: str = "frozen"
     epochs: int = 1
     learning_rate: float = 1e-3
+    layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
         blocks: Any = self.trainable_blocks
@@ -78,6 +83,10 @@ class FineTuneSpec:
         rate = self.learning_rate
         if isinstance(rate, bool) or not isinstance(rate, Real) or not 0 < rate < math.inf:
             raise ValueError(f"`learning_rate` must be a number above 0. Received: {rate!r}")
+        decay = self.layer_decay
+        if isinstance(decay, bool) or not isinstance(decay, Real) or not 0 < decay <= 1:
+            raise ValueError(f"`layer_decay` must be above 0 and up to 1. Received: {decay!r}")
+        object.__setattr__(self, "layer_decay", float(decay))
         object.__setattr__(self, "trainable_blocks", blocks)
         object.__setattr__(self, "epochs", int(self.epochs))
         object.__setattr__(self, "learning_rate", float(rate))
@@ -196,6 +205,8 @@ class FineTuneSpec:
             for part, trains in zip(parts.parts, trainable, strict=True)
         ]
         top = _moving(parts.top, "train")
+        count = len(moving)
+        factors = [self.layer_decay ** (count - i) for i, (ws, _) in enumerate(moving) for _ in ws]
         return FreezePlan(
             backbone=backbone.name,
             level=self.level,
@@ -205,6 +216,7 @@ class FineTuneSpec:
             block_trainable_params=tuple(_scalars(weights) for weights, _ in moving),
             top_params=sum(op.count_params() for op in parts.top if is_layer(op)),
             trainable_variables=tuple(v.path for weights, _ in [*moving, top] for v in weights),
+            rate_factors=(*factors, *(1.0 for _ in top[0])),
             moving_statistics=tuple(v.path for _, stats in [*moving, top] for v in stats),
         )
 

@@ -6,9 +6,10 @@ pixels pass through is the preprocessing's, what is computed once is the frozen 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, TypedDict, Unpack
 
@@ -16,14 +17,22 @@ import keras
 import numpy as np
 
 from finetune_kit import _preprocessing
-from finetune_kit._batches import Batches
-from finetune_kit._callbacks import on_whole_model
+from finetune_kit._batches import Batches, Load
+from finetune_kit._callbacks import EpochSeeds, FiniteLoss, on_whole_model
 from finetune_kit._checks import check_choice, check_count, check_indices, image_size
-from finetune_kit._compile import class_weights, loss_for, new_optimizer
 from finetune_kit._features import DTYPES, CacheDir, opened
-from finetune_kit._frozen import Augmentation, Source, prefix_names
+from finetune_kit._frozen import (
+    Augmentation,
+    Source,
+    Trained,
+    check_frozen,
+    frozen_values,
+    prefix_names,
+)
 from finetune_kit._graph import copy, is_stochastic
 from finetune_kit._images import ImageSet
+from finetune_kit._objective import class_weights, loss_for
+from finetune_kit._optimizer import Optimizers
 from finetune_kit._plan import FreezePlan
 from finetune_kit._spec import FineTuneSpec
 from finetune_kit._split import PARTS, Split
@@ -38,9 +47,11 @@ class FineTuned:
             gives probabilities `(n, num_classes)`. It is not compiled: what `model.save` writes is
             there to predict, and loads with Keras alone on any backend. To train it further with
             plain Keras, compile it.
-        history: lists with one value an epoch: `loss`, `accuracy`, and `val_loss`,
-            `val_accuracy` where the split has a validation part.
-        plan: what was frozen and what trained.
+        history: lists with one value an epoch: `loss`, `accuracy`, `val_loss` and `val_accuracy`
+            where the split has a validation part, the number of the `epoch` and of its `phase`,
+            both from 1, and what callbacks add; nan where an epoch has no value.
+        plan: what was frozen and what trained, in the last phase.
+        plans: the same for each phase.
         timings: seconds: `build` (copying and compiling), `prefix` (computing the frozen part's
             features, or finding them on disk), `decode` (decoding images for that, all threads
             added up, so part of `prefix`) and `fit`.
@@ -49,13 +60,14 @@ class FineTuned:
     model: keras.Model
     history: Mapping[str, list[float]]
     plan: FreezePlan
+    plans: tuple[FreezePlan, ...]
     timings: Mapping[str, float]
 
 
 def fine_tune(
     backbone: keras.Model,
     head: keras.Layer,
-    spec: FineTuneSpec,
+    spec: FineTuneSpec | Sequence[FineTuneSpec],
     images: ImageSet,
     split: Split,
     *,
@@ -83,15 +95,19 @@ def fine_tune(
         backbone: a functional model without classifier, for images of a fixed size, such as
             `keras.applications.MobileNetV2(include_top=False, input_shape=(224, 224, 3))`.
         head: what turns its output into probabilities, see `classification_head`.
-        spec: what trains, how long, how fast.
+        spec: what trains, how long, how fast; or a list of specs, phases that follow one another
+            (see `linear_probe_then_fine_tune`, `gradual_unfreezing`). Each phase has a new
+            optimizer, into which the state of what was training already is carried.
         images: what to train on.
         split: which of them train and which validate.
         batch_size: images a step. Defaults to 32.
-        optimizer: its name (with the spec's learning rate; default: `"adam"`), or an instance,
-            which is copied as it is configured, its own learning rate included.
+        optimizer: its name (with the spec's learning rate; default: `"adam"`), or an instance or
+            config, which is copied as it is, its own learning rate or schedule included. Weight
+            decay leaves out biases and norms.
         class_weight: how much a sample of a class counts: a mapping from class names or indices,
             or `"balanced"` (each class as much as another). Default: each sample as much.
-        callbacks: plain Keras callbacks; their `model` is the whole one, which takes pixels.
+        callbacks: plain Keras callbacks; their `model` is the whole one, which takes pixels. Epoch
+            numbers go on from phase to phase, each of which begins and ends for them.
         preprocessing: `"auto"` (default: see `preprocessing`), a Keras layer that takes raw
             0-255 RGB, or None for a backbone that takes raw pixels. It becomes part of the model.
         seed: of the head's first weights, dropout, shuffles and augmentation; it is given to
@@ -117,6 +133,8 @@ def fine_tune(
     Raises:
         ValueError: if an argument does not fit the others; says which, and how to mend it.
         OSError: if the features need more space than is free; says how much.
+        FloatingPointError: if the loss is no number; says in which epoch, and what to try.
+        RuntimeError: if a callback changed what the plan said would stay.
 
     Example:
         >>> x = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
@@ -131,68 +149,38 @@ def fine_tune(
         (2, 2)
     """
     started = time.perf_counter()
+    specs = [spec] if isinstance(spec, FineTuneSpec) else list(spec)
+    if not specs or not all(isinstance(phase, FineTuneSpec) for phase in specs):
+        raise ValueError(f"`spec` must be a FineTuneSpec or a list of them. Received: {spec!r}")
     _check_images(images, split)
     size = image_size("backbone", backbone)
     check_count("batch_size", batch_size)
     weights = class_weights(class_weight, images.labels[split.train], images.class_names)
+    optimizers = Optimizers(optimizer)
     keras.utils.set_random_seed(seed)
     backbone, head = copy(backbone), copy(head)
     pixels = _layer(preprocessing, backbone)
     _check_caching(cache_dir, cache_dtype, augmentation, views, pixels)
-    plan = spec.plan(backbone)
-    whole = spec.build(backbone, head, preprocessing=pixels)
-    setup = {"loss": loss_for(whole, head, images.class_names), "metrics": ["accuracy"]}
-    whole.compile(optimizer=new_optimizer(optimizer, spec.learning_rate), **setup)
+    views_of = augmentation and Augmentation(copy(augmentation), views, seed)
+    plans = [phase.plan(backbone) for phase in specs]
     with opened(cache_dir) as folder:
-        source = Source(
-            images,
-            split,
-            size,
-            batch_size,
-            verbose,
-            folder,
-            dtype=cache_dtype,
-            augmentation=augmentation and Augmentation(copy(augmentation), views, seed),
+        run = _Run(
+            backbone,
+            head,
+            pixels,
+            Source(images, split, size, batch_size, verbose, folder, cache_dtype, views_of),
+            optimizers,
+            {"class_weight": weights, "verbose": verbose},
+            callbacks,
+            seed,
         )
-        built = time.perf_counter()
-        trained = source.trained(whole, plan)
-        model, labels = trained.model, images.labels
-        if model is not whole:  # one optimizer, so that callbacks of the whole model can turn it
-            model.compile(optimizer=whole.optimizer, **setup)
-        computed = time.perf_counter()
-        train = Batches(trained.train, labels, split.train, batch_size, seed, trained.threads)
-        history = model.fit(
-            train,
-            validation_data=Batches(
-                trained.validation, labels, split.validation, batch_size, None, trained.threads
-            )
-            if len(split.validation)
-            else None,
-            epochs=spec.epochs,
-            class_weight=weights,
-            callbacks=[train.turn, *on_whole_model(callbacks, whole, model)],
-            shuffle=False,  # `Batches` draws its own order, the same on every backend
-            verbose=verbose,
-        )
-    # Uncompiled: a file with torch's own Adam in it cannot be loaded on another backend, and one
-    # that is there to predict needs no moments.
-    tuned = keras.Model(whole.input, whole.output, name=whole.name)
-    tuned.history = history  # where `fit` itself leaves it
-    return FineTuned(
-        model=tuned,
-        history=MappingProxyType(
-            {name: [float(value) for value in values] for name, values in history.history.items()}
-        ),
-        plan=plan,
-        timings=MappingProxyType(
-            {
-                "build": built - started,
-                "prefix": computed - built,
-                "decode": source.seconds["decode"],
-                "fit": time.perf_counter() - computed,
-            }
-        ),
-    )
+        run.seconds["build"] += time.perf_counter() - started
+        if len(specs) > 1:  # what is frozen in all phases comes first: the others go on from there
+            deepest = min(range(len(specs)), key=lambda i: plans[i].prefix_blocks)
+            run.prepare(specs[deepest], plans[deepest])
+        for number, (phase, plan) in enumerate(zip(specs, plans, strict=True), start=1):
+            whole = run.train(number, phase, plan)
+    return run.result(whole, tuple(plans))
 
 
 class Options(TypedDict, total=False):
@@ -263,6 +251,110 @@ def sweep(
         for i in order:
             runs[i] = fine_tune(backbone, head, specs[i], images, split, **options)
     return tuple(runs[i] for i in range(len(specs)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """What the phases of a run share, and what they leave."""
+
+    backbone: keras.Model
+    head: keras.Layer
+    pixels: keras.Layer | None
+    source: Source
+    optimizers: Optimizers
+    fit_options: Mapping[str, Any]
+    callbacks: Sequence[keras.callbacks.Callback]
+    seed: int
+    epochs: list[dict[str, float]] = field(default_factory=list)
+    seconds: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("build", "prefix", "decode", "fit"), 0.0)
+    )
+
+    def prepare(self, spec: FineTuneSpec, plan: FreezePlan) -> None:
+        """Compute what is frozen under a spec."""
+        self._trained(spec, plan)
+
+    def train(self, number: int, spec: FineTuneSpec, plan: FreezePlan) -> keras.Model:
+        """One phase; the whole model."""
+        whole, trained = self._trained(spec, plan)
+        started, first = time.perf_counter(), len(self.epochs)
+        self._compile(whole, trained.model, number, spec, plan)
+        train = self._batches(trained.train, "train", trained.threads, self.seed, first)
+        validation = self._batches(trained.validation, "validation", trained.threads)
+        frozen = frozen_values(self.backbone, plan)
+        fitted = trained.model.fit(
+            train,
+            validation_data=validation if len(validation) else None,
+            initial_epoch=first,
+            epochs=first + spec.epochs,
+            callbacks=[
+                train.turn,
+                EpochSeeds(whole, self.seed),
+                FiniteLoss(spec.learning_rate),
+                *on_whole_model(self.callbacks, whole, trained.model),
+            ],
+            shuffle=False,  # `Batches` draws its own order, the same on every backend
+            **self.fit_options,
+        )
+        check_frozen(self.backbone, frozen)
+        for i, epoch in enumerate(fitted.epoch):
+            logs = {name: float(values[i]) for name, values in fitted.history.items()}
+            self.epochs.append({**logs, "epoch": epoch + 1, "phase": number})
+        self.seconds["fit"] += time.perf_counter() - started
+        return whole
+
+    def result(self, whole: keras.Model, plans: tuple[FreezePlan, ...]) -> FineTuned:
+        """The model and its history, as plain Keras has them."""
+        # Uncompiled: a file with torch's own Adam in it cannot be loaded on another backend, and
+        # one that is there to predict needs no moments.
+        tuned = keras.Model(whole.input, whole.output, name=whole.name)
+        names = dict.fromkeys(name for epoch in self.epochs for name in epoch)
+        history = {name: [epoch.get(name, math.nan) for epoch in self.epochs] for name in names}
+        tuned.history = keras.callbacks.History()  # where `fit` itself leaves it
+        tuned.history.history = history
+        self.seconds["decode"] += self.source.seconds["decode"]
+        return FineTuned(
+            model=tuned,
+            history=MappingProxyType(history),
+            plan=plans[-1],
+            plans=plans,
+            timings=MappingProxyType(dict(self.seconds)),
+        )
+
+    def _trained(self, spec: FineTuneSpec, plan: FreezePlan) -> tuple[keras.Model, Trained]:
+        started = time.perf_counter()
+        whole = spec.build(self.backbone, self.head, preprocessing=self.pixels)
+        built = time.perf_counter()
+        trained = self.source.trained(whole, plan)
+        self.seconds["build"] += built - started
+        self.seconds["prefix"] += time.perf_counter() - built
+        return whole, trained
+
+    def _compile(
+        self,
+        whole: keras.Model,
+        trained: keras.Model,
+        number: int,
+        spec: FineTuneSpec,
+        plan: FreezePlan,
+    ) -> None:
+        loss = loss_for(whole, self.head, self.source.images.class_names)
+        factors = dict(zip(plan.trainable_variables, plan.rate_factors, strict=True))
+        optimizer = self.optimizers.next(
+            number, trained.trainable_variables, spec.learning_rate, factors
+        )
+        whole.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"])
+        if (
+            trained is not whole
+        ):  # one optimizer, so that callbacks of the whole model turn its rate
+            trained.compile(optimizer=whole.optimizer, loss=loss, metrics=["accuracy"])
+
+    def _batches(
+        self, load: Load, part: str, threads: int, seed: int | None = None, epoch: int = 0
+    ) -> Batches:
+        source = self.source
+        indices = getattr(source.split, part)
+        return Batches(load, source.images.labels, indices, source.batch_size, seed, threads, epoch)
 
 
 def _check_images(images: ImageSet, split: Split) -> None:

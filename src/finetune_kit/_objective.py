@@ -1,12 +1,8 @@
-"""A spec's numbers and a user's wishes come in, what `compile` and `fit` need goes out.
-
-Optimizer, loss and class weights: this room knows neither images nor blocks.
-"""
+"""A head and labels come in, what it is trained toward goes out: loss and class weights."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import keras
 import numpy as np
@@ -14,18 +10,6 @@ from numpy.typing import NDArray
 from sklearn.utils.class_weight import compute_class_weight
 
 from finetune_kit._checks import check_outputs
-
-
-def new_optimizer(optimizer: Any, learning_rate: float) -> keras.optimizers.Optimizer:
-    if optimizer is None or isinstance(optimizer, str):
-        named = keras.optimizers.get(optimizer or "adam")
-        return named.from_config({**named.get_config(), "learning_rate": learning_rate})
-    if isinstance(optimizer, keras.optimizers.Optimizer):
-        return optimizer.from_config(optimizer.get_config())
-    raise ValueError(
-        "`optimizer` must be the name of a Keras optimizer, an instance of one, or None. "
-        f"Received: {optimizer!r}"
-    )
 
 
 def loss_for(model: keras.Model, head: keras.Layer, class_names: Sequence[str]) -> str:

@@ -1,0 +1,109 @@
+"""What a user wants for an optimizer comes in, the optimizer of each phase goes out.
+
+Each phase has a new optimizer (one that has seen other variables cannot be used again), into which
+the state of what was training already is carried. Variables that began to train in different
+phases, or train at different rates, have optimizers of their own inside a `MultiOptimizer`, so
+that the step count of each is its own. This room knows neither images nor blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+
+_COUNTERS = ("iteration", "learning_rate")
+
+
+class Optimizers:
+    """The optimizers of a run, phase by phase."""
+
+    def __init__(self, wanted: Any) -> None:
+        if isinstance(wanted, keras.optimizers.MultiOptimizer):
+            raise ValueError(
+                "`optimizer` must be a single Keras optimizer; for rates that fall toward the "
+                "input give the spec a layer_decay. Received: a MultiOptimizer"
+            )
+        if wanted is not None and not isinstance(wanted, (str, Mapping, keras.Optimizer)):
+            raise ValueError(
+                "`optimizer` must be the name, the config or an instance of a Keras optimizer, or "
+                f"None. Received: {wanted!r}"
+            )
+        given = keras.optimizers.get(wanted or "adam")
+        self._kind, self._config = type(given), given.get_config()
+        self._keeps_rate = wanted is not None and not isinstance(wanted, str)
+        self._last: dict[str, keras.Optimizer] = {}  # by path: who moved it in the last phase
+        self._began: dict[str, int] = {}
+
+    def next(
+        self,
+        phase: int,
+        variables: Sequence[Any],
+        learning_rate: float,
+        factors: Mapping[str, float],
+    ) -> keras.Optimizer:
+        """The optimizer of a phase, built and with the state of the variables that go on.
+
+        `factors` tells by path what part of the learning rate a variable trains with; 1 where
+        nothing is said.
+        """
+        self._began = {v.path: self._began.get(v.path, phase) for v in variables}
+        groups: dict[tuple[int, float], list[Any]] = {}
+        for variable in variables:
+            key = self._began[variable.path], factors.get(variable.path, 1.0)
+            groups.setdefault(key, []).append(variable)
+        self._check(variables, len(groups) > 1)
+        made: dict[str, keras.Optimizer] = {}
+        for (_, factor), group in groups.items():
+            single = self._new(learning_rate, factor)
+            if single.weight_decay:  # biases and norms are left out, as is the custom
+                single.exclude_from_weight_decay([v for v in group if len(v.shape) < 2])
+            single.build(group)
+            self._carry(group, single)
+            made |= {variable.path: single for variable in group}
+        self._last = made
+        if len(groups) == 1:
+            return next(iter(made.values()))
+        first = next(iter(made.values()))
+        several = keras.optimizers.MultiOptimizer(keras.optimizers.OptimizerMap(first, made))
+        several.build(list(variables))
+        return several
+
+    def _new(self, learning_rate: float, factor: float) -> keras.Optimizer:
+        rate = self._config["learning_rate"] if self._keeps_rate else learning_rate
+        if factor != 1.0:
+            if not isinstance(rate, float):
+                raise ValueError(
+                    "`layer_decay` below 1 needs an optimizer whose learning rate is a number; "
+                    "a schedule is the same for all blocks. Received: "
+                    f"learning_rate={rate!r}"
+                )
+            rate *= factor
+        return self._kind.from_config({**self._config, "learning_rate": rate})
+
+    def _carry(self, group: Sequence[Any], single: keras.Optimizer) -> None:
+        """Moments by the name of their variable; counters from who moved the group before."""
+        before = [self._last[v.path] for v in group if v.path in self._last]
+        if not before:
+            return
+        slots = {slot.name: slot for optimizer in set(before) for slot in optimizer.variables}
+        shared = {slot.name: slot for slot in before[0].variables if not slot.shape}
+        for slot in single.variables:
+            old = slots.get(slot.name) if slot.shape else shared.get(slot.name)
+            if old is not None and slot.name != "learning_rate" and old.shape == slot.shape:
+                slot.assign(old)
+
+    def _check(self, variables: Sequence[Any], several: bool) -> None:
+        if several and self._config.get("global_clipnorm") is not None:
+            raise ValueError(
+                "`optimizer` cannot clip the norm of all gradients together where variables have "
+                "optimizers of their own (after the first phase, or with layer_decay); use "
+                f"clipnorm. Received: global_clipnorm={self._config['global_clipnorm']}"
+            )
+        half = keras.config.dtype_policy().compute_dtype == "float16"
+        if several and half:
+            raise ValueError(
+                "Phases that add blocks and layer_decay need a loss that is not scaled; use the "
+                "policy 'mixed_bfloat16'. Received: 'mixed_float16'"
+            )

@@ -1,0 +1,231 @@
+"""Phases: what goes on training keeps its optimizer's state, what begins starts fresh."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+
+import finetune_kit as ftk
+
+SPLIT = ftk.Split(np.arange(12), np.arange(12, 18), np.arange(18, 24))
+
+
+def tune(backbone, images, spec, **options):
+    head = ftk.classification_head(3, units=(4,))
+    options = {"verbose": 0, "batch_size": 4, "preprocessing": None, **options}
+    return ftk.fine_tune(backbone, head, spec, images, SPLIT, **options)
+
+
+class Notes(keras.callbacks.Callback):
+    """Notes the optimizer's variables as each phase begins and ends."""
+
+    def __init__(self):
+        super().__init__()
+        self.begun, self.ended, self.epochs, self.rates = [], [], [], []
+
+    def parts(self):
+        optimizer = self.model.optimizer
+        return getattr(optimizer, "optimizers", [optimizer])
+
+    def state(self):
+        return [
+            {v.name: np.array(keras.ops.convert_to_numpy(v)) for v in part.variables}
+            for part in self.parts()
+        ]
+
+    def on_train_begin(self, logs=None):
+        self.begun.append(self.state())
+        self.rates.append([float(part.learning_rate) for part in self.parts()])
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epochs.append(epoch)
+
+    def on_train_end(self, logs=None):
+        self.ended.append(self.state())
+
+
+def test_phases_have_one_history(small_backbone, tiny_images):
+    notes = Notes()
+    specs = [ftk.FineTuneSpec(n, epochs=n + 1) for n in (0, 1, 2)]
+    run = tune(small_backbone, tiny_images, specs, callbacks=[notes])
+    assert run.history["epoch"] == [1, 2, 3, 4, 5, 6] == [e + 1 for e in notes.epochs]
+    assert run.history["phase"] == [1, 2, 2, 3, 3, 3]
+    assert all(len(values) == 6 for values in run.history.values())
+    assert [sum(plan.trainable) for plan in run.plans] == [0, 1, 2]
+    assert run.plan is run.plans[-1]
+    report = ftk.evaluate(run.model, tiny_images, SPLIT.test)
+    assert report.history["loss"] == run.history["loss"]
+
+
+def test_the_state_of_what_goes_on_is_carried_and_the_rest_starts_fresh(
+    small_backbone, tiny_images
+):
+    notes = Notes()
+    specs = [ftk.FineTuneSpec(1, epochs=2), ftk.FineTuneSpec(2, epochs=1, learning_rate=1e-2)]
+    tune(small_backbone, tiny_images, specs, callbacks=[notes])
+    (before,), after = notes.ended[0], notes.begun[1]
+    assert len(after) == 2
+    fresh, carried = sorted(after, key=lambda part: int(part["iteration"]))
+    assert int(carried["iteration"]) == int(before["iteration"]) == 2 * 3
+    assert int(fresh["iteration"]) == 0
+    moments = [name for name in before if name not in ("iteration", "learning_rate")]
+    assert moments
+    assert {*moments} == {*carried} - {"iteration", "learning_rate"}
+    for name in moments:
+        assert np.array_equal(before[name], carried[name])
+    assert any(np.any(before[name]) for name in moments)
+    new = {name: value for name, value in fresh.items() if name.startswith("block3")}
+    assert new
+    assert not any(np.any(value) for value in new.values())
+    assert notes.rates[1] == pytest.approx([1e-2] * 2)
+
+
+def test_two_phases_of_one_spec_are_one_phase(small_backbone, tiny_images):
+    """Carried as a whole, nothing is lost: Adam's moments, its step count, the order of batches."""
+    halves = [ftk.FineTuneSpec(1, epochs=2)] * 2
+    split = tune(small_backbone, tiny_images, halves)
+    whole = tune(small_backbone, tiny_images, ftk.FineTuneSpec(1, epochs=4))
+    assert split.history["loss"] == pytest.approx(whole.history["loss"], rel=1e-5)
+    assert split.history["val_loss"] == pytest.approx(whole.history["val_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    ["sgd", "nadam", "lion", keras.optimizers.SGD(0.01, momentum=0.9, clipnorm=1.0),
+     keras.optimizers.AdamW(1e-3, weight_decay=0.1, gradient_accumulation_steps=2),
+     {"class_name": "RMSprop", "config": {"learning_rate": 0.01}},
+     keras.optimizers.Adam(keras.optimizers.schedules.ExponentialDecay(0.01, 3, 0.5))],
+    ids=["sgd", "nadam", "lion", "momentum", "accumulation", "config", "schedule"])  # fmt: skip
+def test_any_optimizer_goes_through_phases(small_backbone, tiny_images, optimizer):
+    specs = [ftk.FineTuneSpec(n, epochs=1) for n in (0, 1)]
+    run = tune(small_backbone, tiny_images, specs, optimizer=optimizer)
+    assert np.all(np.isfinite(run.history["loss"]))
+
+
+def test_cached_phases_are_uncached_phases(small_backbone, tiny_images):
+    specs = [ftk.FineTuneSpec(n, epochs=1) for n in (0, 2, 1, "all")]
+    runs = [tune(small_backbone, tiny_images, specs, cache_dir=kept) for kept in (None, False)]
+    for name, values in runs[0].history.items():
+        assert values == pytest.approx(runs[1].history[name], rel=1e-4), name
+
+
+def test_the_rate_falls_from_block_to_block(small_backbone, tiny_images):
+    spec = ftk.FineTuneSpec(2, layer_decay=0.5, learning_rate=0.1, batch_norm="train")
+    plan = spec.plan(small_backbone)
+    factors = dict(zip(plan.trainable_variables, plan.rate_factors, strict=True))
+    assert factors["block4_conv/kernel"] == factors["block4_conv_bn/gamma"] == 0.5
+    assert factors["block3_conv/kernel"] == 0.25
+    assert "x0.5 in the last block that trains, x0.25 in the first" in str(plan)
+    notes = Notes()
+    tune(small_backbone, tiny_images, spec, callbacks=[notes], optimizer="sgd")
+    assert sorted(notes.rates[0]) == pytest.approx([0.025, 0.05, 0.1])
+
+
+def test_a_schedule_of_rates_turns_all_of_them(small_backbone, tiny_images):
+    notes = Notes()
+    turn = keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2)
+    spec = ftk.FineTuneSpec(1, layer_decay=0.5, learning_rate=0.1, epochs=2)
+    run = tune(small_backbone, tiny_images, spec, callbacks=[turn, notes], optimizer="sgd")
+    ended = sorted(float(part["learning_rate"]) for part in notes.ended[0])
+    assert ended == pytest.approx([0.1 * 0.5 / 4, 0.1 / 4])
+    assert len(run.history["loss"]) == 2
+
+
+def test_weight_decay_leaves_out_biases_and_norms(small_backbone, tiny_images):
+    """With no gradient to speak of, decay alone moves the kernels, and nothing else moves."""
+    optimizer = keras.optimizers.SGD(1e-9, weight_decay=1e6)
+    run = tune(small_backbone, tiny_images, ftk.FineTuneSpec(1, batch_norm="train"),
+               optimizer=optimizer)  # fmt: skip
+    before = {v.path: keras.ops.convert_to_numpy(v) for v in small_backbone.weights}
+    after = {v.path: keras.ops.convert_to_numpy(v) for v in run.model.weights}
+    moved = {
+        path
+        for path in run.plan.trainable_variables
+        if not np.allclose(before[path], after[path], atol=1e-6)
+    }
+    assert moved == {"block4_conv/kernel"}
+
+
+def test_schedules_are_lists_of_specs():
+    probe, tuned = ftk.linear_probe_then_fine_tune(4, probe_epochs=2, epochs=3, layer_decay=0.9)
+    assert (probe.trainable_blocks, probe.epochs, probe.learning_rate) == (0, 2, 1e-3)
+    assert (tuned.trainable_blocks, tuned.epochs, tuned.learning_rate) == (4, 3, 1e-4)
+    assert tuned.layer_decay == 0.9
+    steps = ftk.gradual_unfreezing(2, epochs_per_block=3, epochs=5, level="stage")
+    assert [(s.trainable_blocks, s.epochs, s.level) for s in steps] == [
+        (0, 3, "stage"), (1, 3, "stage"), (2, 5, "stage")]  # fmt: skip
+    with pytest.raises(ValueError, match="`trainable_blocks`"):
+        ftk.gradual_unfreezing("all", epochs=3)
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "says"),
+    [
+        ([], {}, "`spec` must be a FineTuneSpec or a list"),
+        ([1, 2], {}, "`spec` must be a FineTuneSpec or a list"),
+        (
+            ftk.FineTuneSpec(1, layer_decay=0.5),
+            {"optimizer": keras.optimizers.SGD(0.1, global_clipnorm=1.0)},
+            "global_clipnorm",
+        ),
+        (
+            ftk.FineTuneSpec(1, layer_decay=0.5),
+            {"optimizer": keras.optimizers.SGD(
+                keras.optimizers.schedules.ExponentialDecay(0.1, 3, 0.5))},
+            "`layer_decay` below 1 needs",
+        ),
+        (
+            ftk.FineTuneSpec(1),
+            {"optimizer": keras.optimizers.MultiOptimizer(
+                keras.optimizers.OptimizerMap(keras.optimizers.SGD()))},
+            "single Keras optimizer",
+        ),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused(small_backbone, tiny_images, spec, options, says):
+    with pytest.raises(ValueError, match=says):
+        tune(small_backbone, tiny_images, spec, **options)
+
+
+def test_layer_decay_is_checked():
+    for bad in (0, 1.5, "x", True):
+        with pytest.raises(ValueError, match="`layer_decay`"):
+            ftk.FineTuneSpec(1, layer_decay=bad)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(small_backbone, tiny_images):
+    class Poison(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            kernel = self.model.get_layer("head").layers[-1].kernel
+            kernel.assign(np.full(kernel.shape, np.nan, "float32"))
+
+    with pytest.raises(FloatingPointError, match=r"nan in epoch 1, at the learning rate 0\.001"):
+        tune(small_backbone, tiny_images, ftk.FineTuneSpec(0), callbacks=[Poison()])
+
+
+@pytest.mark.parametrize("kept", [None, False])
+def test_a_callback_that_moves_what_is_frozen_is_an_error(small_backbone, tiny_images, kept):
+    class Meddler(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            kernel = self.model.get_layer("block1_conv").kernel
+            kernel.assign(kernel + 1)
+
+    with pytest.raises(RuntimeError, match=r"block1_conv/kernel.*list of specs"):
+        tune(small_backbone, tiny_images, ftk.FineTuneSpec(1), callbacks=[Meddler()],
+             cache_dir=kept)  # fmt: skip
+
+
+def test_the_cases_that_keras_gets_wrong_are_right(small_backbone, tiny_images):
+    """Freezing and unfreezing between fits (keras 3.15: ignored, an error or half done)."""
+    for order in ((1, 0), (0, 1), (1, 0, 1)):
+        before = {v.path: keras.ops.convert_to_numpy(v) for v in small_backbone.weights}
+        run = tune(small_backbone, tiny_images, [ftk.FineTuneSpec(n) for n in order])
+        moved = {
+            v.path
+            for v in run.model.weights
+            if v.path in before and not np.array_equal(keras.ops.convert_to_numpy(v),
+                                                       before[v.path])
+        }  # fmt: skip
+        assert moved <= {"block4_conv/kernel", "block4_conv/bias"}
+        assert "block4_conv/kernel" in moved
