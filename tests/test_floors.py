@@ -42,9 +42,19 @@ FLOORS = {
     "_optimizer": set(),
     "_schedules": {"_checks", "_spec"},
     "_evaluate": {"_batches", "_checks", "_images", "_metrics", "_report"},
-    "_train": {
+    "_checkpoints": set(),
+    "_phases": {
         "_batches",
         "_callbacks",
+        "_checkpoints",
+        "_frozen",
+        "_objective",
+        "_optimizer",
+        "_plan",
+        "_spec",
+    },
+    "_train": {
+        "_checkpoints",
         "_checks",
         "_features",
         "_frozen",
@@ -52,6 +62,7 @@ FLOORS = {
         "_images",
         "_objective",
         "_optimizer",
+        "_phases",
         "_plan",
         "_preprocessing",
         "_spec",

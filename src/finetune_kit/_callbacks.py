@@ -23,8 +23,7 @@ _HOOKS = ("train_begin", "train_end", "epoch_begin", "epoch_end", "test_begin", 
 class EpochSeeds(keras.callbacks.Callback):
     """Sets the random generators as each epoch begins, from (seed, epoch) alone.
 
-    Dropout is then the same whether features or pixels are trained on, and after a pause. Those of
-    the layers are not enough: on PyTorch, Keras' Dropout draws from the global generator.
+    Dropout is then the same whether features or pixels are trained on, and after a pause.
     """
 
     def __init__(self, model: keras.Model, seed: int) -> None:
@@ -32,9 +31,10 @@ class EpochSeeds(keras.callbacks.Callback):
         self._states, self._seed = random_states(model), seed
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Set the global generators and the state of each layer's."""
+        """Set the state of each layer's generator."""
         drawn = np.random.default_rng((self._seed, epoch, 2))
-        keras.utils.set_random_seed(int(drawn.integers(0, 2**31)))
+        if keras.backend.backend() == "torch":  # its Dropout draws from the global generator
+            keras.utils.set_random_seed(int(drawn.integers(0, 2**31)))
         for state in self._states:
             state.assign(drawn.integers(0, 2**31, 2, np.uint32))
 

@@ -34,7 +34,23 @@ class Optimizers:
         self._kind, self._config = type(given), given.get_config()
         self._keeps_rate = wanted is not None and not isinstance(wanted, str)
         self._last: dict[str, keras.Optimizer] = {}  # by path: who moved it in the last phase
-        self._began: dict[str, int] = {}
+        self._groups: dict[tuple[int, float], keras.Optimizer] = {}
+        self.began: dict[str, int] = {}  # by path: in which phase it began to train
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What the optimizers are made of, as plain values and without their name."""
+        made: dict[str, Any] = keras.optimizers.serialize(self._kind.from_config(self._config))
+        values = {name: value for name, value in made["config"].items() if name != "name"}
+        return {"class_name": made["class_name"], **values}
+
+    def variables(self) -> dict[str, Any]:
+        """The state of the phase's optimizers, by place: the names of a head's layers may differ."""
+        return {
+            f"{began} {factor} {i}": variable
+            for (began, factor), single in self._groups.items()
+            for i, variable in enumerate(single.variables)
+        }
 
     def next(
         self,
@@ -48,15 +64,16 @@ class Optimizers:
         `factors` tells by path what part of the learning rate a variable trains with; 1 where
         nothing is said.
         """
-        self._began = {v.path: self._began.get(v.path, phase) for v in variables}
+        self.began = {v.path: self.began.get(v.path, phase) for v in variables}
         groups: dict[tuple[int, float], list[Any]] = {}
         for variable in variables:
-            key = self._began[variable.path], factors.get(variable.path, 1.0)
+            key = self.began[variable.path], factors.get(variable.path, 1.0)
             groups.setdefault(key, []).append(variable)
         self._check(variables, len(groups) > 1)
         made: dict[str, keras.Optimizer] = {}
-        for (_, factor), group in groups.items():
-            single = self._new(learning_rate, factor)
+        self._groups = {}
+        for (began, factor), group in groups.items():
+            single = self._groups[began, factor] = self._new(learning_rate, factor)
             if single.weight_decay:  # biases and norms are left out, as is the custom
                 single.exclude_from_weight_decay([v for v in group if len(v.shape) < 2])
             single.build(group)

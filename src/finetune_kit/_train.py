@@ -6,10 +6,13 @@ pixels pass through is the preprocessing's, what is computed once is the frozen 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypedDict, Unpack
 
@@ -17,22 +20,15 @@ import keras
 import numpy as np
 
 from finetune_kit import _preprocessing
-from finetune_kit._batches import Batches, Load
-from finetune_kit._callbacks import EpochSeeds, FiniteLoss, on_whole_model
+from finetune_kit._checkpoints import Checkpoints
 from finetune_kit._checks import check_choice, check_count, check_indices, image_size
-from finetune_kit._features import DTYPES, CacheDir, opened
-from finetune_kit._frozen import (
-    Augmentation,
-    Source,
-    Trained,
-    check_frozen,
-    frozen_values,
-    prefix_names,
-)
+from finetune_kit._features import DTYPES, CacheDir, described, opened
+from finetune_kit._frozen import Augmentation, Source, prefix_names
 from finetune_kit._graph import copy, is_stochastic
-from finetune_kit._images import ImageSet
-from finetune_kit._objective import class_weights, loss_for
+from finetune_kit._images import ImageSet, content_digests
+from finetune_kit._objective import class_weights
 from finetune_kit._optimizer import Optimizers
+from finetune_kit._phases import Run
 from finetune_kit._plan import FreezePlan
 from finetune_kit._spec import FineTuneSpec
 from finetune_kit._split import PARTS, Split
@@ -81,6 +77,7 @@ def fine_tune(
     views: int = 8,
     cache_dir: CacheDir = None,
     cache_dtype: str = "float32",
+    run_dir: str | os.PathLike[str] | None = None,
     verbose: str | int = "auto",
 ) -> FineTuned:
     """Train a head and the trailing blocks of a backbone on images.
@@ -125,6 +122,11 @@ def fine_tune(
             is computed in each epoch.
         cache_dtype: how features are kept: `"float32"` (default) or `"float16"`, which takes half
             the space and rounds them to three decimal digits.
+        run_dir: a folder of its own for this run, in which each epoch leaves a checkpoint. The
+            same call after an interruption goes on from the last one, and ends with the weights
+            and history of a run that was not interrupted; after the end it returns at once. A call
+            that differs in spec, data, split or anything else that matters is refused. Callbacks
+            start anew. Defaults to none.
         verbose: `"auto"` (default), 0, 1 or 2, as in `fit`.
 
     Returns:
@@ -161,10 +163,28 @@ def fine_tune(
     backbone, head = copy(backbone), copy(head)
     pixels = _layer(preprocessing, backbone)
     _check_caching(cache_dir, cache_dtype, augmentation, views, pixels)
+    _check_run_dir(run_dir)
     views_of = augmentation and Augmentation(copy(augmentation), views, seed)
-    plans = [phase.plan(backbone) for phase in specs]
+    plans = tuple(phase.plan(backbone) for phase in specs)
+    checkpoints = run_dir and Checkpoints(
+        run_dir,
+        {
+            "specs": [phase.to_dict() for phase in specs],
+            "backbone": described(backbone),
+            "head": described(head),
+            "preprocessing": pixels and described(pixels),
+            **_data(images, split),
+            "batch_size": batch_size,
+            "optimizer": optimizers.config,
+            "class_weight": weights,
+            "augmentation": views_of and [described(views_of.layer), views],
+            "features": cache_dir is not False and cache_dtype,
+            "seed": seed,
+            "keras": [keras.__version__, keras.backend.backend()],
+        },
+    )
     with opened(cache_dir) as folder:
-        run = _Run(
+        run = Run(
             backbone,
             head,
             pixels,
@@ -173,14 +193,27 @@ def fine_tune(
             {"class_weight": weights, "verbose": verbose},
             callbacks,
             seed,
+            specs,
+            plans,
+            checkpoints or None,
         )
         run.seconds["build"] += time.perf_counter() - started
-        if len(specs) > 1:  # what is frozen in all phases comes first: the others go on from there
-            deepest = min(range(len(specs)), key=lambda i: plans[i].prefix_blocks)
-            run.prepare(specs[deepest], plans[deepest])
-        for number, (phase, plan) in enumerate(zip(specs, plans, strict=True), start=1):
-            whole = run.train(number, phase, plan)
-    return run.result(whole, tuple(plans))
+        whole = run.train()
+    run.seconds["decode"] += run.source.seconds["decode"]
+    # Uncompiled: a file with torch's own Adam in it cannot be loaded on another backend, and one
+    # that is there to predict needs no moments.
+    tuned = keras.Model(whole.input, whole.output, name=whole.name)
+    names = dict.fromkeys(name for epoch in run.epochs for name in epoch)
+    history = {name: [epoch.get(name, math.nan) for epoch in run.epochs] for name in names}
+    tuned.history = keras.callbacks.History()  # where `fit` itself leaves it
+    tuned.history.history = history
+    return FineTuned(
+        model=tuned,
+        history=MappingProxyType(history),
+        plan=plans[-1],
+        plans=plans,
+        timings=MappingProxyType(run.seconds),
+    )
 
 
 class Options(TypedDict, total=False):
@@ -196,6 +229,7 @@ class Options(TypedDict, total=False):
     views: int
     cache_dir: CacheDir
     cache_dtype: str
+    run_dir: str | os.PathLike[str] | None
     verbose: str | int
 
 
@@ -220,7 +254,8 @@ def sweep(
         specs: one for each run.
         images: see `fine_tune`.
         split: see `fine_tune`.
-        **options: the keyword arguments of `fine_tune`, the same for each run.
+        **options: the keyword arguments of `fine_tune`, the same for each run; in `run_dir` each
+            has a folder of its own, by its number from 1.
 
     Returns:
         A `FineTuned` for each spec, in their order.
@@ -246,115 +281,14 @@ def sweep(
     # The one that trains most comes first: the others go on from its features.
     order = sorted(range(len(specs)), key=lambda i: len(prefix_names(specs[i].plan(backbone))))
     runs: dict[int, FineTuned] = {}
+    run_dir = options.get("run_dir")
     with opened(options.get("cache_dir")) as folder:
         options["cache_dir"] = folder or False
         for i in order:
+            if run_dir is not None:
+                options["run_dir"] = os.path.join(run_dir, str(i + 1))
             runs[i] = fine_tune(backbone, head, specs[i], images, split, **options)
     return tuple(runs[i] for i in range(len(specs)))
-
-
-@dataclass(frozen=True, eq=False)
-class _Run:
-    """What the phases of a run share, and what they leave."""
-
-    backbone: keras.Model
-    head: keras.Layer
-    pixels: keras.Layer | None
-    source: Source
-    optimizers: Optimizers
-    fit_options: Mapping[str, Any]
-    callbacks: Sequence[keras.callbacks.Callback]
-    seed: int
-    epochs: list[dict[str, float]] = field(default_factory=list)
-    seconds: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(("build", "prefix", "decode", "fit"), 0.0)
-    )
-
-    def prepare(self, spec: FineTuneSpec, plan: FreezePlan) -> None:
-        """Compute what is frozen under a spec."""
-        self._trained(spec, plan)
-
-    def train(self, number: int, spec: FineTuneSpec, plan: FreezePlan) -> keras.Model:
-        """One phase; the whole model."""
-        whole, trained = self._trained(spec, plan)
-        started, first = time.perf_counter(), len(self.epochs)
-        self._compile(whole, trained.model, number, spec, plan)
-        train = self._batches(trained.train, "train", trained.threads, self.seed, first)
-        validation = self._batches(trained.validation, "validation", trained.threads)
-        frozen = frozen_values(self.backbone, plan)
-        fitted = trained.model.fit(
-            train,
-            validation_data=validation if len(validation) else None,
-            initial_epoch=first,
-            epochs=first + spec.epochs,
-            callbacks=[
-                train.turn,
-                EpochSeeds(whole, self.seed),
-                FiniteLoss(spec.learning_rate),
-                *on_whole_model(self.callbacks, whole, trained.model),
-            ],
-            shuffle=False,  # `Batches` draws its own order, the same on every backend
-            **self.fit_options,
-        )
-        check_frozen(self.backbone, frozen)
-        for i, epoch in enumerate(fitted.epoch):
-            logs = {name: float(values[i]) for name, values in fitted.history.items()}
-            self.epochs.append({**logs, "epoch": epoch + 1, "phase": number})
-        self.seconds["fit"] += time.perf_counter() - started
-        return whole
-
-    def result(self, whole: keras.Model, plans: tuple[FreezePlan, ...]) -> FineTuned:
-        """The model and its history, as plain Keras has them."""
-        # Uncompiled: a file with torch's own Adam in it cannot be loaded on another backend, and
-        # one that is there to predict needs no moments.
-        tuned = keras.Model(whole.input, whole.output, name=whole.name)
-        names = dict.fromkeys(name for epoch in self.epochs for name in epoch)
-        history = {name: [epoch.get(name, math.nan) for epoch in self.epochs] for name in names}
-        tuned.history = keras.callbacks.History()  # where `fit` itself leaves it
-        tuned.history.history = history
-        self.seconds["decode"] += self.source.seconds["decode"]
-        return FineTuned(
-            model=tuned,
-            history=MappingProxyType(history),
-            plan=plans[-1],
-            plans=plans,
-            timings=MappingProxyType(dict(self.seconds)),
-        )
-
-    def _trained(self, spec: FineTuneSpec, plan: FreezePlan) -> tuple[keras.Model, Trained]:
-        started = time.perf_counter()
-        whole = spec.build(self.backbone, self.head, preprocessing=self.pixels)
-        built = time.perf_counter()
-        trained = self.source.trained(whole, plan)
-        self.seconds["build"] += built - started
-        self.seconds["prefix"] += time.perf_counter() - built
-        return whole, trained
-
-    def _compile(
-        self,
-        whole: keras.Model,
-        trained: keras.Model,
-        number: int,
-        spec: FineTuneSpec,
-        plan: FreezePlan,
-    ) -> None:
-        loss = loss_for(whole, self.head, self.source.images.class_names)
-        factors = dict(zip(plan.trainable_variables, plan.rate_factors, strict=True))
-        optimizer = self.optimizers.next(
-            number, trained.trainable_variables, spec.learning_rate, factors
-        )
-        whole.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"])
-        if (
-            trained is not whole
-        ):  # one optimizer, so that callbacks of the whole model turn its rate
-            trained.compile(optimizer=whole.optimizer, loss=loss, metrics=["accuracy"])
-
-    def _batches(
-        self, load: Load, part: str, threads: int, seed: int | None = None, epoch: int = 0
-    ) -> Batches:
-        source = self.source
-        indices = getattr(source.split, part)
-        return Batches(load, source.images.labels, indices, source.batch_size, seed, threads, epoch)
 
 
 def _check_images(images: ImageSet, split: Split) -> None:
@@ -374,6 +308,27 @@ def _check_images(images: ImageSet, split: Split) -> None:
             "`split.train` must hold images of every class, as those of stratified_split do. "
             f"Received none of: {missing}"
         )
+
+
+def _check_run_dir(run_dir: Any) -> None:
+    if run_dir is not None and keras.config.dtype_policy().compute_dtype == "float16":
+        raise ValueError(
+            "`run_dir` does not keep the scale of the loss; use the policy 'mixed_bfloat16'. "
+            "Received: 'mixed_float16'"
+        )
+
+
+def _data(images: ImageSet, split: Split) -> dict[str, Any]:
+    """What was trained and validated on: contents, labels and order, in digests."""
+    told: dict[str, Any] = {"class_names": list(images.class_names)}
+    for part in ("train", "validation"):
+        indices = getattr(split, part)
+        digests = content_digests(images, indices)
+        labels = images.labels[indices].tolist()
+        told[f"{part} images"] = len(indices)
+        told[f"{part} split"] = hashlib.sha256(json.dumps(indices.tolist()).encode()).hexdigest()
+        told[f"{part} data"] = hashlib.sha256(json.dumps([digests, labels]).encode()).hexdigest()
+    return told
 
 
 def _check_caching(

@@ -1,0 +1,108 @@
+"""The state of a run comes in, a folder from which it can go on goes out; and back.
+
+A checkpoint is one `.npz` file, written whole and then renamed, whose name ends in the SHA-256 of
+its bytes: half-written or damaged ones are passed over for the one before. `run.json` says what the
+run was started with; another run in the same folder is refused. Nothing in it is executable. This
+room knows neither models nor images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FORMAT = "finetune-kit run 1"
+_KEPT = 2  # the newest, and the one before in case it is damaged
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """Where a run is: `position` as plain values, and arrays by name."""
+
+    position: dict[str, Any]
+    arrays: dict[str, NDArray[Any]]
+
+
+class Checkpoints:
+    """The checkpoints of one run in a folder."""
+
+    def __init__(self, run_dir: str | os.PathLike[str], started_with: Mapping[str, Any]) -> None:
+        self._folder = Path(run_dir)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        content = json.loads(json.dumps({"format": FORMAT, **started_with}))
+        about = self._folder / "run.json"
+        if about.exists():
+            _check_same(self._folder, _read(about), content)
+        else:
+            _write(about, (json.dumps(content, indent=2) + "\n").encode())
+        self._count = 0
+
+    def latest(self) -> State | None:
+        """The newest state that is whole, or None."""
+        for path in sorted(self._folder.glob("checkpoint-*.npz"), reverse=True):
+            content = path.read_bytes()
+            if path.stem.endswith(hashlib.sha256(content).hexdigest()):
+                self._count = int(path.stem.split("-")[1])
+                with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+                    found = {name: arrays[name] for name in arrays.files}
+                return State(json.loads(found.pop("position").tobytes()), found)
+            path.unlink()
+        return None
+
+    def write(self, state: State) -> None:
+        """Keep a state, then let go of the ones before the last."""
+        position = np.frombuffer(json.dumps(state.position).encode(), np.uint8)
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, position=position, **state.arrays)
+        content = buffer.getvalue()
+        self._count += 1
+        digest = hashlib.sha256(content).hexdigest()
+        _write(self._folder / f"checkpoint-{self._count:06}-{digest}.npz", content)
+        for path in sorted(self._folder.glob("checkpoint-*.npz"))[:-_KEPT]:
+            path.unlink(missing_ok=True)
+
+
+def _check_same(folder: Path, there: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    names = [name for name in {**there, **given} if there.get(name) != given.get(name)]
+    if names:
+        lines = [f"  {n}: {_short(there.get(n))} there, {_short(given.get(n))} now" for n in names]
+        raise ValueError(
+            "`run_dir` must be a folder of its own for each run, or hold what the same call left. "
+            f"Received: {str(folder)!r}, whose run differs in\n" + "\n".join(lines)
+        )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{str(path)!r} must be what a run wrote; delete its folder to start anew. "
+            f"Received a file that is no JSON: {error}"
+        ) from error
+    return content if isinstance(content, dict) else {"format": content}
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    draft = path.with_name(f"{uuid.uuid4().hex}.part")
+    try:
+        draft.write_bytes(content)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)

@@ -1,0 +1,203 @@
+"""Specs, copies of backbone and head, and a source of images come in; they are trained in place.
+
+One phase after another: build, compute what is frozen, compile with a new optimizer, fit. After
+each epoch the state of the run can be kept, so that it goes on where it was cut off.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+
+from finetune_kit._batches import Batches, Load
+from finetune_kit._callbacks import EpochSeeds, FiniteLoss, on_whole_model
+from finetune_kit._checkpoints import Checkpoints, State
+from finetune_kit._frozen import Source, Trained, check_frozen, frozen_values
+from finetune_kit._objective import loss_for
+from finetune_kit._optimizer import Optimizers
+from finetune_kit._plan import FreezePlan
+from finetune_kit._spec import FineTuneSpec
+
+_log = logging.getLogger("finetune_kit")
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What the phases of a run share, and what they leave."""
+
+    backbone: keras.Model
+    head: keras.Layer
+    pixels: keras.Layer | None
+    source: Source
+    optimizers: Optimizers
+    fit_options: Mapping[str, Any]
+    callbacks: Sequence[keras.callbacks.Callback]
+    seed: int
+    specs: Sequence[FineTuneSpec]
+    plans: Sequence[FreezePlan]
+    checkpoints: Checkpoints | None = None
+    epochs: list[dict[str, float]] = field(default_factory=list)
+    seconds: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("build", "prefix", "decode", "fit"), 0.0)
+    )
+
+    def train(self) -> keras.Model:
+        """Train all phases, or those that are left; the whole model as the last one built it."""
+        specs, plans = self.specs, self.plans
+        state = self.checkpoints.latest() if self.checkpoints else None
+        begun, ended = 1, False
+        if state is not None:
+            self.epochs.extend(state.position["epochs"])
+            begun, ended = state.position["phase"], state.position["ended"]
+            _log.info("going on after epoch %d, in phase %d", len(self.epochs), begun)
+            if self.callbacks and not ended:
+                _log.warning("callbacks start anew: what they knew of earlier epochs is not kept")
+        if ended and begun == len(specs):
+            whole = self._build(specs[-1])
+            self._restore(whole, begun, state)
+            return whole
+        if len(specs) > 1:  # what is frozen in all phases comes first: the others go on from there
+            deepest = min(range(len(specs)), key=lambda i: plans[i].prefix_blocks)
+            self._trained(self._build(specs[deepest]), plans[deepest])
+        for number in range(begun, len(specs) + 1):
+            spec, plan = specs[number - 1], plans[number - 1]
+            whole = self._build(spec)
+            self._restore(whole, number, state)
+            trained = self._trained(whole, plan)
+            self._compile(whole, trained.model, number, spec, plan, state)
+            if not ended:
+                self._fit(whole, trained, number, spec, plan)
+                self._keep(whole, number, ended=True)
+            state, ended = None, False
+        return whole
+
+    def _fit(
+        self,
+        whole: keras.Model,
+        trained: Trained,
+        number: int,
+        spec: FineTuneSpec,
+        plan: FreezePlan,
+    ) -> None:
+        started, first = time.perf_counter(), len(self.epochs)
+        last = sum(epoch["phase"] < number for epoch in self.epochs) + spec.epochs
+        train = self._batches(trained.train, "train", trained.threads, self.seed, first)
+        validation = self._batches(trained.validation, "validation", trained.threads)
+        frozen = frozen_values(self.backbone, plan)
+
+        def note(epoch: int, logs: Mapping[str, Any]) -> None:
+            values = {name: float(value) for name, value in logs.items()}
+            self.epochs.append({**values, "epoch": epoch + 1, "phase": number})
+            self._keep(whole, number, ended=False)
+
+        trained.model.fit(
+            train,
+            validation_data=validation if len(validation) else None,
+            initial_epoch=first,
+            epochs=last,
+            callbacks=[
+                train.turn,
+                EpochSeeds(whole, self.seed),
+                FiniteLoss(spec.learning_rate),
+                *on_whole_model(self.callbacks, whole, trained.model),
+                _Note(note),  # after what the user's callbacks do
+            ],
+            shuffle=False,  # `Batches` draws its own order, the same on every backend
+            **self.fit_options,
+        )
+        check_frozen(self.backbone, frozen)
+        self.seconds["fit"] += time.perf_counter() - started
+
+    def _build(self, spec: FineTuneSpec) -> keras.Model:
+        started = time.perf_counter()
+        whole = spec.build(self.backbone, self.head, preprocessing=self.pixels)
+        self.seconds["build"] += time.perf_counter() - started
+        return whole
+
+    def _trained(self, whole: keras.Model, plan: FreezePlan) -> Trained:
+        started = time.perf_counter()
+        trained = self.source.trained(whole, plan)
+        self.seconds["prefix"] += time.perf_counter() - started
+        return trained
+
+    def _compile(
+        self,
+        whole: keras.Model,
+        trained: keras.Model,
+        number: int,
+        spec: FineTuneSpec,
+        plan: FreezePlan,
+        state: State | None,
+    ) -> None:
+        loss = loss_for(whole, self.head, self.source.images.class_names)
+        factors = dict(zip(plan.trainable_variables, plan.rate_factors, strict=True))
+        variables = trained.trainable_variables
+        if state is not None:
+            paths = [variable.path for variable in variables]
+            self.optimizers.began = dict(zip(paths, state.position["began"], strict=True))
+        optimizer = self.optimizers.next(number, variables, spec.learning_rate, factors)
+        if state is not None:
+            _assign(self.optimizers.variables(), state, "optimizer")
+        whole.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"])
+        if trained is not whole:  # one optimizer: callbacks of the whole model turn its rate
+            trained.compile(optimizer=whole.optimizer, loss=loss, metrics=["accuracy"])
+
+    def _batches(
+        self, load: Load, part: str, threads: int, seed: int | None = None, epoch: int = 0
+    ) -> Batches:
+        source = self.source
+        indices = getattr(source.split, part)
+        return Batches(load, source.images.labels, indices, source.batch_size, seed, threads, epoch)
+
+    def _keep(self, whole: keras.Model, number: int, *, ended: bool) -> None:
+        if self.checkpoints is None:
+            return
+        position = {
+            "phase": number,
+            "ended": ended,
+            "epochs": self.epochs,
+            "began": list(self.optimizers.began.values()),
+        }
+        variables = {
+            **{f"model {name}": v for name, v in self._moving(whole, number).items()},
+            **{f"optimizer {name}": v for name, v in self.optimizers.variables().items()},
+        }
+        arrays = {name: keras.ops.convert_to_numpy(v) for name, v in variables.items()}
+        self.checkpoints.write(State(position, arrays))
+
+    def _restore(self, whole: keras.Model, number: int, state: State | None) -> None:
+        if state is not None:
+            _assign(self._moving(whole, number), state, "model")
+
+    def _moving(self, whole: keras.Model, number: int) -> dict[str, Any]:
+        """What may have moved up to a phase, by its place: the names of a head may differ."""
+        moving = {
+            path
+            for plan in self.plans[:number]
+            for path in (*plan.trainable_variables, *plan.moving_statistics)
+        }
+        held = {id(v) for v in self.backbone.weights if v.path not in moving}
+        return {str(i): v for i, v in enumerate(whole.weights) if id(v) not in held}
+
+
+class _Note(keras.callbacks.Callback):
+    """Calls a function at the end of each epoch, when the model has its weights on any backend."""
+
+    def __init__(self, note: Callable[[int, Mapping[str, Any]], None]) -> None:
+        super().__init__()
+        self._note = note
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """On JAX the weights live in the training loop; asking for `model` brings them back."""
+        assert self.model is not None
+        self._note(epoch, logs or {})
+
+
+def _assign(variables: Mapping[str, Any], state: State, kind: str) -> None:
+    for name, variable in variables.items():
+        variable.assign(state.arrays[f"{kind} {name}"])
