@@ -31,3 +31,34 @@ def test_an_unknown_family_is_an_error_that_tells_what_to_say():
     backbone = keras.Model(inputs, keras.layers.Conv2D(2, 3)(inputs), name="mine")
     with pytest.raises(ValueError, match=r"(?s)Rescaling\(1 / 255\).*Received: 'mine'"):
         ftk.preprocessing(backbone)
+
+
+@pytest.mark.parametrize(
+    ("family", "given", "says"),
+    [
+        ("EfficientNetB0", keras.layers.Rescaling(1 / 255), "as 0 to 1 .*expect 0 to 255"),
+        ("MobileNet", None, "as 0 to 255 through preprocessing=None.*expect -1 to 1"),
+        ("MobileNet", keras.layers.Rescaling(1 / 255**2), "does not scale twice"),
+        ("MobileNet", keras.layers.Rescaling(1 / 255), None),  # the study's: wrong, not by much
+    ],
+)
+def test_pixels_on_another_scale_are_warned_of(family, given, says, tiny_images, recwarn):
+    backbone = getattr(keras.applications, family)(
+        weights=None, include_top=False, input_shape=(32, 32, 3)
+    )
+    split = ftk.stratified_split(tiny_images.labels, (0.5, 0.0, 0.5))
+
+    def tune():
+        ftk.fine_tune(backbone, ftk.classification_head(3), ftk.FineTuneSpec(), tiny_images,
+                      split, preprocessing=given, verbose=0)  # fmt: skip
+
+    if says is None:
+        tune()
+    else:
+        with pytest.warns(UserWarning, match=rf"(?s){says}"):
+            tune()
+
+
+def test_pixels_from_0_to_1_are_warned_of():
+    with pytest.warns(UserWarning, match="holds none above 1"):
+        ftk.ImageSet.from_arrays(np.ones((2, 4, 4, 3), np.uint8), [0, 1])

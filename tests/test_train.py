@@ -156,7 +156,7 @@ def test_callbacks_are_called(small_backbone, tiny_images):
 
 
 def test_preprocessing_becomes_part_of_the_model(small_backbone, tiny_images):
-    mine = keras.layers.Rescaling(1 / 255, name="mine")
+    mine = keras.layers.Rescaling(0.9, name="mine")
     names = [
         layer.name for layer in tune(small_backbone, tiny_images, preprocessing=mine).model.layers
     ]

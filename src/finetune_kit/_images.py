@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import warnings
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -124,6 +125,12 @@ class ImageSet:
             raise ValueError(
                 "`x` must have the shape (n, h, w, 3), (n, h, w, 1) or (n, h, w). "
                 f"Received: shape {np.shape(x)}"
+            )
+        if pixels.size and pixels.max() == 1:
+            warnings.warn(
+                "`x` should hold pixels from 0 to 255, and holds none above 1; if it was made from "
+                "floats from 0 to 1, pass (x * 255).round().astype('uint8')",
+                stacklevel=2,
             )
         names = np.asarray(labels)
         if names.shape != (len(pixels),):

@@ -45,7 +45,7 @@ class Optimizers:
         return {"class_name": made["class_name"], **values}
 
     def variables(self) -> dict[str, Any]:
-        """The state of the phase's optimizers, by place: the names of a head's layers may differ."""
+        """The state of the phase's optimizers, by place: names of head layers may differ."""
         return {
             f"{began} {factor} {i}": variable
             for (began, factor), single in self._groups.items()

@@ -7,7 +7,11 @@ and knows nothing of images, blocks or training.
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 import keras
+import numpy as np
 
 # Per channel, RGB, on a scale of 0-1: mean and standard deviation of ImageNet.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -74,6 +78,31 @@ def preprocessing(backbone: keras.Model) -> keras.Layer:
         f"takes raw pixels. Received: {backbone.name!r}, which is like no family of "
         "keras.applications"
     )
+
+
+def warn_of_pixels(given: keras.Layer | None, backbone: keras.Model) -> None:
+    """Warn where the pixels that reach a known backbone are on another scale than it expects."""
+    try:
+        expected = preprocessing(backbone)
+    except ValueError:  # nobody knows what it expects
+        return
+    probe = np.zeros((1, *backbone.input_shape[1:]), "float32")
+    probe[:, ::2] = 255
+    low, high = _range(expected(probe))
+    lowest, highest = _range(probe if given is None else given(probe))
+    if not 1 / 4 < (highest - lowest) / (high - low) < 4:
+        name = "None" if given is None else repr(given.name)
+        warnings.warn(
+            f"Raw pixels from 0 to 255 reach {backbone.name!r} as {lowest:.3g} to {highest:.3g} "
+            f"through preprocessing={name}; its weights expect {low:.3g} to {high:.3g}. Pass "
+            "preprocessing='auto', or a layer that does not scale twice",
+            stacklevel=3,
+        )
+
+
+def _range(pixels: Any) -> tuple[float, float]:
+    values = keras.ops.convert_to_numpy(pixels)
+    return float(values.min()), float(values.max())
 
 
 def _layer(convention: str) -> keras.Layer:

@@ -162,6 +162,8 @@ def fine_tune(
     keras.utils.set_random_seed(seed)
     backbone, head = copy(backbone), copy(head)
     pixels = _layer(preprocessing, backbone)
+    if preprocessing != "auto":
+        _preprocessing.warn_of_pixels(pixels, backbone)
     _check_caching(cache_dir, cache_dtype, augmentation, views, pixels)
     _check_run_dir(run_dir)
     views_of = augmentation and Augmentation(copy(augmentation), views, seed)
