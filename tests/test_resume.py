@@ -57,9 +57,7 @@ def whole(small_backbone):
     return tune(small_backbone, images)
 
 
-@pytest.mark.parametrize(
-    ("epoch", "when"), [(0, "begin"), (1, "end"), (2, "begin"), (3, "end"), (4, "end")]
-)
+@pytest.mark.parametrize(("epoch", "when"), [(0, "begin"), (1, "end"), (3, "end")])
 def test_an_interrupted_run_goes_on(small_backbone, tiny_images, whole, tmp_path, epoch, when):
     with pytest.raises(KeyboardInterrupt):
         tune(small_backbone, tiny_images, run_dir=tmp_path, callbacks=[Interruption(epoch, when)])
@@ -70,14 +68,13 @@ def test_an_interrupted_run_goes_on(small_backbone, tiny_images, whole, tmp_path
     same(again, whole)
 
 
-@pytest.mark.parametrize("left", [0, 7])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
-    small_backbone, tiny_images, whole, tmp_path, left
+    small_backbone, tiny_images, whole, tmp_path
 ):
     with pytest.raises(KeyboardInterrupt):
-        tune(small_backbone, tiny_images, run_dir=tmp_path, callbacks=[Interruption(4, "begin")])
+        tune(small_backbone, tiny_images, run_dir=tmp_path, callbacks=[Interruption(3, "begin")])
     newest = max(tmp_path.glob("checkpoint-*.npz"))
-    newest.write_bytes(newest.read_bytes()[:left])
+    newest.write_bytes(newest.read_bytes()[:-7])
     (tmp_path / "abc.part").write_bytes(b"half")
     same(tune(small_backbone, tiny_images, run_dir=tmp_path), whole)
 
