@@ -472,6 +472,8 @@ def test_callbacks_stop_the_run_and_restore_the_best_weights(small_backbone, tin
     ("options", "says"),
     [
         ({"cache_dir": True}, "`cache_dir` must be a folder"),
+        ({"cache_dir": __file__}, "`cache_dir` must be a folder.*which is a file"),
+        ({"run_dir": __file__}, "`run_dir` must be a folder.*which is a file"),
         ({"cache_dtype": "int8"}, "`cache_dtype` must be one of"),
         ({"views": 0}, "`views`"),
         ({"augmentation": "flip"}, "`augmentation` must be a Keras layer"),

@@ -5,8 +5,10 @@ Below all other rooms: it knows nothing of what the arguments mean.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from numbers import Integral
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,16 @@ def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
     """Refuse what is not among the choices."""
     if value not in choices:
         raise ValueError(f"`{name}` must be one of {tuple(choices)}. Received: {name}={value!r}")
+
+
+def check_folder(name: str, path: Any, or_else: str = "") -> None:
+    """Refuse what is no path of a folder, there or to be made."""
+    good = isinstance(path, (str, os.PathLike))
+    if not good or (Path(path).exists() and not Path(path).is_dir()):
+        raise ValueError(
+            f"`{name}` must be a folder{or_else}. Received: {name}={path!r}"
+            f"{', which is a file' if good else ''}"
+        )
 
 
 def check_indices(name: str, indices: NDArray[np.int64], count: int) -> None:

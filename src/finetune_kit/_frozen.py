@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -87,8 +88,7 @@ class Source:
         """Compute what is frozen and not there yet, going on from what is there."""
         if self.folder is None:
             return Trained(whole, self._pixels, self._pixels, WORKERS)
-        both = np.concatenate([self.split.train, self.split.validation])
-        digests = dict(zip(both.tolist(), content_digests(self.images, both), strict=True))
+        digests = self._digests
         if self.augmentation is None:
             model, features = self._features(whole, plan, digests, self._decode)
             train = validation = _plain(features)
@@ -101,6 +101,11 @@ class Source:
             _, features = self._features(whole, plan, kept, self._decode)
             validation = _plain(features)
         return Trained(model, train, validation, 0)
+
+    @cached_property
+    def _digests(self) -> dict[int, str]:
+        both = np.concatenate([self.split.train, self.split.validation])
+        return dict(zip(both.tolist(), content_digests(self.images, both), strict=True))
 
     def _features(
         self, whole: keras.Model, plan: FreezePlan, rows: Mapping[int, str], decode: Decode

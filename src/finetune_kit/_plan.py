@@ -80,7 +80,7 @@ class FreezePlan:
         rows = "".join(
             f"<tr{' class=trains' if trains else ''}>"
             + "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
-            + "".join(f'<td><div class=bar style="width:{w:.1f}em"></div></td>' for w in bars)
+            + "".join(f'<td><div class=bar style="width:{0.6 * w:.2f}em"></div></td>' for w in bars)
             + "</tr>"
             for row, trains, bars in zip(self._rows(), self.trainable, self._bars(), strict=True)
         )
@@ -144,8 +144,9 @@ _LEFT = {0, 4, 6, 7, 8}
 
 # Told apart in black and white too: what trains is bold with a filled bar, the rest is hatched.
 _STYLE = (
-    ".freeze-plan td,.freeze-plan th{text-align:right;padding:.1em .6em}"
-    ".freeze-plan td:first-child,.freeze-plan th:first-child{text-align:left}"
+    ".freeze-plan table{border-collapse:collapse;font-size:.9em}"
+    ".freeze-plan td,.freeze-plan th{text-align:right;padding:.1em .6em;white-space:nowrap}"
+    ".freeze-plan tr>:first-child,.freeze-plan tr>:nth-child(n+8){text-align:left}"
     ".freeze-plan .trains{font-weight:bold}"
     ".freeze-plan .bar{height:.8em;border:1px solid;box-sizing:border-box;opacity:.7;"
     "background:repeating-linear-gradient(45deg,transparent 0 3px,currentColor 3px 4px)}"

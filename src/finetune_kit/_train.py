@@ -21,7 +21,7 @@ import numpy as np
 
 from finetune_kit import _preprocessing
 from finetune_kit._checkpoints import Checkpoints
-from finetune_kit._checks import check_choice, check_count, check_indices, image_size
+from finetune_kit._checks import check_choice, check_count, check_folder, check_indices, image_size
 from finetune_kit._features import DTYPES, CacheDir, described, opened
 from finetune_kit._frozen import Augmentation, Source, prefix_names
 from finetune_kit._graph import copy, is_stochastic
@@ -165,8 +165,10 @@ def fine_tune(
     if preprocessing != "auto":
         _preprocessing.warn_of_pixels(pixels, backbone)
     _check_caching(cache_dir, cache_dtype, augmentation, views, pixels)
-    _check_run_dir(run_dir)
-    views_of = augmentation and Augmentation(copy(augmentation), views, seed)
+    if run_dir is not None:
+        check_folder("run_dir", run_dir)
+        _check_scale()
+    drawn = None if augmentation is None else Augmentation(copy(augmentation), views, seed)
     plans = tuple(phase.plan(backbone) for phase in specs)
     checkpoints = run_dir and Checkpoints(
         run_dir,
@@ -174,12 +176,12 @@ def fine_tune(
             "specs": [phase.to_dict() for phase in specs],
             "backbone": described(backbone),
             "head": described(head),
-            "preprocessing": pixels and described(pixels),
+            "preprocessing": None if pixels is None else described(pixels),
             **_data(images, split),
             "batch_size": batch_size,
             "optimizer": optimizers.config,
             "class_weight": weights,
-            "augmentation": views_of and [described(views_of.layer), views],
+            "augmentation": None if drawn is None else [described(drawn.layer), views],
             "features": cache_dir is not False and cache_dtype,
             "seed": seed,
             "keras": [keras.__version__, keras.backend.backend()],
@@ -190,7 +192,7 @@ def fine_tune(
             backbone,
             head,
             pixels,
-            Source(images, split, size, batch_size, verbose, folder, cache_dtype, views_of),
+            Source(images, split, size, batch_size, verbose, folder, cache_dtype, drawn),
             optimizers,
             {"class_weight": weights, "verbose": verbose},
             callbacks,
@@ -280,6 +282,7 @@ def sweep(
     """
     if isinstance(specs, FineTuneSpec) or not specs:
         raise ValueError(f"`specs` must be one or more FineTuneSpec. Received: {specs!r}")
+    _check_cache_dir(options.get("cache_dir"))
     # The one that trains most comes first: the others go on from its features.
     order = sorted(range(len(specs)), key=lambda i: len(prefix_names(specs[i].plan(backbone))))
     runs: dict[int, FineTuned] = {}
@@ -312,8 +315,8 @@ def _check_images(images: ImageSet, split: Split) -> None:
         )
 
 
-def _check_run_dir(run_dir: Any) -> None:
-    if run_dir is not None and keras.config.dtype_policy().compute_dtype == "float16":
+def _check_scale() -> None:
+    if keras.config.dtype_policy().compute_dtype == "float16":
         raise ValueError(
             "`run_dir` does not keep the scale of the loss; use the policy 'mixed_bfloat16'. "
             "Received: 'mixed_float16'"
@@ -333,14 +336,15 @@ def _data(images: ImageSet, split: Split) -> dict[str, Any]:
     return told
 
 
+def _check_cache_dir(cache_dir: Any) -> None:
+    if cache_dir is not None and cache_dir is not False:
+        check_folder("cache_dir", cache_dir, or_else=", None (a temporary one) or False (none)")
+
+
 def _check_caching(
     cache_dir: Any, cache_dtype: str, augmentation: Any, views: int, pixels: keras.Layer | None
 ) -> None:
-    if cache_dir is True:
-        raise ValueError(
-            "`cache_dir` must be a folder, None (a temporary one) or False (no features are kept). "
-            "Received: cache_dir=True"
-        )
+    _check_cache_dir(cache_dir)
     check_choice("cache_dtype", cache_dtype, DTYPES)
     check_count("views", views)
     if augmentation is not None and not isinstance(augmentation, keras.Layer):
