@@ -110,11 +110,21 @@ def other_weights(backbone):
 )
 def test_another_run_is_refused(small_backbone, tiny_images, tmp_path, change, says):
     with pytest.raises(KeyboardInterrupt):
-        tune(small_backbone, tiny_images, run_dir=tmp_path, callbacks=[Interruption(0, "begin")])
+        tune(small_backbone, tiny_images, run_dir=tmp_path, callbacks=[Interruption(1, "begin")])
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(ValueError, match=rf"(?s)`run_dir` must be.*{says}"):
         tune(small_backbone, tiny_images, run_dir=tmp_path, **change)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_call_that_failed_leaves_a_folder_that_can_be_used(
+    small_backbone, tiny_images, whole, tmp_path
+):
+    wrong = ftk.classification_head(4)
+    with pytest.raises(ValueError, match="`head` must give"):
+        ftk.fine_tune(small_backbone, wrong, SPECS, tiny_images, SPLIT, preprocessing=None,
+                      run_dir=tmp_path)  # fmt: skip
+    same(tune(small_backbone, tiny_images, run_dir=tmp_path), whole)
 
 
 def test_other_images_or_weights_are_refused(small_backbone, tiny_images, tmp_path):

@@ -41,9 +41,9 @@ class Checkpoints:
         self._folder.mkdir(parents=True, exist_ok=True)
         content = json.loads(json.dumps({"format": FORMAT, **started_with}))
         about = self._folder / "run.json"
-        if about.exists():
+        if any(self._folder.glob("checkpoint-*.npz")):
             _check_same(self._folder, _read(about), content)
-        else:
+        else:  # nothing of what may have begun here is there to go on from
             _write(about, (json.dumps(content, indent=2) + "\n").encode())
         self._count = 0
 
@@ -90,10 +90,10 @@ def _short(value: Any) -> str:
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise ValueError(
             f"{str(path)!r} must be what a run wrote; delete its folder to start anew. "
-            f"Received a file that is no JSON: {error}"
+            f"Received: {error}"
         ) from error
     return content if isinstance(content, dict) else {"format": content}
 

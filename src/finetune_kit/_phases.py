@@ -43,7 +43,7 @@ class Run:
     checkpoints: Checkpoints | None = None
     epochs: list[dict[str, float]] = field(default_factory=list)
     seconds: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(("build", "prefix", "decode", "fit"), 0.0)
+        default_factory=lambda: dict.fromkeys(("build", "prefix", "fit"), 0.0)
     )
 
     def train(self) -> keras.Model:

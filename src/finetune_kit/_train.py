@@ -203,21 +203,7 @@ def fine_tune(
         )
         run.seconds["build"] += time.perf_counter() - started
         whole = run.train()
-    run.seconds["decode"] += run.source.seconds["decode"]
-    # Uncompiled: a file with torch's own Adam in it cannot be loaded on another backend, and one
-    # that is there to predict needs no moments.
-    tuned = keras.Model(whole.input, whole.output, name=whole.name)
-    names = dict.fromkeys(name for epoch in run.epochs for name in epoch)
-    history = {name: [epoch.get(name, math.nan) for epoch in run.epochs] for name in names}
-    tuned.history = keras.callbacks.History()  # where `fit` itself leaves it
-    tuned.history.history = history
-    return FineTuned(
-        model=tuned,
-        history=MappingProxyType(history),
-        plan=plans[-1],
-        plans=plans,
-        timings=MappingProxyType(run.seconds),
-    )
+    return _tuned(run, whole)
 
 
 class Options(TypedDict, total=False):
@@ -294,6 +280,23 @@ def sweep(
                 options["run_dir"] = os.path.join(run_dir, str(i + 1))
             runs[i] = fine_tune(backbone, head, specs[i], images, split, **options)
     return tuple(runs[i] for i in range(len(specs)))
+
+
+def _tuned(run: Run, whole: keras.Model) -> FineTuned:
+    # Uncompiled: a file with torch's own Adam in it cannot be loaded on another backend, and one
+    # that is there to predict needs no moments.
+    model = keras.Model(whole.input, whole.output, name=whole.name)
+    names = dict.fromkeys(name for epoch in run.epochs for name in epoch)
+    history = {name: [epoch.get(name, math.nan) for epoch in run.epochs] for name in names}
+    model.history = keras.callbacks.History()  # where `fit` itself leaves it
+    model.history.history = history
+    return FineTuned(
+        model=model,
+        history=MappingProxyType(history),
+        plan=run.plans[-1],
+        plans=tuple(run.plans),
+        timings=MappingProxyType({**run.seconds, "decode": run.source.seconds["decode"]}),
+    )
 
 
 def _check_images(images: ImageSet, split: Split) -> None:
