@@ -15,8 +15,12 @@ HOUSE = Path(ftk.__file__).parent
 # room: the rooms it may import. Imports point down only.
 FLOORS = {
     "_checks": set(),
-    "_images": {"_checks"},
-    "_split": set(),
+    "_decoding": set(),
+    "_images": {"_decoding"},
+    "_reading": {"_checks", "_decoding", "_images"},
+    "_split": {"_checks"},
+    "_manifest": {"_checks", "_images", "_split"},
+    "_leakage": {"_decoding", "_images", "_split"},
     "_graph": set(),
     "_blocks": {"_checks", "_graph"},
     "_head": {"_checks"},
@@ -30,6 +34,7 @@ FLOORS = {
     "_features": {"_batches"},
     "_frozen": {
         "_batches",
+        "_decoding",
         "_features",
         "_graph",
         "_images",

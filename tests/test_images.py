@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import warnings
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -196,9 +199,187 @@ def test_unreadable_files_are_all_named_or_skipped(database):
     assert sum("bad" in path for path in images.skipped) == 2
 
 
-def test_a_file_cut_short_is_named_when_it_is_decoded(tmp_path):
+def test_a_file_cut_short_is_named(tmp_path):
     rng = np.random.default_rng(0)
     file = write(tmp_path / "a" / "cut.png", rng.integers(0, 256, (64, 64, 3), np.uint8))
+    write(tmp_path / "a" / "good.png")
     file.write_bytes(file.read_bytes()[:2000])
     with pytest.raises(ValueError, match=r"cut\.png"):
-        ftk.read_image_folder(tmp_path).load()
+        ftk.read_image_folder(tmp_path)
+    images = ftk.read_image_folder(tmp_path, on_error="skip")
+    assert len(images) == 1
+    (tmp_path / "a" / "good.png").write_bytes(b"changed since")
+    with pytest.raises(ValueError, match=r"good\.png"):
+        images.load()
+
+
+def test_hostile_files_are_all_named(tmp_path, monkeypatch):
+    """One error tells of every bad file; the good ones among them are read."""
+    folder = tmp_path / "a"
+    bad = {
+        "empty.png": b"",
+        "page.png": b"<html><script>alert(1)</script></html>",
+        "script.jpg": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n",
+    }
+    write(folder / "cut.jpg", np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    bad["cut.jpg"] = (folder / "cut.jpg").read_bytes()[:1500]
+    for name, content in bad.items():
+        (folder / name).write_bytes(content)
+    write(folder / "bomb.png", np.zeros((200, 200), np.uint8))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30_000)
+    (folder / "nowhere.png").symlink_to(tmp_path / "not there.png")
+    os.mkfifo(folder / "pipe.png")
+    good = ["a b.png", "ü 猫.png", "two\nlines.png", "really a jpeg.png"]
+    for name in good[:3]:
+        write(folder / name)
+    write(folder / "x.jpg").rename(folder / good[3])
+    with pytest.raises(ValueError, match="Received 7 that are not") as caught:
+        ftk.read_image_folder(tmp_path)
+    for name in [*bad, "bomb.png", "nowhere.png", "pipe.png"]:
+        assert name in str(caught.value)
+    images = ftk.read_image_folder(tmp_path, on_error="skip")
+    assert sorted(os.path.basename(path) for path in images.paths) == sorted(good)
+    assert images.load(size=(8, 8)).shape == (4, 8, 8, 3)
+    for name in good:
+        (folder / name).unlink()
+    with pytest.raises(ValueError, match="At least one image file"):
+        ftk.read_image_folder(tmp_path, on_error="skip")
+
+
+def test_links_that_lead_round_end(tmp_path):
+    write(tmp_path / "a" / "x.png")
+    (tmp_path / "a" / "images").symlink_to(tmp_path / "a")
+    (tmp_path / "b").symlink_to(tmp_path)
+    images = ftk.read_image_folder(tmp_path)
+    assert images.class_names == ("a",)
+    assert len(images) == 2  # once by each way
+
+
+@pytest.mark.slow
+def test_mutated_files_are_named_or_read(tmp_path):
+    """2,000 files with random bytes changed, lost or added: no crash, and what is bad is named."""
+    rng = np.random.default_rng(0)
+    seeds = []
+    for suffix, options in [("png", {}), ("jpg", {}), ("gif", {}), ("bmp", {}), ("webp", {}),
+                            ("tiff", {}), ("tiff", {"compression": "tiff_lzw"})]:  # fmt: skip
+        file = write(tmp_path / f"seed.{suffix}", rng.integers(0, 256, (16, 16, 3), np.uint8),
+                     **options)  # fmt: skip
+        seeds.append((suffix, file.read_bytes()))
+    seeds.append(("dcm", dicom(tmp_path / "seed.dcm", np.arange(64).reshape(8, 8)).read_bytes()))
+    (tmp_path / "all" / "a").mkdir(parents=True)
+    for n in range(2000):
+        suffix, content = seeds[n % len(seeds)]
+        data = bytearray(content)
+        for _ in range(rng.integers(1, 9)):
+            data[rng.integers(len(data))] = rng.integers(256)
+        if n % 5 == 0:
+            del data[rng.integers(len(data)) :]
+        (tmp_path / "all" / "a" / f"{n}.{suffix}").write_bytes(bytes(data))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's remarks on broken TIFF tags
+        with pytest.raises(ValueError, match="that are not") as caught:
+            ftk.read_image_folder(tmp_path / "all")
+        images = ftk.read_image_folder(tmp_path / "all", on_error="skip")
+        assert 100 < len(images) < 1900
+        assert images.load(size=(8, 8)).shape == (len(images), 8, 8, 3)
+    named = str(caught.value).count("\n")
+    assert named == 2000 - len(images) == len(images.skipped)
+
+
+def dicom(path, pixels, *, photometric="MONOCHROME2", bits=16, **elements):
+    """A DICOM file of gray pixels."""
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+    meta.MediaStorageSOPInstanceUID = generate_uid()
+    data = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    data.Rows, data.Columns = pixels.shape[:2]
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, photometric
+    data.BitsAllocated = data.BitsStored = bits
+    data.HighBit, data.PixelRepresentation = bits - 1, 0
+    data.PixelData = pixels.astype(np.uint16 if bits == 16 else np.uint8).tobytes()
+    for name, value in elements.items():
+        setattr(data, name, value)
+    data.save_as(path, enforce_file_format=True)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [0, 128, 255]),  # no window: from the least to the most
+        ({"photometric": "MONOCHROME1"}, [255, 127, 0]),
+        ({"WindowCenter": 1000, "WindowWidth": 2001}, [0, 128, 255]),
+        ({"WindowCenter": 2000, "WindowWidth": 4001}, [0, 64, 128]),  # not reached: not stretched
+        ({"WindowCenter": 500, "WindowWidth": 1001}, [0, 255, 255]),
+        ({"WindowCenter": 0, "WindowWidth": 2001, "RescaleSlope": 1, "RescaleIntercept": -1000},
+         [0, 128, 255]),
+        ({"WindowCenter": 2000, "WindowWidth": 4001, "photometric": "MONOCHROME1"},
+         [255, 191, 127]),
+    ],
+)  # fmt: skip
+def test_dicom_is_shown_as_on_a_screen(tmp_path, options, expected):
+    pixels = np.repeat(np.array([[0, 1000, 2000]]), 3, axis=0)
+    dicom(tmp_path / "a" / "x.dcm", pixels, **options)
+    shown = ftk.read_image_folder(tmp_path).load(size=(3, 3))[0, 0]
+    assert (shown[:, 0] == shown[:, 2]).all()
+    assert abs(shown[:, 0].astype(int) - expected).max() <= 1
+
+
+def table(path, text):
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_table_tells_paths_labels_and_groups(tmp_path):
+    for name in ("x.png", "y.png", "z 1.png"):
+        write(tmp_path / "files" / name)
+    file = table(
+        tmp_path / "t.csv", "file,who,what\nx.png,p1,ill\nz 1.png,p2,healthy\ny.png,p1,ill"
+    )
+    images = ftk.read_image_table(
+        file, path="file", label="what", group="who", root=tmp_path / "files"
+    )
+    assert images.class_names == ("healthy", "ill")
+    assert images.labels.tolist() == [1, 0, 1]
+    assert images.groups.tolist() == [0, 1, 0]
+    assert images.load(size=(8, 8)).shape == (3, 8, 8, 3)
+
+
+def test_a_table_may_have_several_labels(tmp_path):
+    for name in "xy":
+        write(tmp_path / f"{name}.png")
+    file = table(tmp_path / "t.csv", "path,mass,fluid\nx.png,1,0\ny.png,1,1\n")
+    images = ftk.read_image_table(file, label=("mass", "fluid"))
+    assert images.labels.tolist() == [[1, 0], [1, 1]]
+    assert repr(images) == "ImageSet(2 images; mass: 2, fluid: 1)"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("file,label\nx.png,a", r"columns \['path', 'label'\]"),
+        ("path,label\n", "which has none"),
+        ("path,label\nx.png,", r"row \[2\] lacks"),
+        ("path,label\nx.png,a\nx.png,b", "each image once"),
+        ("path,label\nx.png,a\ngone.png,b", r"gone\.png"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_refused(tmp_path, text, says):
+    write(tmp_path / "x.png")
+    with pytest.raises(ValueError, match=says):
+        ftk.read_image_table(table(tmp_path / "t.csv", text))
+    with pytest.raises(FileNotFoundError, match="must be a CSV file"):
+        ftk.read_image_table(tmp_path / "no.csv")
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"), [([[0, 2]] * 4, None), ([[0, 1]] * 4, ["a"]), (np.zeros((4, 0)), None)]
+)
+def test_a_matrix_of_labels_must_be_0_and_1(labels, names):
+    with pytest.raises(ValueError, match="0 or 1"):
+        ftk.ImageSet.from_arrays(np.full((4, 8, 8), 9, np.uint8), labels, names)

@@ -37,7 +37,7 @@ def test_the_share_of_each_class_is_within_one_sample(labels, sizes, seed):
 def test_rounding_is_balanced_over_the_classes(labels, sizes, seed):
     split = ftk.stratified_split(labels, sizes, seed=seed)
     for part, size in zip(parts(split), sizes, strict=True):
-        assert abs(len(part) - len(labels) * size) < 2
+        assert abs(len(part) - len(labels) * size) < 1
 
 
 @given(labels(), st.integers(0, 10))
@@ -81,7 +81,8 @@ def test_a_million_labels_are_split():
 
 
 @pytest.mark.parametrize(
-    "sizes", [(0.7, 0.15, 0.2), (0.7, 0.3), (1.2, -0.1, -0.1), (float("nan"), 0.5, 0.5)]
+    "sizes",
+    [(0.7, 0.15, 0.2), (0.7, 0.3), (1.2, -0.1, -0.1), (float("nan"), 0.5, 0.5), (10, 5, 2)],
 )
 def test_sizes_that_are_no_shares_are_refused(sizes):
     with pytest.raises(ValueError, match="sum to 1"):
@@ -99,7 +100,108 @@ def test_groups_must_be_one_for_each_label():
         ftk.stratified_split([0, 1] * 3, groups=[1, 2])
 
 
-@pytest.mark.parametrize("labels", [[], [[0, 1], [1, 0]]])
-def test_labels_must_be_a_column(labels):
-    with pytest.raises(ValueError, match="one-dimensional"):
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        ([], "one-dimensional"),
+        ([[[0]]], "one-dimensional"),
+        ([[0, 2], [1, 0]], "must hold 0 or 1"),
+        ([[0, 1], [0, 1]], r"none in columns \[0\]"),
+    ],
+)
+def test_labels_must_be_classes_or_a_matrix(labels, says):
+    with pytest.raises(ValueError, match=says):
         ftk.stratified_split(labels)
+
+
+@given(labels(), st.integers(0, 10), st.data())
+def test_sizes_may_be_counts_and_are_kept_exactly(labels, seed, data):
+    first = data.draw(st.integers(0, len(labels)))
+    second = data.draw(st.integers(0, len(labels) - first))
+    sizes = (first, second, len(labels) - first - second)
+    split = ftk.stratified_split(labels, sizes, seed=seed)
+    assert tuple(map(len, parts(split))) == sizes
+    assert split.deviation < 1
+
+
+def matrices(count: int = 90, most: int = 5):
+    """0/1 matrices in which each label has a few samples; skewed down to rare labels."""
+    return st.tuples(st.integers(1, most), st.integers(0, 10_000)).map(
+        lambda drawn: _matrix(count, *drawn)
+    )
+
+
+def _matrix(count: int, width: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    matrix = (rng.random((count, width)) < rng.uniform(0.02, 0.6, width)).astype(int)
+    matrix[:5] = 1  # each label in a few samples, whatever was drawn
+    return matrix
+
+
+@given(matrices(), sizes, st.integers(0, 10))
+def test_labels_of_several_findings_are_stratified(labels, sizes, seed):
+    split = ftk.stratified_split(labels, sizes, seed=seed)
+    assert np.array_equal(np.sort(np.concatenate(parts(split))), np.arange(len(labels)))
+    away = [
+        abs(labels[part].sum(axis=0) - size * labels.sum(axis=0)).max()
+        for part, size in zip(parts(split), sizes, strict=True)
+    ]
+    assert split.deviation == pytest.approx(max(away))
+    assert split.deviation <= 0.06 * len(labels)  # a draw by chance: up to 0.2
+
+
+def test_many_findings_come_near_their_shares():
+    """Nearer than iterative stratification (Sechidis et al. 2011), measured at 8 to 11 samples."""
+    rng = np.random.default_rng(0)
+    labels = (rng.random((3000, 14)) < np.linspace(0.05, 0.4, 14)).astype(int)
+    assert ftk.stratified_split(labels).deviation < 6
+
+
+@given(matrices(), sizes)
+def test_groups_of_several_findings_stay_whole(labels, sizes):
+    groups = np.random.default_rng(1).integers(0, 40, len(labels))
+    groups[:5] = range(40, 45)
+    split = ftk.stratified_split(labels, sizes, groups=groups)
+    sides = [set(groups[part]) for part in parts(split)]
+    assert sum(map(len, sides)) == len(set(groups))
+    assert sum(map(len, parts(split))) == len(labels)
+
+
+@given(labels(min_count=5), st.integers(3, 5), st.booleans(), st.integers(0, 5))
+def test_folds_test_each_sample_once(labels, k, grouped, seed):
+    groups = [f"patient {i // 2}" for i in range(len(labels))] if grouped else None
+    if grouped:
+        labels = [labels[i // 2 * 2] for i in range(len(labels))]
+        if min(len({g for g, c in zip(groups, labels, strict=True) if c == n}) for n in labels) < k:
+            return
+    folds = ftk.stratified_folds(labels, k, groups=groups, seed=seed)
+    assert len(folds) == k
+    tested = np.concatenate([fold.test for fold in folds])
+    assert np.array_equal(np.sort(tested), np.arange(len(labels)))
+    for fold, following in zip(folds, [*folds[1:], folds[0]], strict=True):
+        assert np.array_equal(np.sort(np.concatenate(parts(fold))), np.arange(len(labels)))
+        assert np.array_equal(fold.validation, following.test)
+        if grouped:
+            sides = [{groups[i] for i in part} for part in parts(fold)]
+            assert sum(map(len, sides)) == len(set(groups))
+        else:
+            assert fold.deviation < 1
+
+
+def test_folds_are_what_scikit_learn_takes():
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import cross_val_score
+
+    labels = np.arange(60) % 3
+    folds = ftk.stratified_folds(labels, 4)
+    cv = [(np.append(fold.train, fold.validation), fold.test) for fold in folds]
+    assert cross_val_score(LogisticRegression(), np.eye(3)[labels], labels, cv=cv).mean() == 1
+    with pytest.raises(ValueError, match="`k` must be"):
+        ftk.stratified_folds(labels, 2)
+
+
+def test_groups_that_cannot_be_parted_are_told_of(caplog):
+    groups = [0] * 50 + list(range(1, 11))
+    split = ftk.stratified_split([0] * 60, groups=groups)
+    assert split.deviation > 5
+    assert "away from its share" in caplog.text

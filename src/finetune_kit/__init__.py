@@ -12,14 +12,17 @@ What comes in and what goes out are plain Keras models; what is saved loads with
 from finetune_kit._blocks import Block, conv_blocks
 from finetune_kit._evaluate import evaluate
 from finetune_kit._features import CachedFeatures, cached_features, clear_cached_features
-from finetune_kit._head import classification_head
-from finetune_kit._images import ImageSet, read_image_folder
+from finetune_kit._head import classification_head, multilabel_head
+from finetune_kit._images import ImageSet
+from finetune_kit._leakage import Duplicates, find_duplicates
+from finetune_kit._manifest import read_manifest, write_manifest
 from finetune_kit._plan import FreezePlan
 from finetune_kit._preprocessing import preprocessing
+from finetune_kit._reading import read_image_folder, read_image_table
 from finetune_kit._report import Report
 from finetune_kit._schedules import gradual_unfreezing, linear_probe_then_fine_tune
 from finetune_kit._spec import FineTuneSpec
-from finetune_kit._split import Split, stratified_split
+from finetune_kit._split import Split, stratified_folds, stratified_split
 from finetune_kit._surgery import cut, stitch
 from finetune_kit._train import FineTuned, fine_tune, sweep
 
@@ -28,8 +31,14 @@ __version__ = "0.1.0"
 __all__ = [  # in path order
     "ImageSet",
     "read_image_folder",
+    "read_image_table",
+    "write_manifest",
+    "read_manifest",
     "Split",
     "stratified_split",
+    "stratified_folds",
+    "Duplicates",
+    "find_duplicates",
     "Block",
     "conv_blocks",
     "FineTuneSpec",
@@ -37,6 +46,7 @@ __all__ = [  # in path order
     "linear_probe_then_fine_tune",
     "gradual_unfreezing",
     "classification_head",
+    "multilabel_head",
     "preprocessing",
     "cut",
     "stitch",

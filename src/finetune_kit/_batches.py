@@ -21,12 +21,14 @@ WORKERS = min(8, os.cpu_count() or 1)
 
 # Indices and the number of an epoch come in, what the model takes goes out.
 Load = Callable[[NDArray[np.int64], int], Any]
+# Indices come in, what the loss compares with goes out.
+Targets = Callable[[NDArray[np.int64]], Any]
 
 
 class Batches(keras.utils.PyDataset):
     """What `fit`, `evaluate` and `predict` draw batches from.
 
-    Each item is `(load(indices, epoch), labels[indices])`. With a `seed` the order of epoch e is
+    Each item is `(load(indices, epoch), targets(indices))`. With a `seed` the order of epoch e is
     drawn from (seed, e); without one it is that of `indices`.
 
     Two habits of Keras 3.15 are kept out. It looks at a first batch before the first epoch and then
@@ -38,7 +40,7 @@ class Batches(keras.utils.PyDataset):
     def __init__(
         self,
         load: Load,
-        labels: NDArray[Any],
+        targets: Targets,
         indices: NDArray[np.int64],
         batch_size: int,
         seed: int | None = None,
@@ -46,7 +48,7 @@ class Batches(keras.utils.PyDataset):
         epoch: int = 0,
     ) -> None:
         super().__init__(workers=1)
-        self._load, self._labels, self._indices = load, labels, indices
+        self._load, self._targets, self._indices = load, targets, indices
         self._batch_size, self._seed = batch_size, seed
         # Pillow decodes outside Python's lock, so threads are enough.
         self._pool = ThreadPoolExecutor(threads) if threads else None
@@ -57,14 +59,14 @@ class Batches(keras.utils.PyDataset):
     def __len__(self) -> int:
         return math.ceil(len(self._indices) / self._batch_size)
 
-    def __getitem__(self, item: int) -> tuple[Any, NDArray[Any]]:
+    def __getitem__(self, item: int) -> tuple[Any, Any]:
         chosen = self._chosen(item)
         if self._pool is None:
-            return self._load(chosen, self._epoch), self._labels[chosen]
+            return self._load(chosen, self._epoch), self._targets(chosen)
         for i in range(item, min(item + 1 + self._ahead, len(self))):
             if i not in self._pending:
                 self._pending[i] = self._pool.submit(self._load, self._chosen(i), self._epoch)
-        return self._pending.pop(item).result(), self._labels[chosen]
+        return self._pending.pop(item).result(), self._targets(chosen)
 
     def _chosen(self, item: int) -> NDArray[np.int64]:
         return self._order[item * self._batch_size : (item + 1) * self._batch_size]

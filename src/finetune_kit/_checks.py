@@ -56,19 +56,21 @@ def check_indices(name: str, indices: NDArray[np.int64], count: int) -> None:
         )
 
 
-def check_outputs(name: str, shape: Any, class_names: Sequence[str]) -> None:
-    """Refuse a model whose output shape is not one probability a class."""
+def check_outputs(name: str, shape: Any, class_names: Sequence[str], *, many: bool) -> None:
+    """Refuse a model whose output shape is not one probability a class; `many`: a label."""
     count = len(class_names)
+    one = count == 2 and not many  # a single probability tells two classes
     fits = (
         isinstance(shape, tuple)
         and len(shape) == 2
-        and (shape[1] == count or (shape[1] == 1 and count == 2))
+        and (shape[1] == count or (shape[1] == 1 and one))
     )
     if not fits:
         raise ValueError(
-            f"`{name}` must give one probability for each of the {count} classes "
-            f"{list(class_names)}, as classification_head({count}) does"
-            f"{' (or one in all)' if count == 2 else ''}. Received: output shape {shape}"
+            f"`{name}` must give one probability for each of the {count} "
+            f"{'labels' if many else 'classes'} {list(class_names)}, as "
+            f"{'multilabel_head' if many else 'classification_head'}({count}) does"
+            f"{' (or one in all)' if one else ''}. Received: output shape {shape}"
         )
 
 

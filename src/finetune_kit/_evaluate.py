@@ -40,10 +40,13 @@ def evaluate(
     check_indices("indices", chosen, len(images))
     if not len(chosen):
         raise ValueError("`indices` must name at least one image. Received: none")
-    check_outputs("model", model.output_shape, images.class_names)
+    check_outputs("model", model.output_shape, images.class_names, many=images.labels.ndim == 2)
     size = image_size("model", model)
     batches = Batches(
-        lambda indices, epoch: images.load(indices, size), images.labels, chosen, batch_size
+        lambda indices, epoch: images.load(indices, size),
+        lambda indices: images.labels[indices],
+        chosen,
+        batch_size,
     )
     scores = np.asarray(model.predict(batches, verbose=verbose), np.float64)
     if scores.shape[1] == 1:

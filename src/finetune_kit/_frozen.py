@@ -21,9 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune_kit._batches import WORKERS, Load
+from finetune_kit._decoding import DECODING
 from finetune_kit._features import Entry, Features, described, earlier_cuts, row_name
 from finetune_kit._graph import random_states
-from finetune_kit._images import DECODING, ImageSet, content_digests
+from finetune_kit._images import ImageSet, content_digests
 from finetune_kit._plan import FreezePlan
 from finetune_kit._split import Split
 from finetune_kit._surgery import cut_after, shift_pure_front

@@ -47,6 +47,51 @@ def classification_head(
         (None, 4)
     """
     check_count("num_classes", num_classes)
+    last = "sigmoid" if num_classes == 1 else "softmax"
+    return _head(num_classes, last, units, pooling, dropout, activation)
+
+
+def multilabel_head(
+    num_labels: int,
+    *,
+    units: Sequence[int] = (),
+    pooling: str | None = "avg",
+    dropout: float = 0.0,
+    activation: str = "relu",
+) -> keras.Sequential:
+    """Build a head for images that may show several findings at once: a sigmoid for each label.
+
+    Args:
+        num_labels: number of labels, at least 1.
+        units: see `classification_head`.
+        pooling: see `classification_head`.
+        dropout: see `classification_head`.
+        activation: see `classification_head`.
+
+    Returns:
+        An unbuilt `keras.Sequential` named `head`; it gives a probability for each label by
+        itself, `(n, num_labels)`. It is trained on labels of that shape, 0 or 1.
+
+    Raises:
+        ValueError: for a value outside what is said above.
+
+    Example:
+        >>> head = multilabel_head(14, dropout=0.2)
+        >>> head.compute_output_shape((None, 7, 7, 1280))
+        (None, 14)
+    """
+    check_count("num_labels", num_labels)
+    return _head(num_labels, "sigmoid", units, pooling, dropout, activation)
+
+
+def _head(
+    outputs: int,
+    last: str,
+    units: Sequence[int],
+    pooling: str | None,
+    dropout: float,
+    activation: str,
+) -> keras.Sequential:
     if isinstance(units, (str, Integral)) or not all(map(is_count, units)):
         raise ValueError(
             f"`units` must be a sequence of whole numbers from 1 up. Received: {units!r}"
@@ -57,11 +102,8 @@ def classification_head(
     layers = [] if pooling is None else _pooling(pooling)
     for width in units:
         layers += [*_dropout(dropout), keras.layers.Dense(width, activation=activation)]
-    last = "sigmoid" if num_classes == 1 else "softmax"
     # float32 whatever the policy: probabilities in half precision spoil the loss.
-    predictions = keras.layers.Dense(
-        num_classes, activation=last, dtype="float32", name="predictions"
-    )
+    predictions = keras.layers.Dense(outputs, activation=last, dtype="float32", name="predictions")
     return keras.Sequential([*layers, *_dropout(dropout), predictions], name="head")
 
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import keras
 
-from finetune_kit._batches import Batches, Load
+from finetune_kit._batches import Batches, Load, Targets
 from finetune_kit._callbacks import EpochSeeds, FiniteLoss, on_whole_model
 from finetune_kit._checkpoints import Checkpoints, State
 from finetune_kit._frozen import Source, Trained, check_frozen, frozen_values
-from finetune_kit._objective import loss_for
+from finetune_kit._objective import Objective, Wanted, objective
 from finetune_kit._optimizer import Optimizers
 from finetune_kit._plan import FreezePlan
 from finetune_kit._spec import FineTuneSpec
@@ -35,6 +35,7 @@ class Run:
     pixels: keras.Layer | None
     source: Source
     optimizers: Optimizers
+    wanted: Wanted
     fit_options: Mapping[str, Any]
     callbacks: Sequence[keras.callbacks.Callback]
     seed: int
@@ -86,8 +87,9 @@ class Run:
     ) -> None:
         started, first = time.perf_counter(), len(self.epochs)
         last = sum(epoch["phase"] < number for epoch in self.epochs) + spec.epochs
-        train = self._batches(trained.train, "train", trained.threads, self.seed, first)
-        validation = self._batches(trained.validation, "validation", trained.threads)
+        targets, threads = self._objective(whole).targets, trained.threads
+        train = self._batches(trained.train, targets, "train", threads, self.seed, first)
+        validation = self._batches(trained.validation, targets, "validation", threads)
         frozen = frozen_values(self.backbone, plan)
 
         def note(epoch: int, logs: Mapping[str, Any]) -> None:
@@ -134,7 +136,7 @@ class Run:
         plan: FreezePlan,
         state: State | None,
     ) -> None:
-        loss = loss_for(whole, self.head, self.source.images.class_names)
+        toward = self._objective(whole)
         factors = dict(zip(plan.trainable_variables, plan.rate_factors, strict=True))
         variables = trained.trainable_variables
         if state is not None:
@@ -143,16 +145,25 @@ class Run:
         optimizer = self.optimizers.next(number, variables, spec.learning_rate, factors)
         if state is not None:
             _assign(self.optimizers.variables(), state, "optimizer")
-        whole.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"])
+        whole.compile(optimizer=optimizer, **toward.compiled())
         if trained is not whole:  # one optimizer: callbacks of the whole model turn its rate
-            trained.compile(optimizer=whole.optimizer, loss=loss, metrics=["accuracy"])
+            trained.compile(optimizer=whole.optimizer, **toward.compiled())
+
+    def _objective(self, whole: keras.Model) -> Objective:
+        images = self.source.images
+        return objective(whole, self.head, images.labels, images.class_names, self.wanted)
 
     def _batches(
-        self, load: Load, part: str, threads: int, seed: int | None = None, epoch: int = 0
+        self,
+        load: Load,
+        targets: Targets,
+        part: str,
+        threads: int,
+        seed: int | None = None,
+        epoch: int = 0,
     ) -> Batches:
-        source = self.source
-        indices = getattr(source.split, part)
-        return Batches(load, source.images.labels, indices, source.batch_size, seed, threads, epoch)
+        indices = getattr(self.source.split, part)
+        return Batches(load, targets, indices, self.source.batch_size, seed, threads, epoch)
 
     def _keep(self, whole: keras.Model, number: int, *, ended: bool) -> None:
         if self.checkpoints is None:

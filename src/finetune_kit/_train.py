@@ -26,7 +26,7 @@ from finetune_kit._features import DTYPES, CacheDir, described, opened
 from finetune_kit._frozen import Augmentation, Source, prefix_names
 from finetune_kit._graph import copy, is_stochastic
 from finetune_kit._images import ImageSet, content_digests
-from finetune_kit._objective import class_weights
+from finetune_kit._objective import Wanted, class_weights
 from finetune_kit._optimizer import Optimizers
 from finetune_kit._phases import Run
 from finetune_kit._plan import FreezePlan
@@ -43,9 +43,9 @@ class FineTuned:
             gives probabilities `(n, num_classes)`. It is not compiled: what `model.save` writes is
             there to predict, and loads with Keras alone on any backend. To train it further with
             plain Keras, compile it.
-        history: lists with one value an epoch: `loss`, `accuracy`, `val_loss` and `val_accuracy`
-            where the split has a validation part, the number of the `epoch` and of its `phase`,
-            both from 1, and what callbacks add; nan where an epoch has no value.
+        history: lists with one value an epoch: `loss` and the metrics (`accuracy`), the same with
+            the prefix `val_` where the split has a validation part, the number of the `epoch` and
+            of its `phase`, both from 1, and what callbacks add; nan where an epoch has no value.
         plan: what was frozen and what trained, in the last phase.
         plans: the same for each phase.
         timings: seconds: `build` (copying and compiling), `prefix` (computing the frozen part's
@@ -69,6 +69,9 @@ def fine_tune(
     *,
     batch_size: int = 32,
     optimizer: str | keras.optimizers.Optimizer | None = None,
+    loss: str | keras.losses.Loss | None = None,
+    metrics: Sequence[str | keras.metrics.Metric] | None = None,
+    label_smoothing: float = 0.0,
     class_weight: str | Mapping[int | str, float] | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     preprocessing: str | keras.layers.Layer | None = "auto",
@@ -101,6 +104,13 @@ def fine_tune(
         optimizer: its name (with the spec's learning rate; default: `"adam"`), or an instance or
             config, which is copied as it is, its own learning rate or schedule included. Weight
             decay leaves out biases and norms.
+        loss: the name or an instance of a Keras loss that takes one-hot labels `(n, num_classes)`,
+            or those of the images if they are multi-label. Defaults to the cross-entropy that
+            belongs to the head: categorical for a softmax, binary for sigmoids.
+        metrics: names or instances of Keras metrics, which get the same labels; `"accuracy"` is
+            the one that belongs to the head. Defaults to that alone.
+        label_smoothing: how much of each label is spread over all classes, from 0 (default: none)
+            to below 1 (Szegedy et al., CVPR 2016).
         class_weight: how much a sample of a class counts: a mapping from class names or indices,
             or `"balanced"` (each class as much as another). Default: each sample as much.
         callbacks: plain Keras callbacks; their `model` is the whole one, which takes pixels. Epoch
@@ -159,6 +169,8 @@ def fine_tune(
     check_count("batch_size", batch_size)
     weights = class_weights(class_weight, images.labels[split.train], images.class_names)
     optimizers = Optimizers(optimizer)
+    wanted = Wanted(loss, metrics, label_smoothing)
+    wanted.check()
     keras.utils.set_random_seed(seed)
     backbone, head = copy(backbone), copy(head)
     pixels = _layer(preprocessing, backbone)
@@ -180,6 +192,7 @@ def fine_tune(
             **_data(images, split),
             "batch_size": batch_size,
             "optimizer": optimizers.config,
+            "objective": wanted.config,
             "class_weight": weights,
             "augmentation": None if drawn is None else [described(drawn.layer), views],
             "features": cache_dir is not False and cache_dtype,
@@ -194,6 +207,7 @@ def fine_tune(
             pixels,
             Source(images, split, size, batch_size, verbose, folder, cache_dtype, drawn),
             optimizers,
+            wanted,
             {"class_weight": weights, "verbose": verbose},
             callbacks,
             seed,
@@ -211,6 +225,9 @@ class Options(TypedDict, total=False):
 
     batch_size: int
     optimizer: str | keras.optimizers.Optimizer | None
+    loss: str | keras.losses.Loss | None
+    metrics: Sequence[str | keras.metrics.Metric] | None
+    label_smoothing: float
     class_weight: str | Mapping[int | str, float] | None
     callbacks: Sequence[keras.callbacks.Callback]
     preprocessing: str | keras.layers.Layer | None
@@ -309,7 +326,7 @@ def _check_images(images: ImageSet, split: Split) -> None:
         check_indices(f"split.{part}", np.asarray(getattr(split, part)), len(images))
     if not len(split.train):
         raise ValueError("`split.train` must hold at least one image. Received: none")
-    seen = np.bincount(images.labels[split.train], minlength=len(images.class_names))
+    seen = images.counts(split.train)
     missing = [name for name, n in zip(images.class_names, seen, strict=True) if not n]
     if missing:
         raise ValueError(

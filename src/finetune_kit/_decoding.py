@@ -1,0 +1,157 @@
+"""A file comes in, 8-bit RGB pixels go out, or an error that names the file.
+
+Whatever the file holds: any mode and depth that Pillow reads, and DICOM through pydicom (the extra
+`dicom`). A file that is hostile or broken is one `ValueError`, never a crash or a full memory. This
+room knows no classes and no labels.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import (
+    Image,
+    ImageOps,
+    TiffImagePlugin,  # noqa: F401 - importing it makes its format known
+    WebPImagePlugin,  # noqa: F401 - likewise
+)
+from PIL import __version__ as pillow
+
+PICTURES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+DICOM = frozenset({".dcm", ".dicom"})
+SUFFIXES = PICTURES | DICOM
+
+# Only what the suffixes promise: some of Pillow's other formats start programs.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+
+# How a file becomes pixels: part of the key of whatever is computed from them and kept.
+DECODING = {"colours": "RGB", "resize": "bilinear, antialiased", "pillow": pillow, "version": 2}
+
+
+def decode(file: str | os.PathLike[str], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """RGB pixels `(height, width, 3)` of a file, resized; a ValueError names a bad one."""
+    try:
+        with _opened(file) as image:
+            # A JPEG can be decoded at an eighth of its size; twice the target loses no detail.
+            image.draft(None, (2 * max(size), 2 * max(size)))
+            return resize(_to_rgb(ImageOps.exif_transpose(image)), size)
+    except Exception as error:  # decoders raise whatever a broken file makes of them
+        raise undecodable(file, error) from error
+
+
+def picture(file: str | os.PathLike[str]) -> NDArray[np.uint8]:
+    """RGB pixels of a file in its own size."""
+    try:
+        with _opened(file) as image:
+            return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+    except Exception as error:  # decoders raise whatever a broken file makes of them
+        raise undecodable(file, error) from error
+
+
+def unreadable(file: str | os.PathLike[str]) -> str:
+    """Why a file cannot be decoded; empty if it can: all of it is read."""
+    try:
+        with _opened(file) as image:
+            image.draft(None, (1, 1))  # what a JPEG holds is read in any case, not computed in full
+            _to_rgb(ImageOps.exif_transpose(image))
+            return ""
+    except Exception as error:  # decoders raise whatever a broken file makes of them
+        return _told(error)
+
+
+def undecodable(file: str | os.PathLike[str], error: Exception) -> ValueError:
+    """What to raise for a file that cannot be decoded."""
+    return ValueError(
+        "Each image must be a file that can be decoded; remove it or repair it. "
+        f"Received: {os.fspath(file)!r}, which fails with {_told(error)}"
+    )
+
+
+def resize(image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Pixels of an image of another size."""
+    if image.size != (size[1], size[0]):
+        image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    return np.asarray(image)
+
+
+def _opened(file: str | os.PathLike[str]) -> Image.Image:
+    if Path(file).suffix.lower() in DICOM:
+        return _dicom(file)
+    if not os.path.isfile(file):  # a named pipe would wait for ever
+        raise FileNotFoundError("there is no such file")
+    image = Image.open(file, formats=_FORMATS)
+    _check_area(*image.size)
+    return image
+
+
+def _check_area(width: int, height: int) -> None:
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > limit:
+        raise ValueError(
+            f"{width:,} x {height:,} pixels are more than PIL.Image.MAX_IMAGE_PIXELS ({limit:,})"
+        )
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode to RGB: deep pixels are scaled, not clipped; what is transparent turns white."""
+    if image.mode.startswith("I;16") or image.mode == "I":
+        deep = np.asarray(image).astype(np.float64).clip(0, 65535)
+        image = Image.fromarray((deep / 257).round().astype(np.uint8))
+    if image.mode == "F":  # a float has no top: that of the file
+        image = Image.fromarray(_stretched(np.asarray(image, np.float64)))
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        image = Image.alpha_composite(white, layer)
+    return image.convert("RGB")
+
+
+def _stretched(values: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """From the smallest value as black to the largest as white."""
+    values = np.nan_to_num(values, posinf=0.0, neginf=0.0)
+    low, high = float(values.min()), float(values.max())
+    return ((values - low) / max(high - low, 1e-12) * 255).round().astype(np.uint8)
+
+
+def _dicom(file: str | os.PathLike[str]) -> Image.Image:
+    """The (first) frame as a screen shows it: slope, window and MONOCHROME1 applied."""
+    if importlib.util.find_spec("pydicom") is None:
+        raise ImportError("DICOM files need pydicom (pip install 'finetune-kit[dicom]')")
+    import pydicom  # the extra `dicom`, loaded when needed
+    from pydicom.pixels import pixel_array
+
+    data = pydicom.dcmread(file)
+    _check_area(int(data.Columns), int(data.Rows))
+    # Colours come as RGB whatever the file has them in.
+    pixels = pixel_array(data, index=0)
+    if data.PhotometricInterpretation == "PALETTE COLOR":
+        from pydicom.pixels import apply_color_lut
+
+        pixels = apply_color_lut(pixels, data)
+        pixels = pixels >> 8 if pixels.dtype == np.uint16 else pixels
+    if pixels.ndim == 3:
+        return Image.fromarray(pixels[..., :3].astype(np.uint8))
+    gray = _windowed(pixels, data)
+    return Image.fromarray(255 - gray if data.PhotometricInterpretation == "MONOCHROME1" else gray)
+
+
+def _windowed(pixels: NDArray[Any], data: Any) -> NDArray[np.uint8]:
+    """Gray from 0 to 255: the file's (first) window if it has one, else all of its range."""
+    from pydicom.pixels import apply_modality_lut, apply_voi_lut, apply_windowing
+
+    values = apply_modality_lut(pixels, data)
+    if data.get("WindowCenter") is not None and data.get("WindowWidth") is not None:
+        shown = np.asarray(apply_windowing(values, data), np.float64)
+        # The ends of the window's range, which the pixels themselves need not reach.
+        low, high = apply_windowing(np.array([-1e12, 1e12]), data)
+        return ((shown - low) / (high - low) * 255).clip(0, 255).round().astype(np.uint8)
+    return _stretched(np.asarray(apply_voi_lut(values, data), np.float64))
