@@ -303,6 +303,7 @@ def _tuned(run: Run, whole: keras.Model) -> FineTuned:
     # Uncompiled: a file with torch's own Adam in it cannot be loaded on another backend, and one
     # that is there to predict needs no moments.
     model = keras.Model(whole.input, whole.output, name=whole.name)
+    model(keras.Input(model.input_shape[1:]))  # `export` asks for a model that has been called
     names = dict.fromkeys(name for epoch in run.epochs for name in epoch)
     history = {name: [epoch.get(name, math.nan) for epoch in run.epochs] for name in names}
     model.history = keras.callbacks.History()  # where `fit` itself leaves it

@@ -1,0 +1,97 @@
+"""What Keras exports to other runtimes predicts there what it predicts here."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+
+import finetune_kit as ftk
+
+RNG = np.random.default_rng(0)
+PIXELS = (RNG.integers(0, 256, (12, 32, 32, 3)) // (1 + np.arange(12))[:, None, None, None]).astype(
+    "uint8"
+)
+BACKEND = keras.backend.backend()
+
+# Where Keras 3.15 can; on the other backends it says what is missing.
+FORMATS = {
+    "onnx": ("tensorflow", "torch"),
+    "openvino": ("tensorflow", "torch"),
+    "litert": ("tensorflow",),
+    "tf_saved_model": ("tensorflow", "jax"),
+}
+
+
+@pytest.fixture(scope="module")
+def tuned(small_backbone):
+    images = ftk.ImageSet.from_arrays(PIXELS, np.arange(12) % 3)
+    split = ftk.Split(np.arange(8), np.arange(8, 10), np.arange(10, 12))
+    head = ftk.classification_head(3, units=(8,), dropout=0.2)
+    spec = ftk.FineTuneSpec(2, epochs=3)
+    return ftk.fine_tune(
+        small_backbone,
+        head,
+        spec,
+        images,
+        split,
+        preprocessing=keras.layers.Rescaling(0.9),
+        verbose=0,
+    )
+
+
+def _onnx(path, pixels):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(path)
+    return session.run(None, {session.get_inputs()[0].name: pixels})[0]
+
+
+def _openvino(path, pixels):
+    openvino = pytest.importorskip("openvino")
+    return openvino.Core().compile_model(path, "CPU")(pixels)[0]
+
+
+def _litert(path, pixels):
+    runtime = pytest.importorskip("ai_edge_litert.interpreter")
+    lite = runtime.Interpreter(path)
+    lite.allocate_tensors()
+    scores = []
+    for row in pixels:
+        lite.set_tensor(lite.get_input_details()[0]["index"], row[None])
+        lite.invoke()
+        scores.append(lite.get_tensor(lite.get_output_details()[0]["index"])[0])
+    return np.stack(scores)
+
+
+def _tf_saved_model(path, pixels):
+    tensorflow = pytest.importorskip("tensorflow")
+    artifact = tensorflow.saved_model.load(path)
+    return np.asarray(artifact.serve(pixels))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the exporters' own
+@pytest.mark.parametrize(
+    ("format", "suffix", "run"),
+    [
+        ("onnx", ".onnx", _onnx),
+        ("openvino", ".xml", _openvino),
+        ("litert", ".tflite", _litert),
+        ("tf_saved_model", "", _tf_saved_model),
+    ],
+)
+def test_another_runtime_predicts_the_same(tuned, tmp_path, format, suffix, run):
+    if BACKEND not in FORMATS[format]:
+        pytest.skip(f"Keras does not export {format} on {BACKEND}")
+    if format == "onnx":
+        pytest.importorskip("tf2onnx" if BACKEND == "tensorflow" else "onnxscript")
+    if format == "openvino":
+        pytest.importorskip("openvino")
+    pixels = PIXELS.astype("float32")
+    path = str(tmp_path / f"model{suffix}")
+    tuned.model.export(path, format=format, verbose=False)  # at once: nothing was predicted yet
+    expected = tuned.model.predict(pixels, verbose=0)
+    assert np.ptp(expected, axis=0).max() > 0.01  # they are no constants
+    # Keras keeps OpenVINO's weights in half precision.
+    tolerance = 2e-3 if format == "openvino" else 1e-4
+    np.testing.assert_allclose(run(path, pixels), expected, rtol=0, atol=tolerance)
