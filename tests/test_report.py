@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import keras
@@ -110,6 +111,22 @@ def test_a_saved_report_can_be_read_and_looked_at(small_backbone, tiny_images, t
 def test_without_curves_there_is_no_picture_of_them(tmp_path):
     report = evaluated([0, 1, 2], np.eye(3) * 9 + 1)
     assert "learning_curves.png" not in {p.name for p in report.save(tmp_path).iterdir()}
+
+
+def test_model_and_report_name_the_manifest(small_backbone, tiny_images, tmp_path):
+    images = dataclasses.replace(tiny_images, manifest="ab" * 32)
+    split = ftk.Split(np.arange(12), np.arange(12, 18), np.arange(18, 24))
+    head = ftk.classification_head(3)
+    tuned = ftk.fine_tune(small_backbone, head, ftk.FineTuneSpec(), images, split, verbose=0)
+    report = ftk.evaluate(tuned.model, images, split.test)
+    assert tuned.manifest == report.manifest == report.to_dict()["manifest"] == "ab" * 32
+
+
+def test_several_labels_an_image_are_refused_in_words(small_backbone, tiny_images):
+    images = dataclasses.replace(tiny_images, labels=np.eye(3, dtype=int)[tiny_images.labels])
+    model = ftk.FineTuneSpec().build(small_backbone, ftk.multilabel_head(3))
+    with pytest.raises(ValueError, match=r"one class each.*\(24, 3\)"):
+        ftk.evaluate(model, images)
 
 
 def test_a_model_with_other_classes_is_refused(tiny_images):

@@ -34,13 +34,20 @@ def evaluate(
         A `Report`. If the model was trained in this process, its learning curves are in it.
 
     Raises:
-        ValueError: if the model's outputs do not match the classes, or there is no image.
+        ValueError: if the model's outputs do not match the classes, there is no image, or an
+            image has several labels.
     """
     chosen = np.arange(len(images)) if indices is None else np.asarray(indices)
     check_indices("indices", chosen, len(images))
     if not len(chosen):
         raise ValueError("`indices` must name at least one image. Received: none")
-    check_outputs("model", model.output_shape, images.class_names, many=images.labels.ndim == 2)
+    if images.labels.ndim == 2:
+        raise ValueError(
+            "`images` must have one class each: a report on several labels an image is not there "
+            "yet; scikit-learn's metrics take `model.predict`'s output and `images.labels`. "
+            f"Received: labels of shape {images.labels.shape}"
+        )
+    check_outputs("model", model.output_shape, images.class_names, many=False)
     size = image_size("model", model)
     batches = Batches(
         lambda indices, epoch: images.load(indices, size),
@@ -59,5 +66,6 @@ def evaluate(
         labels=labels,
         scores=scores,
         history={name: [float(v) for v in values] for name, values in history.items()},
+        manifest=images.manifest,
         **counted,
     )

@@ -39,6 +39,7 @@ class Report:
         per_class: by class name: precision, recall, F1 and support (number of images).
         confusion_matrix: counts, rows the true class, columns the predicted one.
         history: the learning curves, where known.
+        manifest: fingerprint of the manifest that the images were read from, or None.
     """
 
     class_names: tuple[str, ...]
@@ -50,6 +51,7 @@ class Report:
     per_class: Mapping[str, Mapping[str, float]]
     confusion_matrix: NDArray[np.int64]
     history: Mapping[str, list[float]] = field(default_factory=dict, repr=False)
+    manifest: str | None = None
 
     @property
     def macro_f1(self) -> float:
@@ -76,6 +78,7 @@ class Report:
             "class_names": list(self.class_names),
             "confusion_matrix": self.confusion_matrix.tolist(),
             "history": {name: list(values) for name, values in self.history.items()},
+            "manifest": self.manifest,
         }
 
     def save(self, folder: str | os.PathLike[str]) -> Path:

@@ -51,6 +51,7 @@ class FineTuned:
         timings: seconds: `build` (copying and compiling), `prefix` (computing the frozen part's
             features, or finding them on disk), `decode` (decoding images for that, all threads
             added up, so part of `prefix`) and `fit`.
+        manifest: fingerprint of the manifest that the images were read from, or None.
     """
 
     model: keras.Model
@@ -58,6 +59,7 @@ class FineTuned:
     plan: FreezePlan
     plans: tuple[FreezePlan, ...]
     timings: Mapping[str, float]
+    manifest: str | None = None
 
 
 def fine_tune(
@@ -314,6 +316,7 @@ def _tuned(run: Run, whole: keras.Model) -> FineTuned:
         plan=run.plans[-1],
         plans=tuple(run.plans),
         timings=MappingProxyType({**run.seconds, "decode": run.source.seconds["decode"]}),
+        manifest=run.source.images.manifest,
     )
 
 
