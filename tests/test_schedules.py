@@ -229,3 +229,57 @@ def test_the_cases_that_keras_gets_wrong_are_right(small_backbone, tiny_images):
         }  # fmt: skip
         assert moved <= {"block4_conv/kernel", "block4_conv/bias"}
         assert "block4_conv/kernel" in moved
+
+
+class Weights(keras.callbacks.Callback):
+    """Notes variables after each step."""
+
+    def __init__(self, *paths):
+        super().__init__()
+        self.paths, self.steps = paths, {path: [] for path in paths}
+
+    def on_train_batch_end(self, batch, logs=None):
+        for variable in self.model.weights:
+            if variable.path in self.paths:
+                value = keras.ops.convert_to_numpy(variable)
+                self.steps[variable.path].append(np.array(value))
+
+
+def test_averaged_weights_go_through_phases(small_backbone, tiny_images):
+    """EMA as in Keras: kept for each variable from its first step, put in its place at the end."""
+    old, new = "block4_conv/kernel", "block3_conv/kernel"
+    notes = Weights(old, new)
+    optimizer = keras.optimizers.SGD(0.05, use_ema=True, ema_momentum=0.8)
+    specs = [ftk.FineTuneSpec(1), ftk.FineTuneSpec(2, epochs=2)]
+    run = tune(small_backbone, tiny_images, specs, optimizer=optimizer, callbacks=[notes])
+    made = {v.path: keras.ops.convert_to_numpy(v) for v in run.model.weights}
+    for path, begun in ((old, 0), (new, 3)):  # three steps an epoch; the second phase adds block3
+        first, *others = notes.steps[path][begun:]
+        average = first
+        for value in others:
+            average = 0.8 * average + 0.2 * value
+        np.testing.assert_allclose(made[path], average, rtol=1e-4, atol=1e-6)
+        assert np.abs(made[path] - notes.steps[path][-1]).max() > 1e-5
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision_trains_or_says_why_not(tiny_images, policy):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        keras.utils.set_random_seed(0)
+        backbone = keras.applications.MobileNetV2(
+            alpha=0.35, include_top=False, weights=None, input_shape=(32, 32, 3)
+        )
+        options = {"preprocessing": "auto"}
+        run = tune(backbone, tiny_images, ftk.FineTuneSpec(1, epochs=2), **options)
+        assert np.all(np.isfinite(run.history["loss"]))
+        assert {v.dtype for v in run.model.trainable_weights} == {"float32"}
+        specs = ftk.linear_probe_then_fine_tune(1, probe_epochs=1, epochs=1)
+        if policy == "mixed_bfloat16":
+            assert len(tune(backbone, tiny_images, specs, **options).history["loss"]) == 2
+        else:
+            with pytest.raises(ValueError, match="mixed_bfloat16"):
+                tune(backbone, tiny_images, specs, **options)
+    finally:
+        keras.config.set_dtype_policy(before)

@@ -109,7 +109,9 @@ class Optimizers:
         for slot in single.variables:
             old = slots.get(slot.name) if slot.shape else shared.get(slot.name)
             if old is not None and slot.name != "learning_rate" and old.shape == slot.shape:
-                slot.assign(old)
+                # A copy: on JAX an averaged weight and its average end `fit` as one buffer, and
+                # the next `fit` refuses to take one twice.
+                slot.assign(keras.ops.copy(old))
 
     def _check(self, variables: Sequence[Any], several: bool) -> None:
         if several and self._config.get("global_clipnorm") is not None:
