@@ -57,7 +57,8 @@ def test_other_families_survive(family):
     backbone = getattr(keras.applications, family)(
         weights=None, include_top=False, input_shape=(64, 64, 3)
     )
-    for at in (1, 3, 9, "stem"):
+    several = keras.backend.backend() != "jax"  # which compiles each operation of each part anew
+    for at in (1, 3, 9, "stem") if several else (3, "stem"):
         prefix, suffix = ftk.cut(backbone, at)
         assert same(backbone, ftk.stitch(prefix, suffix))
         # Two cells before it feed each NASNet cell, so several tensors cross.
