@@ -39,7 +39,8 @@ def decode(file: str | os.PathLike[str], size: tuple[int, int]) -> NDArray[np.ui
         with _opened(file) as image:
             # A JPEG can be decoded at an eighth of its size; twice the target loses no detail.
             image.draft(None, (2 * max(size), 2 * max(size)))
-            return resize(_to_rgb(ImageOps.exif_transpose(image)), size)
+            ImageOps.exif_transpose(image, in_place=True)
+            return resize(_to_rgb(image), size)
     except Exception as error:  # decoders raise whatever a broken file makes of them
         raise undecodable(file, error) from error
 

@@ -1,0 +1,121 @@
+"""Time decoding: images a second of one thread, ours beside Keras' and PyTorch's usual ways.
+
+    OMP_NUM_THREADS=1 python benchmarks/images.py COVID-19_Radiography_Dataset [--limit 600]
+
+The same files, decoded and resized to 224 x 224 RGB on one core: the data set's own PNGs, and large
+colour JPEGs (1,200 x 1,000) made of them. Each way runs three times in turn; the fastest counts.
+Needs tensorflow for `keras.utils.image_dataset_from_directory` (which resizes without
+antialiasing), torch for a `DataLoader` with Pillow; what is not installed is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+from PIL import Image
+
+import finetune_kit as ftk
+
+SIZE = (224, 224)
+BATCH = 32
+
+
+def ours(folder: Path) -> Callable[[], int]:
+    """`ImageSet.load`, batch by batch, in this thread."""
+    images = ftk.read_image_folder(folder)
+
+    def run() -> int:
+        starts = range(0, len(images), BATCH)
+        rows = np.arange(len(images))
+        return sum(len(images.load(rows[i : i + BATCH], SIZE)) for i in starts)
+
+    return run
+
+
+def keras_folder(folder: Path) -> Callable[[], int]:
+    """`keras.utils.image_dataset_from_directory`, held to one thread."""
+    import tensorflow as tf
+
+    dataset = keras.utils.image_dataset_from_directory(
+        folder, image_size=SIZE, batch_size=BATCH, shuffle=False, verbose=False
+    )
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = 1
+    options.threading.max_intra_op_parallelism = 1
+    dataset = dataset.with_options(options)
+    return lambda: sum(len(x) for x, _ in dataset)
+
+
+def torch_loader(folder: Path) -> Callable[[], int]:
+    """A `DataLoader` over a data set that opens files with Pillow, as tutorials write it."""
+    import torch
+
+    files = sorted(folder.glob("*/*"))
+
+    class Files(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return len(files)
+
+        def __getitem__(self, index: int) -> torch.Tensor:
+            image = Image.open(files[index]).convert("RGB").resize(SIZE, Image.Resampling.BILINEAR)
+            return torch.from_numpy(np.array(image))
+
+    torch.set_num_threads(1)
+    loader = torch.utils.data.DataLoader(Files(), batch_size=BATCH)
+    return lambda: sum(len(x) for x in loader)
+
+
+WAYS: dict[str, Callable[[Path], Callable[[], int]]] = {"finetune-kit": ours}
+if importlib.util.find_spec("tensorflow"):
+    WAYS["image_dataset_from_directory"] = keras_folder
+if importlib.util.find_spec("torch"):
+    WAYS["DataLoader with Pillow"] = torch_loader
+
+
+def main() -> None:
+    """Make the two folders, run all ways in turn, print images a second and ratios."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path, help="class folders, such as the chest X-ray database")
+    parser.add_argument("--limit", type=int, default=600, help="images (default: 600)")
+    args = parser.parse_args()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one core for all of them
+    images = ftk.read_image_folder(args.data)
+    rng = np.random.default_rng(0)
+    chosen = [images.paths[i] for i in rng.permutation(len(images))[: args.limit]]
+    with tempfile.TemporaryDirectory() as temporary:
+        for kind in ("png", "jpg"):
+            folder = Path(temporary, kind)
+            (folder / "a").mkdir(parents=True)
+            (folder / "b").mkdir()
+            for i, path in enumerate(chosen):
+                target = folder / "ab"[i % 2] / f"{i}.{kind}"
+                if kind == "png":
+                    target.write_bytes(Path(path).read_bytes())
+                else:
+                    with Image.open(path) as image:
+                        image.convert("RGB").resize((1200, 1000)).save(target, quality=90)
+            runs = {name: way(folder) for name, way in WAYS.items()}
+            best = dict.fromkeys(runs, np.inf)
+            for _ in range(3):
+                for name, run in runs.items():
+                    started = time.perf_counter()
+                    count = run()
+                    best[name] = min(best[name], time.perf_counter() - started)
+                    assert count == len(chosen), name
+            print(f"{kind}, {len(chosen)} files")
+            for name, seconds in best.items():
+                ratio = seconds / best["finetune-kit"]
+                print(f"  {name:30} {len(chosen) / seconds:7.0f} images/s   ours is {ratio:.2f}x")
+
+
+if __name__ == "__main__":
+    main()
