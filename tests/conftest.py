@@ -77,3 +77,16 @@ def small_backbone() -> keras.Model:
         x = keras.layers.ReLU(name=f"block{i}_conv_relu")(x)
         x = keras.layers.Dropout(0.1, name=f"block{i}_conv_drop")(x)
     return keras.Model(inputs, x, name="small")
+
+
+@pytest.fixture(autouse=True)
+def _shared_backbones_stay(request):
+    """A test that freezes what others use fails itself, and not one of the others."""
+    shared = {n: request.getfixturevalue(n) for n in ("mobilenet", "small_backbone")
+              if n in request.fixturenames}  # fmt: skip
+    yield
+    for name, backbone in shared.items():
+        frozen = [layer.name for layer in backbone.layers if not layer.trainable]
+        for layer in backbone.layers:
+            layer.trainable = True
+        assert not frozen, f"the test froze layers of {name}: clone it with clone_model first"

@@ -124,7 +124,8 @@ def test_model_and_report_name_the_manifest(small_backbone, tiny_images, tmp_pat
 
 def test_several_labels_an_image_are_refused_in_words(small_backbone, tiny_images):
     images = dataclasses.replace(tiny_images, labels=np.eye(3, dtype=int)[tiny_images.labels])
-    model = ftk.FineTuneSpec().build(small_backbone, ftk.multilabel_head(3))
+    backbone = keras.models.clone_model(small_backbone)
+    model = ftk.FineTuneSpec().build(backbone, ftk.multilabel_head(3))
     with pytest.raises(ValueError, match=r"one class each.*\(24, 3\)"):
         ftk.evaluate(model, images)
 
