@@ -1,0 +1,345 @@
+"""Measure the study again, with seeds and intervals: Models 1-3, depth, and why Model 3 collapsed.
+
+    python examples/chest_xray/study.py --data COVID-19_Radiography_Dataset --out out/study
+
+Each training is a run with a file of its own in `--out/runs`, which holds the probabilities it gave
+for every test image; a run whose file is there is not run again. From these files `study.json` and
+the tables of `docs/chest_xray.md` are written, so no figure there is typed by hand.
+
+Experiments (`--experiments`):
+  models    Models 1-3 under the study's recipe and the recommended one
+  depth     0 to 8 trailing blocks under the recommended recipe
+  suspects  Model 3 under the study's recipe, with one thing changed at a time
+  reverse   Model 3 under the recommended recipe, with one thing of the study's at a time
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from phantoms import write_phantoms
+from run import load_backbone, recipe, sample
+from scipy.stats import binomtest
+from sklearn.metrics import f1_score, recall_score
+
+import finetune_kit as ftk
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to train; by default the study's own. `blocks` of the backbone train."""
+
+    blocks: int
+    pooling: str = "flatten"
+    batch_norm: str = "train"
+    pixels: str = "study"
+    learning_rate: float = 1e-3
+    epoch: str = "last"  # whose weights are judged; a run keeps the scores of both
+
+    def name(self) -> str:
+        """Of the run: settings that differ in the epoch alone share it."""
+        return (
+            f"{self.blocks}-blocks_{self.pooling}_batch-norm-{self.batch_norm}"
+            f"_{self.pixels}-pixels_{self.learning_rate:g}"
+        )
+
+
+def recommended(blocks: int) -> Setting:
+    """What finetune-kit advises."""
+    return Setting(blocks, "avg", "frozen", "recommended", epoch="best")
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "BatchNorm in inference mode": {"batch_norm": "frozen"},
+    "pooled head": {"pooling": "avg"},
+    "RGB from -1 to 1": {"pixels": "recommended"},
+    "learning rate 1e-4": {"learning_rate": 1e-4},
+    "best epoch instead of last": {"epoch": "best"},
+}
+BACK: dict[str, dict[str, Any]] = {
+    "BatchNorm training": {"batch_norm": "train"},
+    "flattened head": {"pooling": "flatten"},
+    "BGR from 0 to 1": {"pixels": "study"},
+    "last epoch instead of best": {"epoch": "last"},
+}
+STUDY_3, OURS_3 = Setting(2), recommended(2)
+# Each is a table; its rows in order, and of which rows each seed's pairs are tested.
+EXPERIMENTS: dict[str, dict[str, Setting]] = {
+    "models": {
+        **{f"Model {n + 1}, study's recipe": Setting(n) for n in range(3)},
+        **{f"Model {n + 1}, recommended": recommended(n) for n in range(3)},
+    },
+    "depth": {f"{n} blocks" if n != 1 else "1 block": recommended(n) for n in range(9)},
+    "suspects": {
+        "study's recipe": STUDY_3,
+        **{change: replace(STUDY_3, **what) for change, what in CHANGES.items()},
+    },
+    "reverse": {
+        "recommended recipe": OURS_3,
+        **{change: replace(OURS_3, **what) for change, what in BACK.items()},
+    },
+}
+
+
+class Best(keras.callbacks.Callback):
+    """Keeps the weights of the epoch with the lowest validation loss."""
+
+    lowest: float = float("inf")
+    weights: list[np.ndarray]
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:  # noqa: D102
+        if logs and logs["val_loss"] < self.lowest:
+            self.lowest, self.weights = logs["val_loss"], self.model.get_weights()
+
+
+def about(args: argparse.Namespace) -> dict[str, Any]:
+    """What all runs of one folder have in common."""
+    common = {name: getattr(args, name) for name in ("epochs", "limit", "image_size", "batch_size")}
+    backend = {"backend": keras.backend.backend(), "keras": keras.__version__}
+    return {**common, "weights": Path(args.weights).name, **backend}
+
+
+def train(
+    setting: Setting, seed: int, args: argparse.Namespace, images: ftk.ImageSet
+) -> dict[str, Any]:
+    """One run: what is written to its file."""
+    chosen = sample(images, args.limit, seed=0)
+    part = ftk.stratified_split(images.labels[chosen], seed=seed)
+    split = ftk.Split(chosen[part.train], chosen[part.validation], chosen[part.test])
+    backbone = load_backbone(args.weights, args.image_size, may_do_without=args.data is None)
+    best = Best()
+    tuned = ftk.fine_tune(
+        backbone,
+        ftk.classification_head(
+            len(images.class_names), units=(1024, 512), pooling=setting.pooling
+        ),
+        ftk.FineTuneSpec(
+            setting.blocks,
+            batch_norm=setting.batch_norm,
+            epochs=args.epochs,
+            learning_rate=setting.learning_rate,
+        ),
+        images,
+        split,
+        batch_size=args.batch_size,
+        callbacks=[best],
+        preprocessing=recipe(setting.pixels).preprocessing,
+        cache_dir=args.cache_dir or args.out / "features",
+        seed=seed,
+        verbose=0,
+    )
+    scores = {"last": probabilities(tuned.model, images, split.test)}
+    tuned.model.set_weights(best.weights)
+    scores["best"] = probabilities(tuned.model, images, split.test)
+    result = {
+        "about": about(args),
+        "setting": {key: value for key, value in asdict(setting).items() if key != "epoch"},
+        "seed": seed,
+        "class_names": list(images.class_names),
+        "parameters": sum(int(np.prod(w.shape)) for w in tuned.model.trainable_weights),
+        "seconds": {name: round(value, 1) for name, value in tuned.timings.items()},
+        "history": {name: list(values) for name, values in tuned.history.items()},
+        "test": split.test.tolist(),
+        "labels": images.labels[split.test].tolist(),
+        "scores": scores,
+    }
+    keras.backend.clear_session()
+    return result
+
+
+def probabilities(
+    model: keras.Model, images: ftk.ImageSet, indices: np.ndarray
+) -> list[list[float]]:
+    scores = ftk.evaluate(model, images, indices).scores
+    return np.round(np.asarray(scores, np.float64), 7).tolist()
+
+
+def figures(run: dict[str, Any], epoch: str) -> dict[str, Any]:
+    """What one run got right, with Wilson's intervals."""
+    labels, predicted = np.array(run["labels"]), np.array(run["scores"][epoch]).argmax(1)
+    right = labels == predicted
+    numbers = range(len(run["class_names"]))
+    late = run["history"]["val_accuracy"][len(run["history"]["val_accuracy"]) // 2 :]
+    recalls = recall_score(labels, predicted, labels=numbers, average=None, zero_division=0)
+    return {
+        "seed": run["seed"],
+        "accuracy": float(right.mean()),
+        "accuracy_interval": wilson(right),
+        "macro_f1": f1_score(labels, predicted, labels=numbers, average="macro", zero_division=0),
+        "recalls": dict(zip(run["class_names"], recalls.tolist(), strict=True)),
+        "recall_intervals": {
+            name: wilson(right[labels == i]) for i, name in enumerate(run["class_names"])
+        },
+        "train_accuracy": run["history"]["accuracy"][-1],
+        "lowest_late_val_accuracy": min(late),
+        "seconds": sum(v for name, v in run["seconds"].items() if name != "decode"),
+        "parameters": run["parameters"],
+    }
+
+
+def wilson(right: np.ndarray) -> list[float]:
+    """95 % interval of a share; of none, it can be anything."""
+    if not len(right):
+        return [0.0, 1.0]
+    test = binomtest(int(right.sum()), len(right))
+    return list(test.proportion_ci(0.95, method="wilson"))
+
+
+def mcnemar(a: dict[str, Any], b: dict[str, Any], epochs: Sequence[str]) -> dict[str, Any]:
+    """Exact paired test on the same images: only those that one of two models gets right count."""
+    labels = np.array(a["labels"])
+    right = [
+        np.array(run["scores"][epoch]).argmax(1) == labels
+        for run, epoch in zip((a, b), epochs, strict=True)
+    ]
+    first, second = (int((x & ~y).sum()) for x, y in (right, right[::-1]))
+    p = binomtest(first, first + second).pvalue if first + second else 1.0
+    return {"seed": a["seed"], "only_first": first, "only_second": second, "p": float(p)}
+
+
+def summarize(name: str, seeds: Sequence[int], runs: dict[tuple[str, int], Any]) -> dict[str, Any]:
+    """All figures of an experiment."""
+    settings = EXPERIMENTS[name]
+    rows = {
+        row: [figures(runs[setting.name(), seed], setting.epoch) for seed in seeds]
+        for row, setting in settings.items()
+    }
+    # Models are tested against each other within their recipe, all else against the first row.
+    names = list(rows)
+    pairs = [(names[0], other) for other in names[1:]]
+    if name == "models":
+        pairs = [*combinations(names[:3], 2), *combinations(names[3:], 2)]
+    tests = {
+        f"{a} / {b}": [
+            mcnemar(
+                *(runs[settings[x].name(), seed] for x in (a, b)),
+                [settings[x].epoch for x in (a, b)],
+            )
+            for seed in seeds
+        ]
+        for a, b in pairs
+    }
+    return {"rows": rows, "tests": tests}
+
+
+def tables(summary: dict[str, Any], classes: Sequence[str]) -> str:
+    """The experiment in Markdown: means and ranges over the seeds, each run, the paired tests."""
+
+    def over(rows: Sequence[dict[str, Any]], *keys: str) -> str:
+        values = [row[keys[0]] if len(keys) == 1 else row[keys[0]][keys[1]] for row in rows]
+        text = f"{np.mean(values):.3f}"
+        return text if len(values) == 1 else f"{text} ({min(values):.3f}-{max(values):.3f})"
+
+    def within(value: float, interval: Sequence[float]) -> str:
+        return f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
+
+    recalls = [f"recall {name}" for name in classes]
+    means, each, tests = [], [], []
+    for name, rows in summary["rows"].items():
+        figures = [over(rows, key) for key in ("accuracy", "macro_f1")]
+        figures += [over(rows, "recalls", c) for c in classes]
+        late = over(rows, "lowest_late_val_accuracy")
+        means.append([name, f"{rows[0]['parameters']:,}", *figures, late])
+        for row in rows:
+            shares = [within(row["recalls"][c], row["recall_intervals"][c]) for c in classes]
+            accuracy = within(row["accuracy"], row["accuracy_interval"])
+            each.append([name, str(row["seed"]), accuracy, f"{row['macro_f1']:.3f}", *shares])
+    for name, rows in summary["tests"].items():
+        pairs = [f"{r['only_first']} / {r['only_second']} (p = {r['p']:.2g})" for r in rows]
+        tests.append([name, *pairs])
+    late = "lowest validation accuracy, second half of the epochs"
+    seeds = [f"seed {row['seed']}" for row in rows]
+    return "\n\n".join(
+        [
+            "Mean of the seeds (lowest-highest):",
+            markdown(["", "parameters", "accuracy", "macro F1", *recalls, late], means),
+            "Each run, with Wilson's 95 % intervals:",
+            markdown(["", "seed", "accuracy", "macro F1", *recalls], each),
+            "Test images that only the first / only the second got right (exact McNemar test):",
+            markdown(["", *seeds], tests),
+        ]
+    )
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+
+
+def write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.part")
+    draft.write_text(text.rstrip() + "\n", encoding="utf-8")
+    os.replace(draft, path)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data", type=Path, help="the database's folder (default: phantoms drawn for you)")
+    add("--weights", default="imagenet", help="imagenet, none or a file (default: imagenet)")
+    add("--experiments", nargs="+", choices=EXPERIMENTS, default=["models", "depth", "suspects"])
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+    add("--epochs", type=int, default=20, help="default: 20")
+    add("--batch-size", type=int, default=64, help="default: 64")
+    add("--image-size", type=int, default=224, help="default: 224")
+    add("--limit", type=int, help="a stratified sample of so many images")
+    add("--cache-dir", type=Path, help="of the frozen part's features (default: OUT/features)")
+    add("--out", type=Path, default=Path("out/study"), help="default: out/study")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what is missing, then write the figures of all that was asked for."""
+    args = parse(argv)
+    images = ftk.read_image_folder(args.data or write_phantoms(args.out / "phantoms"))
+    wanted = {
+        (setting.name(), seed): setting
+        for seed in args.seeds
+        for experiment in args.experiments
+        for setting in EXPERIMENTS[experiment].values()
+    }
+    runs: dict[tuple[str, int], dict[str, Any]] = {}
+    # Deepest first within a seed: the shallower ones go on from its features, as in `sweep`.
+    order = sorted(wanted, key=lambda run: (args.seeds.index(run[1]), -wanted[run].blocks, run[0]))
+    for number, (name, seed) in enumerate(order, start=1):
+        file = args.out / "runs" / f"{name}_seed-{seed}.json"
+        if not file.exists():
+            write(file, json.dumps(train(wanted[name, seed], seed, args, images)))
+        run = runs[name, seed] = json.loads(file.read_text(encoding="utf-8"))
+        if run["about"] != about(args):
+            print(f"error: {file} is from {run['about']}, not {about(args)}: take another --out")
+            return 2
+        last, best = (figures(run, epoch) for epoch in ("last", "best"))
+        print(
+            f"{number}/{len(order)} {name} seed {seed}: accuracy {last['accuracy']:.3f}, of the "
+            f"best epoch {best['accuracy']:.3f}; {last['seconds']:.0f} s",
+            flush=True,
+        )
+    results: dict[str, Any] = {
+        "about": about(args),
+        "images": dict(zip(images.class_names, images.counts().tolist(), strict=True)),
+        "test_images": len(run["labels"]),
+        "experiments": {name: summarize(name, args.seeds, runs) for name in args.experiments},
+    }
+    write(args.out / "study.json", json.dumps(results, indent=1))
+    for name, summary in results["experiments"].items():
+        write(args.out / f"{name}.md", tables(summary, images.class_names))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
