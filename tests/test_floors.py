@@ -26,6 +26,8 @@ FLOORS = {
     "_head": {"_checks"},
     "_preprocessing": set(),
     "_surgery": {"_blocks", "_graph"},
+    "_gradient": {"_graph"},
+    "_attribution": {"_blocks", "_checks", "_gradient", "_graph", "_surgery"},
     "_metrics": set(),
     "_plan": {"_blocks"},
     "_spec": {"_blocks", "_checks", "_graph", "_plan"},

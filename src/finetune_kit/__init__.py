@@ -9,6 +9,7 @@ The path, in the order of the names below:
 What comes in and what goes out are plain Keras models; what is saved loads with Keras alone.
 """
 
+from finetune_kit._attribution import grad_cam, occlusion, overlay
 from finetune_kit._blocks import Block, conv_blocks
 from finetune_kit._evaluate import evaluate
 from finetune_kit._features import CachedFeatures, cached_features, clear_cached_features
@@ -58,4 +59,7 @@ __all__ = [  # in path order
     "clear_cached_features",
     "evaluate",
     "Report",
+    "grad_cam",
+    "occlusion",
+    "overlay",
 ]
