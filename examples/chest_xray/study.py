@@ -138,9 +138,10 @@ def train(
         seed=seed,
         verbose=0,
     )
-    scores = {"last": probabilities(tuned.model, images, split.test)}
+    pixels = images.load(split.test, (args.image_size, args.image_size))
+    scores = {"last": probabilities(tuned.model, pixels)}
     tuned.model.set_weights(best.weights)
-    scores["best"] = probabilities(tuned.model, images, split.test)
+    scores["best"] = probabilities(tuned.model, pixels)
     result = {
         "about": about(args),
         "setting": {key: value for key, value in asdict(setting).items() if key != "epoch"},
@@ -157,11 +158,9 @@ def train(
     return result
 
 
-def probabilities(
-    model: keras.Model, images: ftk.ImageSet, indices: np.ndarray
-) -> list[list[float]]:
-    scores = ftk.evaluate(model, images, indices).scores
-    return np.round(np.asarray(scores, np.float64), 7).tolist()
+def probabilities(model: keras.Model, pixels: np.ndarray) -> list[list[float]]:
+    """Of each class, for each image."""
+    return np.round(model.predict(pixels, verbose=0).astype(np.float64), 7).tolist()
 
 
 def figures(run: dict[str, Any], epoch: str) -> dict[str, Any]:
