@@ -73,7 +73,10 @@ def grad_cam(
     batch_size = min(batch_size, len(images))
     probe = Probe(suffix, place, batch_size, predicted=targets is None)
     for rows in _batches(len(images), batch_size):
-        features = prefix.predict_on_batch(images[rows])
+        batch = images[rows].astype(np.float32)
+        features = prefix.predict_on_batch(
+            keras.tree.map_structure(lambda _, batch=batch: batch, prefix.input)
+        )
         weights = probe.gradient(features, wanted[rows])
         looked_at = np.asarray(keras.tree.flatten(features)[place], np.float32)
         heat = np.maximum(np.einsum("nhwc,nc->nhw", looked_at, weights), 0)
@@ -221,33 +224,33 @@ def _cut_behind(graph: keras.Model, at: str | None) -> tuple[keras.Model, keras.
     """The model in two behind a block, and which of the tensors between is the block's map."""
     parts = partition(graph).parts
     if at is None:
-        maps = [i for i, part in enumerate(parts) if _is_map(part.output_shape)]
+        maps = [i for i, part in enumerate(parts) if _is_map(part)]
         if not maps:
             raise ValueError(
-                "`model` must have a block whose output is a map of more than one cell, "
-                "(n, height, width, channels). Received: "
-                f"{graph.name!r}, whose blocks put out {[part.output_shape for part in parts]}"
+                "`model` must have a block that puts out a map of more than one cell, (n, height, "
+                f"width, channels). Received: {graph.name!r}, whose blocks put out "
+                f"{[part.output_shape for part in parts]}"
             )
         last = maps[-1]
     else:
-        last = chosen_blocks("at", (at,), parts, graph.name, "block").index(True)
+        last = chosen_blocks("at", [str(at)], parts, graph.name, "block").index(True)
     prefix, suffix = cut_after(graph, _names(*parts[: last + 1]))
-    inside = _names(parts[last])
-    found = [
+    made = [
         i
         for i, tensor in enumerate(prefix.outputs)
-        if made_by(tensor)[0].name in inside and len(tensor.shape) == 4
+        if len(tensor.shape) == 4 and made_by(tensor)[0].name in _names(parts[last])
     ]
-    if not found:
+    if not made:
         raise ValueError(
-            f"`at` must name a block whose output is a map, (n, height, width, channels). "
-            f"Received: {parts[last].name!r}, which puts out {parts[last].output_shape}"
+            "`at` must name a block that puts out a map, (n, height, width, channels). "
+            f"Received: {at!r}, which puts out {parts[last].output_shape}"
         )
-    return prefix, suffix, found[-1]
+    return prefix, suffix, made[-1]
 
 
-def _is_map(shape: tuple[int | None, ...]) -> bool:
-    return len(shape) == 4 and shape[1:3] != (1, 1)
+def _is_map(part: Part) -> bool:
+    shape, learned = part.output_shape, any(getattr(op, "weights", ()) for op in part.operations)
+    return learned and len(shape) == 4 and shape[1:3] != (1, 1)
 
 
 def _names(*parts: Part) -> set[str]:

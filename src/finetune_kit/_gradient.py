@@ -48,6 +48,7 @@ class Probe(keras.Model):
         tensors[self.place] = tensors[self.place] + self.shift
         # Said here, `training=False` holds in a train step too: no Dropout.
         scores = self.scores(tensors if len(tensors) > 1 else tensors[0], training=False)
+        scores = keras.tree.flatten(scores)[0]  # a Sequential's graph has a list of one
         if scores.shape[-1] > 1:
             return scores
         return keras.ops.concatenate([-scores, scores], axis=-1)
