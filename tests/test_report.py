@@ -1,19 +1,22 @@
-"""Figures equal scikit-learn's; what is saved can be read, and looked at."""
+"""Figures equal scikit-learn's, intervals hold; what is saved can be read, and looked at."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 import keras
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from sklearn.metrics import classification_report, confusion_matrix
+from sklearn import metrics
 
 import finetune_kit as ftk
+
+SPLIT = ftk.Split(np.arange(12), np.arange(12, 18), np.arange(18, 24))
 
 
 class Scores(keras.layers.Layer):
@@ -24,110 +27,338 @@ class Scores(keras.layers.Layer):
         return corner / keras.ops.sum(corner, axis=1, keepdims=True)
 
 
-def evaluated(labels, scores, names=("a", "b & c", "d")) -> ftk.Report:
+def evaluated(labels, scores, names=("a", "b & c", "d"), **options) -> ftk.Report:
     """What `evaluate` says of a model that gives these scores (whole numbers)."""
     pixels = np.zeros((len(labels), 8, 8, 3), np.uint8)
     pixels[:, 0, :3] = np.asarray(scores)[:, :, None]
     inputs = keras.Input((8, 8, 3))
     model = keras.Model(inputs, Scores()(inputs))
-    return ftk.evaluate(model, ftk.ImageSet.from_arrays(pixels, labels, names))
+    return ftk.evaluate(model, ftk.ImageSet.from_arrays(pixels, labels, names), **options)
 
 
-rows = st.lists(
-    st.tuples(st.integers(0, 2), st.permutations([10, 80, 160])), min_size=1, max_size=30
-)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_figures_equal_scikit_learns(seed):
+def drawn(n: int, k: int, seed: int, *, many: bool = False, ties: bool = False):
+    """Random labels and probabilities that know something of them; `ties`: to one decimal."""
     rng = np.random.default_rng(seed)
-    labels = rng.integers(0, 3, 40)
-    scores = rng.permuted(np.tile([10, 80, 160], (40, 1)), axis=1)
-    report = evaluated(labels, scores)
-    expected = classification_report(
-        labels, scores.argmax(1), target_names=report.class_names, output_dict=True, zero_division=0
-    )
-    assert report.accuracy == pytest.approx(expected["accuracy"])
-    assert report.macro_f1 == pytest.approx(expected["macro avg"]["f1-score"])
-    assert report.weighted_f1 == pytest.approx(expected["weighted avg"]["f1-score"])
-    for name in report.class_names:
-        row = report.per_class[name]
-        assert row["recall"] == pytest.approx(expected[name]["recall"])
-        assert row["precision"] == pytest.approx(expected[name]["precision"])
-        assert row["support"] == expected[name]["support"]
-    assert np.array_equal(report.confusion_matrix, confusion_matrix(labels, scores.argmax(1)))
+    labels = rng.integers(0, 2, (n, k)) if many else rng.integers(0, k, n)
+    truth = labels if many else np.eye(k)[labels]
+    logits = rng.normal(size=(n, k)) + truth
+    scores = 1 / (1 + np.exp(-logits)) if many else np.exp(logits)
+    if ties:
+        scores = np.round(scores, 1) + 0.1
+    if many:
+        return labels, np.clip(scores, 0, 1)
+    return labels, scores / scores.sum(axis=1, keepdims=True)
 
 
-@given(st.lists(st.integers(0, 2), min_size=1, max_size=20), st.integers(0, 2))
-def test_the_confusion_matrix_counts_every_image(labels, predicted):
-    from finetune_kit._metrics import figures
+@settings(max_examples=25)
+@given(st.integers(1, 60), st.integers(2, 5), st.integers(0, 999), st.booleans(), st.booleans())
+def test_figures_equal_scikit_learns(n, k, seed, many, ties):
+    labels, scores = drawn(n, k, seed, many=many, ties=ties)
+    report = ftk.Report.from_scores(labels, scores, draws=2)
+    predicted = (scores >= 0.5).astype(int) if many else scores.argmax(axis=1)
+    found = {name: figure.value for name, figure in report.figures.items()}
+    assert report.accuracy == found["accuracy"] == metrics.accuracy_score(labels, predicted)
+    for average in ("macro", "weighted"):
+        expected = metrics.precision_recall_fscore_support(
+            labels, predicted, labels=range(k), average=average, zero_division=0.0
+        )[:3]
+        names = [f"{average}_{name}" for name in ("precision", "recall", "f1")]
+        assert [found[name] for name in names] == pytest.approx(list(expected))
+    truth = labels if many else np.eye(k)[labels]
+    for i, name in enumerate(report.class_names):
+        row = report.class_figures[name]
+        if 0 < truth[:, i].sum() < n:
+            area = metrics.roc_auc_score(truth[:, i], scores[:, i])
+            average = metrics.average_precision_score(truth[:, i], scores[:, i])
+            assert row["roc_auc"].value == pytest.approx(area)
+            assert row["average_precision"].value == pytest.approx(average)
+        else:
+            assert math.isnan(row["roc_auc"].value)
+            assert row["roc_auc"].method.startswith("no image of")
+    if many:
+        logs = [metrics.log_loss(truth[:, i], scores[:, i], labels=[0, 1]) for i in range(k)]
+        squares = [metrics.brier_score_loss(truth[:, i], scores[:, i]) for i in range(k)]
+        assert found["log_loss"] == pytest.approx(np.mean(logs))
+        assert found["brier_score"] == pytest.approx(np.mean(squares))
+        expected = metrics.multilabel_confusion_matrix(labels, predicted)
+    else:
+        assert found["log_loss"] == pytest.approx(metrics.log_loss(labels, scores, labels=range(k)))
+        brier = np.mean(np.sum((scores - truth) ** 2, axis=1)) / (2 if k == 2 else 1)
+        assert found["brier_score"] == pytest.approx(brier)
+        expected = metrics.confusion_matrix(labels, predicted, labels=range(k))
+        assert found["balanced_accuracy"] == pytest.approx(
+            np.mean([np.mean(predicted[labels == c] == c) for c in np.unique(labels)])
+        )
+    assert np.array_equal(report.confusion_matrix, expected)
 
-    scores = np.eye(3)[[predicted] * len(labels)]
-    counted = figures(np.array(labels), scores, ["a", "b", "c"])
-    assert counted["confusion_matrix"].sum() == len(labels)
-    assert counted["confusion_matrix"][:, predicted].sum() == len(labels)
-    assert counted["accuracy"] == labels.count(predicted) / len(labels)
+
+@pytest.mark.parametrize("many", [False, True])
+def test_the_bootstrap_draws_what_scikit_learn_would_count(many):
+    """One draw, told by its weights: the same figures as scikit-learn's with these weights."""
+    from finetune_kit import _bootstrap
+
+    labels, scores = drawn(80, 3, 1, many=many, ties=True)
+    strata = np.zeros(80, int) if many else labels
+    (weights,) = _bootstrap._weights(strata, 1, 5)
+    found = {k: v[0] for k, v in _bootstrap.bootstrap(labels, scores, draws=1, seed=5).items()}
+    again = np.repeat(np.arange(80), weights[0].astype(int))
+    assert len(again) == 80
+    expected = ftk.Report.from_scores(labels[again], scores[again], draws=1)
+    for name, figure in expected.figures.items():
+        assert found[name][0] == pytest.approx(figure.value, abs=1e-5), name
+    for i, name in enumerate(expected.class_names):
+        for key in ("f1", "roc_auc", "average_precision"):
+            value = expected.class_figures[name][key].value
+            assert found[f"class_{key}"][i] == pytest.approx(value, abs=1e-5)
 
 
-def test_the_table_can_be_read():
+def test_proportions_have_wilsons_interval():
+    report = ftk.Report.from_scores([0] * 10 + [1] * 10, np.r_[np.zeros(9), np.ones(11)])
+    recall = report.class_figures["0"]["recall"]
+    assert (recall.value, recall.method) == (0.9, "Wilson score")
+    assert (recall.low, recall.high) == pytest.approx((0.5958, 0.9821), abs=1e-4)  # Wilson 1927
+    assert report.figures["log_loss"].method == "stratified bootstrap, 1,000 draws"
+
+
+def test_the_same_seed_gives_the_same_intervals():
+    labels, scores = drawn(60, 3, 0)
+    one, same, other = (ftk.Report.from_scores(labels, scores, seed=s) for s in (0, 0, 1))
+    assert one.figures == same.figures
+    assert one.figures != other.figures
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="no model in it: once is enough"
+)
+def test_intervals_cover_at_their_nominal_rate():
+    """Of 2,000 test sets, 95 % have intervals that hold the true value, to within 2 points."""
+    from finetune_kit._metrics import count
+
+    rng = np.random.default_rng(0)
+    names, trials, n = ("a", "b", "c"), 2000, 600
+
+    def sampled(size):
+        labels = np.repeat(np.arange(3), (np.array([0.5, 0.3, 0.2]) * size).astype(int))
+        logits = rng.normal(size=(len(labels), 3)) + 1.5 * np.eye(3)[labels]
+        scores = np.exp(1.2 * logits)
+        return labels, scores / scores.sum(axis=1, keepdims=True)
+
+    truth = count(*sampled(400_000), names, 1, 0)
+    covered = dict.fromkeys(truth.figures, 0)
+    covered |= {(c, f): 0 for c in names for f in truth.class_figures[c]}
+    for trial in range(trials):
+        found = count(*sampled(n), names, 200, trial)
+        for name, figure in truth.figures.items():
+            covered[name] += found.figures[name].low <= figure.value <= found.figures[name].high
+        for c, f in (key for key in covered if isinstance(key, tuple)):
+            figure = found.class_figures[c][f]
+            covered[c, f] += figure.low <= truth.class_figures[c][f].value <= figure.high
+    rates = {name: hits / trials for name, hits in covered.items()}
+    assert {name: rate for name, rate in rates.items() if not 0.93 <= rate <= 0.975} == {}
+
+
+@pytest.mark.parametrize(
+    ("labels", "scores"),
+    [
+        ([0], [[0.2, 0.5, 0.3]]),
+        ([1, 1, 1], [[0.2, 0.5, 0.3]] * 3),
+        ([0, 1, 2], [[1 / 3] * 3] * 3),
+        ([0, 0, 1], np.eye(3)[[0, 0, 0]]),
+        ([[0, 0], [0, 0]], [[0.5, 0.5], [0, 0]]),
+        ([[1, 1]], [[1.0, 0.0]]),
+    ],
+    ids=["one image", "one class", "equal scores", "one class predicted", "no label", "all labels"],
+)
+def test_degenerate_cases_have_figures_or_a_name(labels, scores, tmp_path):
+    report = ftk.Report.from_scores(labels, scores)
+    rows = [report.figures, *report.class_figures.values()]
+    for figure in (figure for row in rows for figure in row.values()):
+        assert not math.isnan(figure.value) or (str(figure) == "undefined" and figure.method)
+    assert "nan" not in str(report)
+    report.save(tmp_path)
+    json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_a_class_that_is_never_predicted_has_a_precision_of_0_without_an_interval():
+    report = ftk.Report.from_scores([0, 1], [[0.9, 0.1], [0.8, 0.2]])
+    precision = report.class_figures["1"]["precision"]
+    assert str(precision) == "0.000 (no interval)"
+    assert precision.method == "never predicted"
+    assert report.per_class["1"]["precision"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("labels", "scores", "says"),
+    [
+        ([0, 1], [[3.0, -1.0], [0.5, 0.5]], "must end in a softmax or a sigmoid.*-1 to 3"),
+        ([0, 1], [[0.5, 0.1], [0.5, 0.5]], "rows that sum to 1"),
+        ([0, 2], [[0.5, 0.5], [0.5, 0.5]], "whole numbers from 0 to 1"),
+        ([0.5, 1], [[0.5, 0.5], [0.5, 0.5]], "whole numbers from 0 to 1"),
+        ([0], [[0.5, 0.5], [0.5, 0.5]], r"shapes \(2, 2\) and \(1,\)"),
+        ([], np.zeros((0, 2)), "n at least 1"),
+    ],
+)
+def test_what_are_no_labels_or_no_probabilities_is_refused(labels, scores, says):
+    with pytest.raises(ValueError, match=says):
+        ftk.Report.from_scores(labels, scores)
+
+
+def test_names_and_samples_of_another_number_are_refused():
+    with pytest.raises(ValueError, match="`class_names` must be one for each of the 2"):
+        ftk.Report.from_scores([0], [[0.5, 0.5]], ["a"])
+    with pytest.raises(ValueError, match="`samples` must be one for each of 1"):
+        ftk.Report.from_scores([0], [[0.5, 0.5]], samples=["a", "b"])
+
+
+def test_the_tables_can_be_read():
     report = evaluated([0, 0, 1, 2], [[9, 1, 0], [1, 9, 0], [1, 9, 0], [0, 1, 9]])
     lines = str(report).splitlines()
     assert lines[0].split() == ["precision", "recall", "F1", "support"]
-    assert lines[1].split() == ["a", "1.000", "0.500", "0.667", "2"]
-    assert lines[5].split() == ["accuracy", "0.750", "4"]
-    assert max(map(len, lines)) <= 80
+    assert lines[1].startswith("a      1.000 (0.207 to 1.000)  0.500 (0.095 to 0.905)  0.667 (")
+    assert lines[5].split()[:2] == ["4", "images"]
+    assert lines[6].startswith("accuracy            0.750 (0.301 to 0.954)  Wilson score")
+    assert lines[-3].split() == ["a", "1", "1", "0"]
+    assert max(map(len, lines)) <= 100
+    assert str(report).isascii()
 
 
-def test_a_saved_report_can_be_read_and_looked_at(small_backbone, tiny_images, tmp_path):
-    split = ftk.Split(np.arange(12), np.arange(12, 18), np.arange(18, 24))
-    tuned = ftk.fine_tune(
-        small_backbone,
-        ftk.classification_head(3),
-        ftk.FineTuneSpec(epochs=2),
-        tiny_images,
-        split,
-        verbose=0,
-    )
-    report = ftk.evaluate(tuned.model, tiny_images, split.test)
-    folder = report.save(tmp_path / "a" / "b")
-    assert sorted(p.name for p in folder.iterdir()) == [
-        "confusion_matrix.png",
-        "learning_curves.png",
-        "report.json",
-        "report.txt",
-    ]
+@pytest.fixture(scope="module")
+def tuned(small_backbone):
+    rng = np.random.default_rng(0)
+    labels = np.arange(24) % 3
+    pixels = rng.integers(0, 80, (24, 32, 32, 3)) + 80 * labels[:, None, None, None]
+    images = ftk.ImageSet.from_arrays(pixels.astype(np.uint8), labels, ["dark", "gray", "light"])
+    specs = [ftk.FineTuneSpec(epochs=2), ftk.FineTuneSpec(1)]
+    head = ftk.classification_head(3)
+    return ftk.fine_tune(small_backbone, head, specs, images, SPLIT, verbose=0)
+
+
+FILES = {"report.txt", "report.json", "report.html", "model_card.md"}
+PICTURES = {"confusion_matrix.png", "learning_curves.png", "curves.png", "calibration.png",
+            "mistakes.png"}  # fmt: skip
+
+
+def test_a_saved_report_can_be_read_and_looked_at(tuned, tmp_path):
+    report = ftk.evaluate(tuned, tuned.images, heat_maps=3)
+    assert any(report.is_mistake(example) for example in report.examples)
+    folder = report.save(tmp_path / "a" / "b", title="My report")
+    assert {p.name for p in folder.iterdir()} == FILES | PICTURES
     saved = json.loads((folder / "report.json").read_text())
     assert saved == report.to_dict()
     assert saved["history"] == {name: list(v) for name, v in tuned.history.items()}
+    assert saved["format"] == "finetune-kit report 1"
     assert (folder / "report.txt").read_text() == f"{report}\n"
     for picture in folder.glob("*.png"):
         pixels = np.asarray(Image.open(picture).convert("L"))
         assert min(pixels.shape) > 300
-        assert pixels.std() > 10  # not blank
+        assert pixels.std() > 8  # not blank
+    card = (folder / "model_card.md").read_text()
+    for heading in ("# My report", "## Uses", "## Bias, Risks, and Limitations", "## Evaluation"):
+        assert f"\n{heading}\n" in card
+    assert str(report.figures["accuracy"]) in card
+    assert "seed: 0" in card
     report.save(folder)  # again: replaced, nothing left over
-    assert len(list(folder.iterdir())) == 4
+    assert len(list(folder.iterdir())) == len(FILES | PICTURES)
 
 
-def test_without_curves_there_is_no_picture_of_them(tmp_path):
-    report = evaluated([0, 1, 2], np.eye(3) * 9 + 1)
-    assert "learning_curves.png" not in {p.name for p in report.save(tmp_path).iterdir()}
+def test_the_report_tells_where_its_figures_come_from(tuned):
+    report = ftk.evaluate(tuned, tuned.images, SPLIT.test)
+    assert report.plans == tuned.plans
+    assert report.history["phase"] == [1, 1, 2]
+    about = report.about
+    assert about["data"]["split"] == {"train": 12, "validation": 6, "test": 6}
+    assert about["data"]["of these images trained on"] == 0
+    assert not report.cautions() or "trained on" not in report.cautions()[0]
+    assert about["training"]["specs"] == [ftk.FineTuneSpec(epochs=2).to_dict(),
+                                          ftk.FineTuneSpec(1).to_dict()]  # fmt: skip
+    assert about["environment"]["keras"] == keras.__version__
+    assert len(report.samples) == len(set(report.samples)) == 6
 
 
-def test_model_and_report_name_the_manifest(small_backbone, tiny_images, tmp_path):
-    images = dataclasses.replace(tiny_images, manifest="ab" * 32)
-    split = ftk.Split(np.arange(12), np.arange(12, 18), np.arange(18, 24))
-    head = ftk.classification_head(3)
-    tuned = ftk.fine_tune(small_backbone, head, ftk.FineTuneSpec(), images, split, verbose=0)
-    report = ftk.evaluate(tuned.model, images, split.test)
-    assert tuned.manifest == report.manifest == report.to_dict()["manifest"] == "ab" * 32
+def test_images_that_were_trained_on_are_found_by_their_content(tuned):
+    """Whatever their place or name: a copy of a training image is one."""
+    images = ftk.ImageSet.from_arrays(
+        tuned.images.load([20, 3, 21], (32, 32)), [2, 0, 0], tuned.images.class_names
+    )
+    report = ftk.evaluate(tuned, images)
+    assert report.cautions()[0].startswith("1 of these images were trained on")
 
 
-def test_several_labels_an_image_are_refused_in_words(small_backbone, tiny_images):
+def test_near_duplicates_of_training_images_are_told(tuned):
+    groups = np.arange(24)
+    groups[20] = groups[3]
+    duplicates = ftk.Duplicates(((3, 20),), groups, (), ())
+    report = ftk.evaluate(tuned, tuned.images, SPLIT.test, duplicates=duplicates)
+    assert report.cautions()[0].startswith("1 of these images are in one group")
+
+
+def test_a_plain_model_has_its_curves(tuned):
+    report = ftk.evaluate(tuned.model, tuned.images, SPLIT.test)
+    assert report.history["loss"] == tuned.history["loss"]
+    assert report.plans == ()
+
+
+def test_examples_are_the_most_confident_of_each_cell(tuned):
+    report = ftk.evaluate(tuned, tuned.images, examples=2)
+    predicted = report.predicted
+    for example in report.examples:
+        i = int(example.name.split()[1])
+        assert example.cell == (report.labels[i], predicted[i])
+        assert example.probability == report.scores[i].max()
+        same = [report.scores[j].max() for j in range(24)
+                if (report.labels[j], predicted[j]) == example.cell]  # fmt: skip
+        assert example.probability >= sorted(same)[-2:][0]
+    assert report.examples
+    assert not any(example.heat_map for example in report.examples)
+    assert ftk.evaluate(tuned, tuned.images, examples=0).examples == ()
+
+
+def test_several_labels_an_image(small_backbone, tiny_images, tmp_path):
     images = dataclasses.replace(tiny_images, labels=np.eye(3, dtype=int)[tiny_images.labels])
     backbone = keras.models.clone_model(small_backbone)
     model = ftk.FineTuneSpec().build(backbone, ftk.multilabel_head(3))
-    with pytest.raises(ValueError, match=r"one class each.*\(24, 3\)"):
-        ftk.evaluate(model, images)
+    report = ftk.evaluate(model, images, heat_maps=2)
+    assert report.confusion_matrix.shape == (3, 2, 2)
+    assert report.counts()[1] == ("found", "missed", "false alarm", "rightly absent")
+    for example in report.examples:
+        label, outcome = example.cell
+        i = int(example.name.split()[1])
+        assert (outcome < 2) == (images.labels[i, label] == 1)
+        assert report.is_mistake(example) == (report.predicted[i, label] != images.labels[i, label])
+        assert example.probability >= 0.5
+    page = (report.save(tmp_path) / "report.html").read_text()
+    assert "rightly absent" in page
+
+
+def test_one_sigmoid_tells_two_classes(small_backbone, tiny_images):
+    images = dataclasses.replace(
+        tiny_images, labels=(tiny_images.labels > 0).astype(int), class_names=("dark", "other")
+    )
+    backbone = keras.models.clone_model(small_backbone)
+    model = ftk.FineTuneSpec().build(backbone, ftk.classification_head(1))
+    report = ftk.evaluate(model, images, heat_maps=2)
+    assert report.scores.shape == (24, 2)
+    assert sum(example.heat_map is not None for example in report.examples) == 2
+
+
+def test_names_tell_nothing_of_the_machine(tuned, tmp_path):
+    for i in range(4):
+        folder = tmp_path / ("dark", "gray")[i % 2]
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(tuned.images.load([i], (32, 32))[0]).save(folder / f"{i}.png")
+    images = dataclasses.replace(
+        ftk.read_image_folder(tmp_path), class_names=("dark", "gray", "light")
+    )
+    report = ftk.evaluate(tuned, images)
+    names = {example.name for example in report.examples}
+    assert names == {"dark/0.png", "gray/1.png", "dark/2.png", "gray/3.png"}
+
+
+def test_model_and_report_name_the_manifest(tuned):
+    images = dataclasses.replace(tuned.images, manifest="ab" * 32)
+    report = ftk.evaluate(tuned, images, SPLIT.test)
+    assert report.manifest == report.to_dict()["manifest"] == "ab" * 32
 
 
 def test_a_model_with_other_classes_is_refused(tiny_images):
@@ -139,6 +370,15 @@ def test_a_model_with_other_classes_is_refused(tiny_images):
         ftk.evaluate(model, tiny_images, [])
     with pytest.raises(ValueError, match=r"np\.flatnonzero"):
         ftk.evaluate(model, tiny_images, np.ones(24, bool))
+    with pytest.raises(ValueError, match="`heat_maps`"):
+        ftk.evaluate(model, tiny_images, heat_maps=-1)
+
+
+def test_a_model_without_a_feature_map_is_reported_on_without_heat_maps(caplog):
+    report = evaluated([0, 1, 2], np.eye(3) * 9 + 1, heat_maps=3)
+    assert len(report.examples) == 3
+    assert not any(example.heat_map for example in report.examples)
+    assert "no heat maps" in caplog.text
 
 
 def test_without_matplotlib_the_figures_are_saved_and_it_is_said(tmp_path, monkeypatch, caplog):
@@ -146,5 +386,5 @@ def test_without_matplotlib_the_figures_are_saved_and_it_is_said(tmp_path, monke
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     folder = evaluated([0, 1, 2], np.eye(3) * 9 + 1).save(tmp_path)
-    assert sorted(path.name for path in folder.iterdir()) == ["report.json", "report.txt"]
+    assert {path.name for path in folder.iterdir()} == FILES
     assert "finetune-kit[plots]" in caplog.text

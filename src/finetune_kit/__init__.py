@@ -11,16 +11,18 @@ What comes in and what goes out are plain Keras models; what is saved loads with
 
 from finetune_kit._attribution import grad_cam, occlusion, overlay
 from finetune_kit._blocks import Block, conv_blocks
+from finetune_kit._compare import Comparison, Difference, compare
 from finetune_kit._evaluate import evaluate
 from finetune_kit._features import CachedFeatures, cached_features, clear_cached_features
 from finetune_kit._head import classification_head, multilabel_head
 from finetune_kit._images import ImageSet
 from finetune_kit._leakage import Duplicates, find_duplicates
 from finetune_kit._manifest import read_manifest, write_manifest
+from finetune_kit._metrics import Figure
 from finetune_kit._plan import FreezePlan
 from finetune_kit._preprocessing import preprocessing
 from finetune_kit._reading import read_image_folder, read_image_table
-from finetune_kit._report import Report
+from finetune_kit._report import Example, Report
 from finetune_kit._schedules import gradual_unfreezing, linear_probe_then_fine_tune
 from finetune_kit._spec import FineTuneSpec
 from finetune_kit._split import Split, stratified_folds, stratified_split
@@ -59,6 +61,11 @@ __all__ = [  # in path order
     "clear_cached_features",
     "evaluate",
     "Report",
+    "Figure",
+    "Example",
+    "compare",
+    "Comparison",
+    "Difference",
     "grad_cam",
     "occlusion",
     "overlay",

@@ -1,204 +1,367 @@
-"""Figures come in, a report goes out: as text, as JSON, as pictures.
+"""Figures come in, a report goes out: as text, as JSON, as pictures, as one page.
 
 It knows no model and no image file. The pictures need matplotlib (the extra `plots`).
 """
 
 from __future__ import annotations
 
-import importlib.util
-import io
 import json
-import logging
+import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from finetune_kit._metrics import COLUMNS
+from finetune_kit import _card, _page, _pictures
+from finetune_kit._checks import check_count
+from finetune_kit._files import write_whole
+from finetune_kit._metrics import OVERALL, Figure, count, predictions
+from finetune_kit._plan import FreezePlan
 
-_log = logging.getLogger("finetune_kit")
+FORMAT = "finetune-kit report 1"
+OUTCOMES = ("found", "missed", "false alarm", "rightly absent")  # of one label
+_CLASS_FIGURES = ("precision", "recall", "f1")
+_WIDE = 0.15  # an interval of which a reader should be told
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """An image that a report shows.
+
+    Attributes:
+        name: of its file.
+        cell: the row and column of the confusion matrix that it belongs to (of several labels: the
+            label, and 0 to 3 for found, missed, false alarm, rightly absent).
+        probability: of the class (or label) that was predicted, from 0 to 1.
+        picture: the image as JPEG.
+        heat_map: where the model looked for that class, over the image, as JPEG; None if unknown.
+    """
+
+    name: str
+    cell: tuple[int, int]
+    probability: float
+    picture: bytes = field(repr=False)
+    heat_map: bytes | None = field(repr=False, default=None)
 
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """How well a model tells the classes of a set of images; print it to see the table.
+    """How well a model tells the classes of a set of images; print it to see the tables.
 
-    Made by `evaluate`.
+    Made by `evaluate`, or by `Report.from_scores` from what another program predicted.
 
     Attributes:
-        class_names: the classes in the order of their indices.
-        labels: true class of each image, `(n,)`.
-        scores: probability of each class, `(n, num_classes)`.
-        accuracy: share of the images whose most probable class is the true one.
-        macro: precision, recall and F1 averaged over the classes, and the support.
-        weighted: the same, each class weighted by its support.
-        per_class: by class name: precision, recall, F1 and support (number of images).
-        confusion_matrix: counts, rows the true class, columns the predicted one.
+        class_names: the classes (or labels) in the order of their indices.
+        labels: true class of each image, `(n,)`; or 0 or 1 for each label, `(n, k)`.
+        scores: probability of each class or label, `(n, k)`.
+        figures: by name: accuracy, balanced accuracy, macro and weighted precision, recall and F1,
+            ROC AUC and average precision (one against the rest, mean of the classes), log loss,
+            Brier score, expected calibration error; each a `Figure` with a 95 % interval.
+        class_figures: for each class: precision, recall, F1, ROC AUC and average precision.
+        support: number of images of each class.
+        confusion_matrix: counts, rows the true class, columns the predicted one; of several labels
+            `(k, 2, 2)`, as scikit-learn's `multilabel_confusion_matrix`.
+        samples: what identifies each image (SHA-256 of its content), for `compare`.
         history: the learning curves, where known.
+        plans: what trained, for each phase, where known.
+        about: where the figures come from: environment, split, duplicates, fingerprints.
+        examples: images to show, mistakes first.
         manifest: fingerprint of the manifest that the images were read from, or None.
+        draws: of the bootstrap.
+        seed: of the bootstrap.
     """
 
     class_names: tuple[str, ...]
     labels: NDArray[np.int64] = field(repr=False)
     scores: NDArray[np.float64] = field(repr=False)
-    accuracy: float
-    macro: Mapping[str, float]
-    weighted: Mapping[str, float]
-    per_class: Mapping[str, Mapping[str, float]]
+    figures: Mapping[str, Figure] = field(repr=False)
+    class_figures: Mapping[str, Mapping[str, Figure]] = field(repr=False)
+    support: Mapping[str, int]
     confusion_matrix: NDArray[np.int64]
+    samples: tuple[str, ...] = field(repr=False)
     history: Mapping[str, list[float]] = field(default_factory=dict, repr=False)
+    plans: tuple[FreezePlan, ...] = field(default=(), repr=False)
+    about: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    examples: tuple[Example, ...] = field(default=(), repr=False)
     manifest: str | None = None
+    draws: int = 1000
+    seed: int = 0
+
+    @classmethod
+    def from_scores(
+        cls,
+        labels: ArrayLike,
+        scores: ArrayLike,
+        class_names: Sequence[str] | None = None,
+        *,
+        samples: Sequence[str] | None = None,
+        draws: int = 1000,
+        seed: int = 0,
+        **context: Any,
+    ) -> Report:
+        """Report on probabilities that are there already.
+
+        Args:
+            labels: true class indices, `(n,)`; or 0 or 1 for each label, `(n, k)`.
+            scores: probability of each class, `(n, k)`, rows that sum to 1; of each label, from 0
+                to 1; or of the second of two classes, `(n,)` or `(n, 1)`.
+            class_names: one for each class. Defaults to `"0"`, `"1"`, ...
+            samples: what identifies each image, for `compare`. Defaults to their numbers.
+            draws: of the bootstrap that makes the intervals. Defaults to 1000.
+            seed: of the bootstrap. Defaults to 0.
+            **context: other attributes of a report, such as `history`.
+
+        Returns:
+            A `Report`.
+
+        Raises:
+            ValueError: if shapes do not match, or scores are no probabilities.
+
+        Example:
+            >>> report = Report.from_scores([0, 1, 1, 0], [0.2, 0.9, 0.6, 0.7], ["well", "ill"])
+            >>> print(report.figures["accuracy"])
+            0.750 (0.301 to 0.954)
+        """
+        check_count("draws", draws)
+        true, given = _checked(labels, scores)
+        names = tuple(map(str, range(given.shape[1]) if class_names is None else class_names))
+        if len(names) != given.shape[1]:
+            raise ValueError(
+                f"`class_names` must be one for each of the {given.shape[1]} columns of `scores`. "
+                f"Received: {list(names)}"
+            )
+        told = tuple(map(str, range(len(true)))) if samples is None else tuple(samples)
+        if len(told) != len(true):
+            raise ValueError(
+                f"`samples` must be one for each of {len(true)} images. Received: {len(told)}"
+            )
+        counted = count(true, given, names, draws, seed)
+        return cls(
+            class_names=names,
+            labels=true,
+            scores=given,
+            figures=counted.figures,
+            class_figures=counted.class_figures,
+            support=counted.support,
+            confusion_matrix=counted.confusion_matrix,
+            samples=told,
+            draws=draws,
+            seed=seed,
+            **context,
+        )
+
+    @property
+    def many(self) -> bool:
+        """May an image have several labels?"""
+        return self.labels.ndim == 2
+
+    @property
+    def predicted(self) -> NDArray[np.int64]:
+        """The most probable class `(n,)`, or 1 for each label of at least one half `(n, k)`."""
+        return predictions(self.scores, many=self.many)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the images whose most probable class (all of whose labels) is right."""
+        return self.figures["accuracy"].value
 
     @property
     def macro_f1(self) -> float:
         """F1 averaged over the classes, each as much as another."""
-        return self.macro["f1"]
+        return self.figures["macro_f1"].value
 
     @property
     def weighted_f1(self) -> float:
         """F1 averaged over the classes, weighted by their support."""
-        return self.weighted["f1"]
+        return self.figures["weighted_f1"].value
+
+    @property
+    def per_class(self) -> dict[str, dict[str, float]]:
+        """Precision, recall, F1 and support of each class, as plain numbers."""
+        return {
+            name: {
+                **{column: self.class_figures[name][column].value for column in _CLASS_FIGURES},
+                "support": self.support[name],
+            }
+            for name in self.class_names
+        }
 
     def __str__(self) -> str:
-        return f"{self._figures_table()}\n\n{self._confusion_table()}"
+        return "\n\n".join([self._class_table(), self._overall_table(), self._counts_table()])
 
     def to_dict(self) -> dict[str, Any]:
-        """All figures as plain values, for JSON; labels and scores of each image left out."""
+        """All figures as plain values, for JSON; see the page *Reading the report* for the keys."""
+        classes = {
+            name: {
+                "support": self.support[name],
+                **{k: figure.to_dict() for k, figure in self.class_figures[name].items()},
+            }
+            for name in self.class_names
+        }
         return {
-            "accuracy": self.accuracy,
-            "macro_f1": self.macro_f1,
-            "weighted_f1": self.weighted_f1,
-            "macro": dict(self.macro),
-            "weighted": dict(self.weighted),
-            "per_class": {name: dict(row) for name, row in self.per_class.items()},
+            "format": FORMAT,
+            "images": len(self.labels),
             "class_names": list(self.class_names),
+            "multi_label": self.many,
+            "figures": {name: figure.to_dict() for name, figure in self.figures.items()},
+            "classes": classes,
             "confusion_matrix": self.confusion_matrix.tolist(),
-            "history": {name: list(values) for name, values in self.history.items()},
+            "bootstrap": {"draws": self.draws, "seed": self.seed},
+            "history": {name: [_plain(v) for v in vs] for name, vs in self.history.items()},
+            "about": dict(self.about),
             "manifest": self.manifest,
         }
 
-    def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write `report.txt`, `report.json` and, with the extra `plots`, pictures.
+    def save(self, folder: str | os.PathLike[str], *, title: str = "Report") -> Path:
+        """Write the report as text, JSON, pictures, one HTML page and a model card.
 
-        The pictures are `confusion_matrix.png` and, where the learning curves are known,
-        `learning_curves.png`. Each file is written whole or not at all.
+        `report.html` needs no other file and no network; a click on a cell of its confusion matrix
+        opens the images behind it. `model_card.md` has the headings of Hugging Face's, with the
+        figures filled in and what only you can know left to write. The pictures need the extra
+        `plots`. Each file is written whole or not at all.
 
         Args:
             folder: made if it does not exist; files of these names in it are replaced.
+            title: of the page and the card. Defaults to `"Report"`.
 
         Returns:
             The folder.
         """
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
-        _write(target / "report.txt", f"{self}\n".encode())
-        _write(target / "report.json", (json.dumps(self.to_dict(), indent=2) + "\n").encode())
-        if importlib.util.find_spec("matplotlib") is None:
-            _log.warning(
-                "%s: no pictures, because matplotlib is not installed "
-                "(pip install 'finetune-kit[plots]')",
-                target,
-            )
-            return target
-        _write(target / "confusion_matrix.png", _png(self._draw_confusion()))
-        if self.history:
-            _write(target / "learning_curves.png", _png(self._draw_curves()))
+        pictures = _pictures.of_report(self) if _pictures.available(target) else {}
+        for name, picture in pictures.items():
+            write_whole(target / f"{name}.png", _pictures.png(picture))
+        write_whole(target / "report.txt", f"{self}\n")
+        write_whole(target / "report.json", json.dumps(self.to_dict(), indent=2) + "\n")
+        write_whole(target / "report.html", _page.of_report(self, title, pictures))
+        write_whole(target / "model_card.md", _card.of_report(self, title))
         return target
 
-    def _figures_table(self) -> str:
-        total = len(self.labels)
-        rows = [(name, self.per_class[name]) for name in self.class_names]
-        width = max(12, *(len(name) for name in self.class_names))
-        lines = [f"{'':{width}}  precision  recall      F1  support"]
-        for name, row in [*rows, ("macro avg", self.macro), ("weighted avg", self.weighted)]:
-            if name == "macro avg":
-                lines += [
-                    "",
-                    f"{'accuracy':{width}}  {'':9}  {'':6}  {self.accuracy:6.3f}  {total:7,}",
-                ]
-            precision, recall, f1, support = (row[column] for column in COLUMNS)
-            lines.append(
-                f"{name:{width}}  {precision:9.3f}  {recall:6.3f}  {f1:6.3f}  {support:7,}"
-            )
-        return "\n".join(lines)
-
-    def _confusion_table(self) -> str:
-        names = self.class_names
-        width = max(12, *(len(name) for name in names))
-        columns = [max(len(name), 6) for name in names]
-        cells = [f"{'true / predicted':{width + 4}}"]
-        cells += [f"{name:>{w}}" for name, w in zip(names, columns, strict=True)]
-        lines = ["  ".join(cells)]
-        for name, counts in zip(names, self.confusion_matrix, strict=True):
-            cells = [f"{name:{width + 4}}"]
-            cells += [f"{n:{w},}" for n, w in zip(counts, columns, strict=True)]
-            lines.append("  ".join(cells))
-        return "\n".join(lines)
-
-    def _draw_confusion(self) -> Any:
-        from matplotlib.figure import Figure  # the extra `plots`, loaded when needed
-
-        count = len(self.class_names)
-        side = 2.8 + 0.9 * count
-        figure = Figure(figsize=(side + 0.8, side), layout="constrained")
-        axes = figure.subplots()
-        support = self.confusion_matrix.sum(axis=1, keepdims=True)
-        shares = self.confusion_matrix / np.maximum(support, 1)
-        picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        for row, column in np.ndindex(shares.shape):
-            share = shares[row, column]
-            axes.text(
-                column,
-                row,
-                f"{self.confusion_matrix[row, column]:,}\n{share:.0%}",
-                ha="center",
-                va="center",
-                color="white" if share > 0.55 else "black",
-            )
-        ticks = range(count)
-        axes.set_xticks(ticks, self.class_names, rotation=30, ha="right", rotation_mode="anchor")
-        axes.set_yticks(ticks, self.class_names)
-        axes.set(
-            xlabel="predicted",
-            ylabel="true",
-            title=f"{len(self.labels):,} images, accuracy {self.accuracy:.3f}",
+    def counts(self) -> tuple[str, tuple[str, ...], list[tuple[str, list[int]]]]:
+        """The confusion matrix as a table: its corner, its columns and its rows."""
+        if self.many:
+            cells = self.confusion_matrix[:, [1, 1, 0, 0], [1, 0, 1, 0]]
+            return "label", OUTCOMES, list(zip(self.class_names, cells.tolist(), strict=True))
+        matrix = self.confusion_matrix.tolist()
+        return (
+            "true / predicted",
+            self.class_names,
+            list(zip(self.class_names, matrix, strict=True)),
         )
-        figure.colorbar(picture, ax=axes, shrink=0.8, label="share of the true class")
-        return figure
 
-    def _draw_curves(self) -> Any:
-        from matplotlib.figure import Figure  # the extra `plots`, loaded when needed
-        from matplotlib.ticker import MaxNLocator
+    def showing(self, examples: Sequence[Example]) -> Report:
+        """The same report with other examples."""
+        return replace(self, examples=tuple(examples))
 
-        figure = Figure(figsize=(9, 3.6), layout="constrained")
-        for axes, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-            # Told apart by dashes and markers too, for print and colour-blind readers.
-            for key, label, style in (
-                (metric, "training", "o-"),
-                (f"val_{metric}", "validation", "s--"),
-            ):
-                values = self.history.get(key, [])
-                if values:
-                    axes.plot(range(1, len(values) + 1), values, style, label=label, markersize=3)
-            axes.set(xlabel="epoch", ylabel=metric)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            axes.grid(alpha=0.3)
-            axes.legend()
-        return figure
+    def is_mistake(self, example: Example) -> bool:
+        """Is it one of the images that the model got wrong?"""
+        row, column = example.cell
+        return OUTCOMES[column] in ("missed", "false alarm") if self.many else row != column
+
+    def caption(self, example: Example) -> str:
+        """What the image is, and what the model took it for."""
+        row, column = example.cell
+        name, sure = self.class_names[row], f"{example.probability:.2f}"
+        if self.many:
+            return f"{name}: {OUTCOMES[column]} ({sure})"
+        if row == column:
+            return f"{name} ({sure})"
+        return f"{name}, taken for {self.class_names[column]} ({sure})"
+
+    def cautions(self) -> list[str]:
+        """What a reader of the figures should mind, in sentences."""
+        told = [
+            f"The recall of {name} rests on {self.support[name]} images and may be anything from "
+            f"{recall.low:.2f} to {recall.high:.2f}."
+            for name in self.class_names
+            if (recall := self.class_figures[name]["recall"]).high - recall.low > _WIDE
+        ]
+        told += [f"No image of {name} is among these." for name, n in self.support.items() if not n]
+        return [*self.about.get("cautions", ()), *told]
+
+    def _class_table(self) -> str:
+        rows = [["", "precision", "recall", "F1", "support"]]
+        for name in self.class_names:
+            figures = [self.class_figures[name][column] for column in _CLASS_FIGURES]
+            rows.append([name, *map(str, figures), f"{self.support[name]:,}"])
+        return aligned(rows)
+
+    def _overall_table(self) -> str:
+        rows = [
+            [label, str(self.figures[name]), self.figures[name].method]
+            for name, label in OVERALL.items()
+        ]
+        title = [f"{len(self.labels):,} images", "95 % interval", "found by"]
+        return aligned([title, *rows], left=(0, 1, 2))
+
+    def _counts_table(self) -> str:
+        corner, columns, rows = self.counts()
+        table = [[corner, *columns], *([name, *(f"{n:,}" for n in row)] for name, row in rows)]
+        return aligned(table)
 
 
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    return buffer.getvalue()
+def cells(report: Report) -> Iterator[tuple[int, tuple[int, int], float]]:
+    """Each image (of several labels: each of its labels) with its cell and how sure the model was.
+
+    The cell is as in `Report.counts`.
+    """
+    predicted = report.predicted
+    if not report.many:
+        sure = report.scores.max(axis=1)
+        for row, (true, told) in enumerate(zip(report.labels, predicted, strict=True)):
+            yield row, (int(true), int(told)), float(sure[row])
+        return
+    for row, label in np.ndindex(report.labels.shape):
+        true, told, score = (x[row, label] for x in (report.labels, predicted, report.scores))
+        outcome = 2 * (1 - int(true)) + (1 - int(told))
+        yield row, (label, outcome), float(score if told else 1 - score)
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-    draft.write_bytes(content)
-    os.replace(draft, path)
+def aligned(rows: Sequence[Sequence[str]], left: tuple[int, ...] = (0,)) -> str:
+    """A table as text: columns to the right, those in `left` to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i in left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Labels as integers and scores as probabilities `(n, k)`."""
+    true, given = np.asarray(labels), np.asarray(scores, np.float64)
+    if true.ndim != 2 and (given.ndim == 1 or given.shape[1:] == (1,)):
+        given = np.stack([1 - given.ravel(), given.ravel()], axis=1)
+    if given.ndim != 2 or not len(given) or true.shape not in (given.shape[:1], given.shape):
+        raise ValueError(
+            "`scores` must be probabilities of the shape (n, k), `labels` class indices (n,) or 0 "
+            f"or 1 for each label (n, k), n at least 1. Received: shapes {np.shape(scores)} and "
+            f"{true.shape}"
+        )
+    kinds = 2 if true.ndim == 2 else given.shape[1]
+    if not (np.issubdtype(true.dtype, np.integer) and np.isin(true, range(kinds)).all()):
+        raise ValueError(
+            f"`labels` must be whole numbers from 0 to {kinds - 1}. "
+            f"Received: dtype {true.dtype}, values {np.unique(true)[:10].tolist()}"
+        )
+    sums = given.sum(axis=1)
+    inside = np.isfinite(given).all() and given.min() >= -1e-6 and given.max() <= 1 + 1e-6
+    if not inside or (true.ndim == 1 and np.abs(sums - 1).max() > 1e-3):
+        raise ValueError(
+            "`scores` must be probabilities from 0 to 1, of one-class images with rows that sum to "
+            "1; a model must end in a softmax or a sigmoid. Received: values from "
+            f"{given.min():.4g} to {given.max():.4g}, row sums from {sums.min():.4g} to "
+            f"{sums.max():.4g}"
+        )
+    return true.astype(np.int64), np.clip(given, 0, 1)
+
+
+def _plain(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)

@@ -51,6 +51,9 @@ class FineTuned:
         timings: seconds: `build` (copying and compiling), `prefix` (computing the frozen part's
             features, or finding them on disk), `decode` (decoding images for that, all threads
             added up, so part of `prefix`) and `fit`.
+        images: what it was trained on.
+        split: which of them trained and validated.
+        settings: how it was trained, as plain values: specs, optimizer, batch size, seed and so on.
         manifest: fingerprint of the manifest that the images were read from, or None.
     """
 
@@ -59,6 +62,9 @@ class FineTuned:
     plan: FreezePlan
     plans: tuple[FreezePlan, ...]
     timings: Mapping[str, float]
+    images: ImageSet
+    split: Split
+    settings: Mapping[str, Any]
     manifest: str | None = None
 
 
@@ -316,8 +322,26 @@ def _tuned(run: Run, whole: keras.Model) -> FineTuned:
         plan=run.plans[-1],
         plans=tuple(run.plans),
         timings=MappingProxyType({**run.seconds, "decode": run.source.seconds["decode"]}),
+        images=run.source.images,
+        split=run.source.split,
+        settings=MappingProxyType(_settings(run)),
         manifest=run.source.images.manifest,
     )
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    source = run.source
+    drawn = source.augmentation
+    return {
+        "specs": [spec.to_dict() for spec in run.specs],
+        "optimizer": run.optimizers.config,
+        "batch_size": source.batch_size,
+        **run.wanted.config,
+        "class_weight": run.fit_options["class_weight"],
+        "preprocessing": run.pixels and run.pixels.name,
+        "augmentation": drawn and f"{drawn.layer.name}, {drawn.views} views",
+        "seed": run.seed,
+    }
 
 
 def _check_images(images: ImageSet, split: Split) -> None:

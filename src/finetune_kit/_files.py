@@ -1,0 +1,20 @@
+"""Bytes or text come in, a file that is whole goes out.
+
+Below all rooms that write: a process that is killed leaves the old file or the new one.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Write a file whole or not at all."""
+    draft = path.with_name(f"{uuid.uuid4().hex}.part")
+    try:
+        draft.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
