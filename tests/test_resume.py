@@ -2,15 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
-
+import crash
 import keras
 import numpy as np
 import pytest
@@ -19,6 +11,7 @@ import finetune_kit as ftk
 
 SPLIT = ftk.Split(np.arange(12), np.arange(12, 18), np.arange(18, 24))
 SPECS = [ftk.FineTuneSpec(0, epochs=2), ftk.FineTuneSpec(2, epochs=3, batch_norm="train")]
+LONG = [SPECS[0], ftk.FineTuneSpec(2, epochs=6, layer_decay=0.5)]
 
 
 def tune(backbone, images, specs=SPECS, split=SPLIT, **options):
@@ -36,11 +29,19 @@ def same(run, other) -> None:
 
 
 class Interruption(keras.callbacks.Callback):
-    """Ends the process' patience in one epoch, before or after the epoch is trained."""
+    """Ends the process' patience before or after one epoch is trained, or as a phase ends."""
 
     def __init__(self, epoch, when):
         super().__init__()
-        setattr(self, f"on_epoch_{when}", lambda e, logs=None: self.stop(e == epoch))
+        if when == "train":  # the end of so many phases
+            self.ends = 0
+            self.on_train_end = lambda logs=None: self.count(epoch)
+        else:
+            setattr(self, f"on_epoch_{when}", lambda e, logs=None: self.stop(e == epoch))
+
+    def count(self, last):
+        self.ends += 1
+        self.stop(self.ends == last)
 
     def stop(self, now):
         if now:
@@ -48,13 +49,18 @@ class Interruption(keras.callbacks.Callback):
 
 
 @pytest.fixture(scope="module")
-def whole(small_backbone):
-    """A run that nothing interrupted, and its images."""
+def whole_images():
+    """The tiny images, once for all tests."""
     rng = np.random.default_rng(0)
     labels = np.arange(24) % 3
     pixels = rng.integers(0, 80, (24, 32, 32, 3)) + 80 * labels[:, None, None, None]
-    images = ftk.ImageSet.from_arrays(pixels.astype(np.uint8), labels, ["dark", "gray", "light"])
-    return tune(small_backbone, images)
+    return ftk.ImageSet.from_arrays(pixels.astype(np.uint8), labels, ["dark", "gray", "light"])
+
+
+@pytest.fixture(scope="module")
+def whole(small_backbone, whole_images):
+    """A run that nothing interrupted."""
+    return tune(small_backbone, whole_images)
 
 
 @pytest.mark.parametrize(("epoch", "when"), [(0, "begin"), (1, "end"), (3, "end")])
@@ -77,6 +83,72 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     newest.write_bytes(newest.read_bytes()[:-7])
     (tmp_path / "abc.part").write_bytes(b"half")
     same(tune(small_backbone, tiny_images, run_dir=tmp_path), whole)
+    assert not list(tmp_path.glob("*.part"))
+
+
+def careful():
+    """Callbacks that end the second phase early, turn the rate down and go back to its best."""
+    return [
+        keras.callbacks.EarlyStopping(patience=3, min_delta=10, restore_best_weights=True),
+        keras.callbacks.ReduceLROnPlateau(patience=1, min_delta=10),
+    ]
+
+
+@pytest.fixture(scope="module")
+def stopped(small_backbone, whole_images):
+    """A run that early stopping ended, and nothing interrupted."""
+    return tune(small_backbone, whole_images, LONG, callbacks=careful())
+
+
+@pytest.mark.parametrize(("epoch", "when"), [(4, "begin"), (2, "train")])
+def test_callbacks_go_on_with_what_they_knew(
+    small_backbone, tiny_images, stopped, tmp_path, epoch, when
+):
+    """Patience, the best weights and the rate; `train`: as the phase ends, stopped already."""
+    assert stopped.history["phase"] == [1, 1, 2, 2, 2, 2]  # of 2 and 6
+    with pytest.raises(KeyboardInterrupt):
+        tune(small_backbone, tiny_images, LONG, run_dir=tmp_path,
+             callbacks=[*careful(), Interruption(epoch, when)])  # fmt: skip
+    quiet = keras.callbacks.LambdaCallback()
+    same(
+        tune(small_backbone, tiny_images, LONG, run_dir=tmp_path, callbacks=[*careful(), quiet]),
+        stopped,
+    )
+
+
+def test_other_callbacks_start_anew(small_backbone, tiny_images, tmp_path, caplog):
+    with pytest.raises(KeyboardInterrupt):
+        tune(small_backbone, tiny_images, SPECS[:1], run_dir=tmp_path,
+             callbacks=[*careful(), Interruption(1, "begin")])  # fmt: skip
+    tune(small_backbone, tiny_images, SPECS[:1], run_dir=tmp_path, callbacks=careful()[1:])
+    assert "they start anew" in caplog.text
+
+
+def test_what_is_drawn_and_averaged_goes_on(small_backbone, tiny_images, tmp_path):
+    """Views of images, dropout, gradients that are added up, averages of weights, a schedule."""
+    options = {
+        "augmentation": keras.layers.RandomFlip("horizontal"),
+        "views": 2,
+        "optimizer": keras.optimizers.Adam(
+            keras.optimizers.schedules.ExponentialDecay(0.01, 4, 0.5),
+            use_ema=True,
+            gradient_accumulation_steps=2,
+        ),
+    }
+    with pytest.raises(KeyboardInterrupt):
+        tune(small_backbone, tiny_images, run_dir=tmp_path, callbacks=[Interruption(3, "begin")],
+             **options)  # fmt: skip
+    run = tune(small_backbone, tiny_images, run_dir=tmp_path, **options)
+    same(run, tune(small_backbone, tiny_images, **options))
+
+
+def test_features_outlive_an_interruption(small_backbone, tiny_images, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        tune(small_backbone, tiny_images, run_dir=tmp_path, callbacks=[Interruption(0, "begin")])
+    assert any((tmp_path / "features").iterdir())
+    run = tune(small_backbone, tiny_images, run_dir=tmp_path)
+    assert run.timings["decode"] == 0
+    assert not (tmp_path / "features").exists()
 
 
 def test_few_checkpoints_are_kept_and_none_is_executable(small_backbone, tiny_images, tmp_path):
@@ -98,6 +170,10 @@ def other_weights(backbone):
     ("change", "says"),
     [
         ({"specs": [SPECS[0]]}, "specs"),
+        (
+            {"specs": [SPECS[0], ftk.FineTuneSpec(1, epochs=3, batch_norm="train")]},
+            r"specs\[1\].trainable_blocks: 2 there, 1 now",
+        ),
         ({"split": ftk.Split(np.arange(1, 12), SPLIT.validation, SPLIT.test)}, "train images"),
         ({"split": ftk.Split(SPLIT.train[::-1], SPLIT.validation, SPLIT.test)}, "train split"),
         ({"seed": 1}, "seed: 0 there, 1 now"),
@@ -111,10 +187,11 @@ def other_weights(backbone):
 def test_another_run_is_refused(small_backbone, tiny_images, tmp_path, change, says):
     with pytest.raises(KeyboardInterrupt):
         tune(small_backbone, tiny_images, run_dir=tmp_path, callbacks=[Interruption(1, "begin")])
-    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    before = {path: path.read_bytes() for path in files}
     with pytest.raises(ValueError, match=rf"(?s)`run_dir` must be.*{says}"):
         tune(small_backbone, tiny_images, run_dir=tmp_path, **change)
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert {path: path.read_bytes() for path in files} == before
 
 
 def test_a_call_that_failed_leaves_a_folder_that_can_be_used(
@@ -154,62 +231,9 @@ def test_a_sweep_resumes_its_runs(small_backbone, tiny_images, tmp_path):
         same(run, other)
 
 
-# A two-phase run that tells the digest of what it ends with.
-RUNNER = """
-import sys, json, hashlib, numpy as np, keras
-import finetune_kit as ftk
-backbone = keras.models.load_model(sys.argv[1])
-pixels = np.load(sys.argv[2])
-images = ftk.ImageSet.from_arrays(pixels, np.arange(len(pixels)) % 3)
-split = ftk.Split(np.arange(40), np.arange(40, 48), np.arange(0))
-specs = [ftk.FineTuneSpec(0, epochs=4), ftk.FineTuneSpec(2, epochs=4, layer_decay=0.5)]
-head = ftk.classification_head(3, units=(4,), dropout=0.3)
-run = ftk.fine_tune(backbone, head, specs, images, split, batch_size=4, preprocessing=None,
-                    run_dir=sys.argv[3], verbose=0)
-digest = hashlib.sha256()
-for weight in run.model.weights:
-    digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(weight)).tobytes())
-print(json.dumps([digest.hexdigest(), dict(run.history)]))
-"""
-
-
 @pytest.mark.slow
-def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(small_backbone, tmp_path):
-    """FTK_KILLS tells how many times; each kill is followed by a run to the end or the next."""
-    small_backbone.save(tmp_path / "backbone.keras")
-    pixels = np.random.default_rng(0).integers(0, 256, (48, 32, 32, 3), np.uint8)
-    np.save(tmp_path / "x.npy", pixels)
-    environment = {**os.environ, "PYTHONPATH": str(Path(ftk.__file__).parents[1])}
-
-    def start(folder):
-        arguments = [tmp_path / "backbone.keras", tmp_path / "x.npy", folder]
-        process = subprocess.Popen(
-            [sys.executable, "-c", RUNNER, *map(str, arguments)],
-            stdout=subprocess.PIPE,
-            env=environment,
-        )
-        while not (folder / "run.json").exists() and process.poll() is None:
-            time.sleep(0.01)
-        return process
-
-    clean = start(tmp_path / "clean")
-    begun = time.perf_counter()
-    expected = json.loads(clean.communicate()[0])
-    lasts = time.perf_counter() - begun
-    kills = int(os.environ.get("FTK_KILLS", "3"))
-    moments = random.Random(0)
-    done = 0
-    while done < kills:
-        folder = tmp_path / f"killed-{done}"
-        while True:  # kill until a run gets to its end
-            process = start(folder)
-            time.sleep(moments.uniform(0, 0.9 * lasts))
-            if process.poll() is not None:
-                break
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-            done += 1
-            if done >= kills:
-                process = start(folder)
-                break
-        assert json.loads(process.communicate()[0]) == expected
+def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(tmp_path):
+    """One kill of each kind; `benchmarks/crash.py` does more of them."""
+    same, where = crash.measure(3, tmp_path)
+    assert (same, where.total()) == (3, 3)
+    assert "a checkpoint being written" in where

@@ -7,7 +7,7 @@ stops or turns the learning rate of is the whole model, which shares its layers 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -15,6 +15,12 @@ import numpy as np
 
 from finetune_kit._graph import random_states
 
+# What Keras' own callbacks learn from epoch to epoch.
+_LEARNED = {
+    keras.callbacks.EarlyStopping: ("best", "best_epoch", "best_weights", "wait", "stopped_epoch"),
+    keras.callbacks.ReduceLROnPlateau: ("best", "wait", "cooldown_counter"),
+    keras.callbacks.ModelCheckpoint: ("best",),
+}
 _BATCH_HOOKS = ("train_batch_begin", "train_batch_end", "test_batch_begin", "test_batch_end")
 _OVERRIDABLE = (*_BATCH_HOOKS, "batch_begin", "batch_end")
 _HOOKS = ("train_begin", "train_end", "epoch_begin", "epoch_end", "test_begin", "test_end")
@@ -56,6 +62,82 @@ class FiniteLoss(keras.callbacks.Callback):
                 "Try a tenth of that, an optimizer with clipnorm=1.0, or batch_norm='frozen'; and "
                 "look at the pixels: the model takes raw RGB from 0 to 255"
             )
+
+
+class Planned(keras.callbacks.Callback):
+    """Refuses a change of `trainable` inside a phase, which Keras ignores or applies by half."""
+
+    def __init__(self, whole: keras.Model) -> None:
+        super().__init__()
+        self._whole, self._paths = whole, {v.path for v in whole.trainable_variables}
+
+    def _look(self) -> None:
+        changed = self._paths ^ {v.path for v in self._whole.trainable_variables}
+        if changed:
+            raise RuntimeError(
+                "What trains must stay the same inside a phase. A callback changed `trainable` of "
+                f"{len(changed)} variables: {', '.join(sorted(changed)[:5])}. Give `fine_tune` a "
+                "list of specs instead"
+            )
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Look before a step is taken, which JAX would not survive."""
+        self._look()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Look before the epoch is kept."""
+        self._look()
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Look before the phase is kept."""
+        self._look()
+
+
+def check_callbacks(callbacks: Any, *, once: bool) -> None:
+    """Refuse what is no list of callbacks, or would spoil a run; `once`: one phase, not kept."""
+    if not isinstance(callbacks, Sequence) or not all(
+        isinstance(callback, keras.callbacks.Callback) for callback in callbacks
+    ):
+        raise ValueError(
+            f"`callbacks` must be a list of Keras callbacks. Received: callbacks={callbacks!r}"
+        )
+    for callback in callbacks:
+        if isinstance(callback, keras.callbacks.BackupAndRestore):
+            raise ValueError(
+                "`callbacks` cannot hold BackupAndRestore, whose backup does not fit the next "
+                "phase's optimizer; pass run_dir= instead, and an interrupted run goes on"
+            )
+        if isinstance(callback, keras.callbacks.SwapEMAWeights) and not once:
+            raise ValueError(
+                "`callbacks` can hold SwapEMAWeights in a run of one phase without run_dir: it "
+                "leaves averages where the next phase expects weights. use_ema=True alone puts "
+                "the averages in place as each phase ends"
+            )
+
+
+def learned(callbacks: Sequence[keras.callbacks.Callback]) -> list[dict[str, Any]]:
+    """What Keras' own callbacks know of the epochs so far, by the callback's place."""
+    return [{n: _plain(getattr(c, n, None)) for n in _names(c)} for c in callbacks]
+
+
+def recall(
+    callbacks: Sequence[keras.callbacks.Callback], known: Sequence[Mapping[str, Any]]
+) -> bool:
+    """Tell callbacks what they, or ones like them, had learned; False if they are others."""
+    if [*map(_names, callbacks)] != [tuple(values) for values in known]:
+        return False
+    for callback, values in zip(callbacks, known, strict=True):
+        for name, value in values.items():
+            setattr(callback, name, value)
+    return True
+
+
+def _names(callback: keras.callbacks.Callback) -> tuple[str, ...]:
+    return next((names for kind, names in _LEARNED.items() if isinstance(callback, kind)), ())
+
+
+def _plain(value: Any) -> Any:
+    return value if value is None or isinstance(value, (int, list)) else float(value)
 
 
 def on_whole_model(

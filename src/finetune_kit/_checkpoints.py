@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-FORMAT = "finetune-kit run 1"
+FORMAT = "finetune-kit run 2"
 _KEPT = 2  # the newest, and the one before in case it is damaged
 
 
@@ -39,6 +39,8 @@ class Checkpoints:
     def __init__(self, run_dir: str | os.PathLike[str], started_with: Mapping[str, Any]) -> None:
         self._folder = Path(run_dir)
         self._folder.mkdir(parents=True, exist_ok=True)
+        for draft in self._folder.glob("*.part"):  # of a process that was killed as it wrote
+            draft.unlink(missing_ok=True)
         content = json.loads(json.dumps({"format": FORMAT, **started_with}))
         about = self._folder / "run.json"
         if any(self._folder.glob("checkpoint-*.npz")):
@@ -73,13 +75,27 @@ class Checkpoints:
 
 
 def _check_same(folder: Path, there: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    names = [name for name in {**there, **given} if there.get(name) != given.get(name)]
-    if names:
-        lines = [f"  {n}: {_short(there.get(n))} there, {_short(given.get(n))} now" for n in names]
+    lines = _differences("", there, given)
+    if lines:
         raise ValueError(
             "`run_dir` must be a folder of its own for each run, or hold what the same call left. "
             f"Received: {str(folder)!r}, whose run differs in\n" + "\n".join(lines)
         )
+
+
+def _differences(name: str, there: Any, given: Any) -> list[str]:
+    """A line for each value that differs, by its place in mappings and lists."""
+    if there == given:
+        return []
+    if isinstance(there, Mapping) and isinstance(given, Mapping):
+        dotted = f"{name}." if name else ""
+        parts = [(f"{dotted}{k}", there.get(k), given.get(k)) for k in {**there, **given}]
+    elif isinstance(there, list) and isinstance(given, list) and len(there) == len(given):
+        pairs = zip(there, given, strict=True)
+        parts = [(f"{name}[{i}]", *pair) for i, pair in enumerate(pairs)]
+    else:
+        return [f"  {name}: {_short(there)} there, {_short(given)} now"]
+    return [line for part in parts for line in _differences(*part)]
 
 
 def _short(value: Any) -> str:
@@ -102,7 +118,10 @@ def _write(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
     draft = path.with_name(f"{uuid.uuid4().hex}.part")
     try:
-        draft.write_bytes(content)
+        with draft.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # the name must not reach the disk before the bytes
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)

@@ -15,7 +15,14 @@ from typing import Any
 import keras
 
 from finetune_kit._batches import Batches, Load, Targets
-from finetune_kit._callbacks import EpochSeeds, FiniteLoss, on_whole_model
+from finetune_kit._callbacks import (
+    EpochSeeds,
+    FiniteLoss,
+    Planned,
+    learned,
+    on_whole_model,
+    recall,
+)
 from finetune_kit._checkpoints import Checkpoints, State
 from finetune_kit._frozen import Source, Trained, check_frozen, frozen_values
 from finetune_kit._objective import Objective, Wanted, objective
@@ -56,8 +63,6 @@ class Run:
             self.epochs.extend(state.position["epochs"])
             begun, ended = state.position["phase"], state.position["ended"]
             _log.info("going on after epoch %d, in phase %d", len(self.epochs), begun)
-            if self.callbacks and not ended:
-                _log.warning("callbacks start anew: what they knew of earlier epochs is not kept")
         if ended and begun == len(specs):
             whole = self._build(specs[-1])
             self._restore(whole, begun, state)
@@ -71,8 +76,9 @@ class Run:
             self._restore(whole, number, state)
             trained = self._trained(whole, plan)
             self._compile(whole, trained.model, number, spec, plan, state)
+            self._recall(whole, state)
             if not ended:
-                self._fit(whole, trained, number, spec, plan)
+                self._fit(whole, trained, number, spec, plan, state)
                 self._keep(whole, number, ended=True)
             state, ended = None, False
         return whole
@@ -84,9 +90,12 @@ class Run:
         number: int,
         spec: FineTuneSpec,
         plan: FreezePlan,
+        state: State | None,
     ) -> None:
         started, first = time.perf_counter(), len(self.epochs)
         last = sum(epoch["phase"] < number for epoch in self.epochs) + spec.epochs
+        if state is not None and state.position["stopped"]:
+            last = first  # a callback had ended the phase
         targets, threads = self._objective(whole).targets, trained.threads
         train = self._batches(trained.train, targets, "train", threads, self.seed, first)
         validation = self._batches(trained.validation, targets, "validation", threads)
@@ -107,7 +116,8 @@ class Run:
                 EpochSeeds(whole, self.seed),
                 FiniteLoss(spec.learning_rate),
                 *on_whole_model(self.callbacks, whole, trained.model),
-                _Note(note),  # after what the user's callbacks do
+                Planned(whole),
+                _Note(lambda: self._recall(whole, state), note),  # after the user's callbacks
             ],
             shuffle=False,  # `Batches` draws its own order, the same on every backend
             **self.fit_options,
@@ -148,6 +158,10 @@ class Run:
         whole.compile(optimizer=optimizer, **toward.compiled())
         if trained is not whole:  # one optimizer: callbacks of the whole model turn its rate
             trained.compile(optimizer=whole.optimizer, **toward.compiled())
+            # A callback that is to tell whether a metric should rise looks for it there.
+            one = toward.targets(self.source.split.train[:1])
+            whole.compute_metrics(None, one, one)
+            whole.reset_metrics()
 
     def _objective(self, whole: keras.Model) -> Objective:
         images = self.source.images
@@ -168,22 +182,42 @@ class Run:
     def _keep(self, whole: keras.Model, number: int, *, ended: bool) -> None:
         if self.checkpoints is None:
             return
+        known = learned(self.callbacks)
         position = {
             "phase": number,
             "ended": ended,
+            "stopped": whole.stop_training,
+            "callbacks": known,
             "epochs": self.epochs,
             "began": list(self.optimizers.began.values()),
         }
+        moving = self._moving(whole, number)
         variables = {
-            **{f"model {name}": v for name, v in self._moving(whole, number).items()},
+            **{f"model {name}": v for name, v in moving.items()},
             **{f"optimizer {name}": v for name, v in self.optimizers.variables().items()},
         }
         arrays = {name: keras.ops.convert_to_numpy(v) for name, v in variables.items()}
+        for i, values in enumerate(known):
+            if values.get("best_weights") is not None:  # those of the whole model
+                best, values["best_weights"] = values["best_weights"], True
+                arrays |= {f"callback {i} {name}": best[int(name)] for name in moving}
         self.checkpoints.write(State(position, arrays))
 
     def _restore(self, whole: keras.Model, number: int, state: State | None) -> None:
         if state is not None:
             _assign(self._moving(whole, number), state, "model")
+
+    def _recall(self, whole: keras.Model, state: State | None) -> None:
+        """Callbacks forget as `fit` begins, so they are told before it and in it."""
+        if state is None or not self.callbacks:
+            return
+        known = [dict(values) for values in state.position["callbacks"]]
+        for i, values in enumerate(known):
+            if values.get("best_weights"):
+                now = enumerate(whole.get_weights())
+                values["best_weights"] = [state.arrays.get(f"callback {i} {j}", w) for j, w in now]
+        if not recall(self.callbacks, known):
+            _log.warning("`callbacks` are others than before the interruption: they start anew")
 
     def _moving(self, whole: keras.Model, number: int) -> dict[str, Any]:
         """What may have moved up to a phase, by its place: the names of a head may differ."""
@@ -197,11 +231,17 @@ class Run:
 
 
 class _Note(keras.callbacks.Callback):
-    """Calls a function at the end of each epoch, when the model has its weights on any backend."""
+    """Calls functions at the beginning, and as an epoch ends and the model has its weights."""
 
-    def __init__(self, note: Callable[[int, Mapping[str, Any]], None]) -> None:
+    def __init__(
+        self, begin: Callable[[], None], note: Callable[[int, Mapping[str, Any]], None]
+    ) -> None:
         super().__init__()
-        self._note = note
+        self._begin, self._note = begin, note
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """The user's callbacks have begun."""
+        self._begin()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """On JAX the weights live in the training loop; asking for `model` brings them back."""

@@ -10,9 +10,12 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypedDict, Unpack
 
@@ -20,6 +23,7 @@ import keras
 import numpy as np
 
 from finetune_kit import _preprocessing
+from finetune_kit._callbacks import check_callbacks
 from finetune_kit._checkpoints import Checkpoints
 from finetune_kit._checks import check_choice, check_count, check_folder, check_indices, image_size
 from finetune_kit._features import DTYPES, CacheDir, described, opened
@@ -122,7 +126,8 @@ def fine_tune(
         class_weight: how much a sample of a class counts: a mapping from class names or indices,
             or `"balanced"` (each class as much as another). Default: each sample as much.
         callbacks: plain Keras callbacks; their `model` is the whole one, which takes pixels. Epoch
-            numbers go on from phase to phase, each of which begins and ends for them.
+            numbers go on from phase to phase, each of which begins and ends for them: EarlyStopping
+            ends a phase, and restores its best weights before the next one.
         preprocessing: `"auto"` (default: see `preprocessing`), a Keras layer that takes raw
             0-255 RGB, or None for a backbone that takes raw pixels. It becomes part of the model.
         seed: of the head's first weights, dropout, shuffles and augmentation; it is given to
@@ -136,14 +141,15 @@ def fine_tune(
             part is computed once for each. Defaults to 8.
         cache_dir: a folder to keep the frozen part's features in and to take them from; a later
             run with the same frozen part, pixels and image contents starts to train at once. None
-            (default): a temporary folder, removed at the end. False: no features; the frozen part
-            is computed in each epoch.
+            (default): a temporary folder (with `run_dir`: one in it), removed at the end. False:
+            no features; the frozen part is computed in each epoch.
         cache_dtype: how features are kept: `"float32"` (default) or `"float16"`, which takes half
             the space and rounds them to three decimal digits.
         run_dir: a folder of its own for this run, in which each epoch leaves a checkpoint. The
             same call after an interruption goes on from the last one, and ends with the weights
             and history of a run that was not interrupted; after the end it returns at once. A call
-            that differs in spec, data, split or anything else that matters is refused. Callbacks
+            that differs in spec, data, split or anything else that matters is refused. Keras' own
+            callbacks go on with what they knew (the best epoch, its weights, patience); your own
             start anew. Defaults to none.
         verbose: `"auto"` (default), 0, 1 or 2, as in `fit`.
 
@@ -154,7 +160,7 @@ def fine_tune(
         ValueError: if an argument does not fit the others; says which, and how to mend it.
         OSError: if the features need more space than is free; says how much.
         FloatingPointError: if the loss is no number; says in which epoch, and what to try.
-        RuntimeError: if a callback changed what the plan said would stay.
+        RuntimeError: if a callback changed what trains, or what the plan said would stay.
 
     Example:
         >>> x = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
@@ -175,6 +181,7 @@ def fine_tune(
     _check_images(images, split)
     size = image_size("backbone", backbone)
     check_count("batch_size", batch_size)
+    check_callbacks(callbacks, once=len(specs) == 1 and run_dir is None)
     weights = class_weights(class_weight, images.labels[split.train], images.class_names)
     optimizers = Optimizers(optimizer)
     wanted = Wanted(loss, metrics, label_smoothing)
@@ -190,6 +197,7 @@ def fine_tune(
         _check_scale()
     drawn = None if augmentation is None else Augmentation(copy(augmentation), views, seed)
     plans = tuple(phase.plan(backbone) for phase in specs)
+    optimizers.check([dict(zip(p.trainable_variables, p.rate_factors, strict=True)) for p in plans])
     checkpoints = run_dir and Checkpoints(
         run_dir,
         {
@@ -208,7 +216,7 @@ def fine_tune(
             "keras": [keras.__version__, keras.backend.backend()],
         },
     )
-    with opened(cache_dir) as folder:
+    with _opened(cache_dir, run_dir) as folder:
         run = Run(
             backbone,
             head,
@@ -298,13 +306,28 @@ def sweep(
     order = sorted(range(len(specs)), key=lambda i: len(prefix_names(specs[i].plan(backbone))))
     runs: dict[int, FineTuned] = {}
     run_dir = options.get("run_dir")
-    with opened(options.get("cache_dir")) as folder:
+    if run_dir is not None:
+        check_folder("run_dir", run_dir)
+    with _opened(options.get("cache_dir"), run_dir) as folder:
         options["cache_dir"] = folder or False
         for i in order:
             if run_dir is not None:
                 options["run_dir"] = os.path.join(run_dir, str(i + 1))
             runs[i] = fine_tune(backbone, head, specs[i], images, split, **options)
     return tuple(runs[i] for i in range(len(specs)))
+
+
+@contextmanager
+def _opened(cache_dir: CacheDir, run_dir: str | os.PathLike[str] | None) -> Iterator[Path | None]:
+    """Where features are kept: with `run_dir` there, so that they outlive an interruption."""
+    if run_dir is None or cache_dir is not None:
+        with opened(cache_dir) as folder:
+            yield folder
+        return
+    beside = Path(run_dir) / "features"
+    with opened(beside):
+        yield beside
+    shutil.rmtree(beside)
 
 
 def _tuned(run: Run, whole: keras.Model) -> FineTuned:
