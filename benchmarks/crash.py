@@ -4,7 +4,7 @@
 
 A run of two phases of a small model (dropout, trained BatchNorm, layer_decay, EarlyStopping with
 its best weights) is killed with SIGKILL at a random moment and started again by the same call. What
-it ends with is compared with what an undisturbed run ends with: each weight to the last bit, and the
+it ends with is compared with the end of an undisturbed run: each weight to the last bit, and the
 history. The moments are drawn from a seed, by turns from the whole run, from the pass that computes
 features, and from those in which a checkpoint lies written and not yet named (made 50 ms long).
 """
