@@ -181,9 +181,9 @@ def _matrix(report: Any) -> str:
             row.append(f'<div class="cell" {mark}>{text}</div>')
         cells.append(row)
     hint = " Press a number to see the images behind it." if boxes else ""
-    caption = f"{corner[0].upper()}{corner[1:]}: counts and shares of the row.{hint}"
     head = [escape(corner), *map(escape, columns)]
-    return table(head, cells, caption, name="Confusion matrix") + "".join(boxes)
+    counted = table(head, cells, name="Confusion matrix")
+    return f"<p>Counts and shares of the row.{hint}</p>{counted}{''.join(boxes)}"
 
 
 def _box(report: Any, name: str, what: str, count: int, examples: Sequence[Any]) -> str:
@@ -258,7 +258,8 @@ def _values(values: Mapping[str, Any]) -> str:
             )
         if isinstance(value, (list, tuple)):
             return "<br>".join(map(told, value))
-        return escape(f"{value:,}" if type(value) is int else str(value))
+        form = {int: ",", float: ".6g"}.get(type(value), "")
+        return escape(format(value, form))
 
     pairs = (
         f"<div><dt>{escape(name.replace('_', ' '))}</dt><dd>{told(value)}</dd></div>"
@@ -276,8 +277,8 @@ _STYLE = """
 *{box-sizing:border-box}
 body{margin:0 auto;max-width:68rem;padding:0 1rem 3rem;font:1rem/1.5 system-ui,sans-serif;
 color:var(--ink);background:var(--paper)}
-a{color:var(--link)}h1{margin:1.2rem 0 .4rem}h2{margin:2.2rem 0 .6rem;padding-top:.4rem;
-border-top:1px solid var(--line)}
+a{color:var(--link)}h1{margin:1.2rem 0 .4rem;overflow-wrap:anywhere}
+h2{margin:2.2rem 0 .6rem;padding-top:.4rem;border-top:1px solid var(--line)}
 nav ul{display:flex;flex-wrap:wrap;gap:.2rem 1.2rem;list-style:none;margin:0;padding:0}
 small{font-size:.82em;opacity:.85}
 .wide{overflow-x:auto;margin:.8rem 0}
@@ -312,6 +313,7 @@ figcaption{font-size:.9rem;overflow-wrap:anywhere}
 .freeze-plan{overflow-x:auto}
 @media print{:root{color-scheme:light;--ink:#000;--paper:#fff;--soft:#fff;--line:#999;
 --accent:0,114,178;--link:#000}nav,[popover]{display:none}body{max-width:none}
-section{break-inside:auto}h2{break-after:avoid}
+body{font-size:10pt}.wide,.freeze-plan{overflow:visible}.freeze-plan{font-size:8pt}
+tr{break-inside:avoid}h2,h3,h2+p{break-after:avoid}
 *{-webkit-print-color-adjust:exact;print-color-adjust:exact}}
 """
