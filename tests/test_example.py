@@ -100,7 +100,11 @@ def test_the_example_runs_and_writes_what_it_promises(recipe, drawn, tmp_path, c
         assert {"build", "prefix", "fit", "evaluate"} <= set(model["seconds"])
         loaded = keras.models.load_model(tmp_path / "models" / f"model-{number}.keras")
         assert loaded.predict(np.zeros((1, 32, 32, 3), np.uint8), verbose=0).shape == (1, 4)
-        assert (tmp_path / "reports" / f"model-{number}" / "confusion_matrix.png").is_file()
+        folder = tmp_path / "reports" / f"model-{number}"
+        assert (folder / "confusion_matrix.png").is_file()
+        assert f"<h1>Model {number}</h1>" in (folder / "report.html").read_text()
+    compared = json.loads((tmp_path / "reports" / "comparison.json").read_text())
+    assert [pair["second"] for pair in compared["differences"]] == [f"Model {n}" for n in (2, 3, 3)]
     printed = capsys.readouterr().out
     assert re.search(r"Model 1 +[\d,]+ +0\.\d{3} +0\.\d{3}", printed)
     assert re.search(r"in the study +0\.74 +0\.64 +0\.87 +0\.67 +0\.80 +0\.20", printed)

@@ -142,12 +142,11 @@ def save(
 ) -> tuple[dict[str, Any], ftk.Report]:
     """Evaluate and save one model; what `results.json` says of it."""
     started = time.perf_counter()
-    report = ftk.evaluate(tuned.model, images, split.test)
+    report = ftk.evaluate(tuned, images, split.test, heat_maps=24)
     seconds = {**tuned.timings, "evaluate": time.perf_counter() - started}
-    report.save(out / "reports" / f"model-{number}")
+    report.save(out / "reports" / f"model-{number}", title=f"Model {number}")
     (out / "models").mkdir(parents=True, exist_ok=True)
     tuned.model.save(out / "models" / f"model-{number}.keras")
-    figures = report.to_dict()
     return {
         "name": f"Model {number}",
         "trainable_blocks": number - 1,
@@ -155,8 +154,12 @@ def save(
         "total_params": tuned.model.count_params(),
         "history": {name: list(values) for name, values in tuned.history.items()},
         "test": {
-            key: figures[key]
-            for key in ("accuracy", "macro_f1", "weighted_f1", "per_class", "confusion_matrix")
+            "accuracy": report.accuracy,
+            "macro_f1": report.macro_f1,
+            "weighted_f1": report.weighted_f1,
+            "per_class": report.per_class,
+            "intervals": {name: figure.to_dict() for name, figure in report.figures.items()},
+            "confusion_matrix": report.confusion_matrix.tolist(),
         },
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
     }, report
@@ -250,16 +253,23 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         },
         "models": [],
     }
+    reports = {}
     for number, tuned in zip(args.models, train(args, images, split), strict=True):
         model, report = save(number, tuned, images, split, out)
+        reports[f"Model {number}"] = report
         print(f"\nModel {number} on {len(split.test):,} test images\n{report}")
         results["models"].append(model)
+    if len(reports) > 1:
+        comparison = ftk.compare(reports)
+        comparison.save(out / "reports", title="Models 1-3 on the same test images")
+        print(f"\n{comparison}")
     draft = out / ".results.json.part"
     draft.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     os.replace(draft, out / "results.json")
     print(f"\n{table(results)}\n")
     print(
-        f"Figures:  {out / 'results.json'}\nPictures: {out / 'reports'}\nModels:   {out / 'models'}"
+        f"Figures: {out / 'results.json'}\nReports: {out / 'reports'} (.html: for a browser)\n"
+        f"Models:  {out / 'models'}"
     )
     return results
 
