@@ -167,8 +167,8 @@ def test_other_weights_give_another_map():
     def maps(seed):
         rng = np.random.default_rng(seed)
         model.set_weights([rng.normal(size=w.shape) for w in model.get_weights()])
-        maps = ftk.grad_cam(model, np.repeat(PIXELS, 3, axis=0), [0, 1, 2] * 5, at="stem")
-        return maps.reshape(15, -1)
+        found = ftk.grad_cam(model, np.repeat(PIXELS, 3, axis=0), [0, 1, 2] * 5, at="stem")
+        return found.reshape(15, -1)
 
     lit = [pair for pair in zip(maps(1), maps(2), strict=True) if min(map(np.max, pair))]
     ranks = [spearmanr(*pair).statistic for pair in lit]
@@ -290,6 +290,11 @@ def test_models_without_a_map_or_scores_are_refused_in_words():
         ftk.grad_cam(flat, PIXELS)
     with pytest.raises(ValueError, match="one score for each class"):
         ftk.grad_cam(model_with(), PIXELS)
+    with pytest.raises(ValueError, match="there is `occlusion`"):
+        ftk.grad_cam(lambda x: x, PIXELS)
+    twice = keras.Model([inputs, keras.Input((1,))], flat(inputs))
+    with pytest.raises(ValueError, match="with 2 inputs and 1 outputs"):
+        ftk.grad_cam(twice, PIXELS)
     with pytest.raises(ValueError, match="`window` must be"):
         ftk.occlusion(model_with(*pooled()), PIXELS, window=33)
     with pytest.raises(ValueError, match="`maps` must hold one map"):

@@ -63,7 +63,7 @@ def grad_cam(
         (5, 32, 32)
     """
     check_count("batch_size", batch_size)
-    graph = functional(model)
+    graph = _graph_of(model)
     images = _images(pixels, graph)
     wanted = _one_hot(targets, len(images), _classes(graph.output_shape))
     prefix, suffix, place = _cut_behind(graph, at)
@@ -218,6 +218,23 @@ def _covered_scores(
     if _classes(scores.shape) > scores.shape[1]:
         scores = np.concatenate([1 - scores, scores], axis=1)
     return scores.reshape(len(images), versions, -1)
+
+
+def _graph_of(model: Any) -> keras.Model:
+    try:
+        graph = functional(model)
+    except ValueError as error:
+        raise ValueError(
+            "`model` must be a functional Keras model, or a Sequential with a known input shape; "
+            "for any other there is `occlusion`, which asks for predictions only. "
+            f"Received: {getattr(model, 'name', model)!r} of type {type(model).__name__}"
+        ) from error
+    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
+        raise ValueError(
+            "`model` must take one tensor, images, and give one, scores. Received: "
+            f"{graph.name!r} with {len(graph.inputs)} inputs and {len(graph.outputs)} outputs"
+        )
+    return graph
 
 
 def _cut_behind(graph: keras.Model, at: str | None) -> tuple[keras.Model, keras.Model, int]:
