@@ -1,8 +1,12 @@
 """Sphinx's settings; each with its reason."""
 
 import os
+import sys
+from pathlib import Path
 
 import finetune_kit
+
+sys.path.insert(0, str(Path(__file__).parent))  # for quickstart_setup, which the how-to pages use
 
 project = "finetune-kit"
 author = "the finetune-kit developers"

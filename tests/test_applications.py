@@ -9,6 +9,7 @@ from pathlib import Path
 import blocks_table
 import keras
 import numpy as np
+import preprocessing_table
 import pytest
 
 import finetune_kit as ftk
@@ -92,8 +93,9 @@ def test_the_contract(name):
     last = LAST.get(name, [])
     assert [block.name for block in levels[1]][len(levels[1]) - len(last) :] == last
 
-    page = (Path(blocks_table.__file__).parent / "blocks.md").read_text(encoding="utf-8")
-    assert blocks_table.row(name, backbone) in page
+    for table, page in ((blocks_table, "blocks.md"), (preprocessing_table, "preprocessing.md")):
+        text = (Path(table.__file__).parent / page).read_text(encoding="utf-8")
+        assert table.row(name, backbone) in text
 
     edges = producers(backbone)
     every_layer = {operation.name for operation in backbone.operations}

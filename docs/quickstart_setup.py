@@ -1,0 +1,26 @@
+"""What the how-to pages begin with: images, split, backbone and head, as in the quickstart.
+
+The backbone is smaller than there, because each page is run on each backend.
+"""
+
+import keras
+import numpy as np
+
+import finetune_kit as ftk
+
+rng = np.random.default_rng(0)
+labels = np.repeat(["blue", "green", "red"], 20)
+pixels = rng.integers(0, 100, (60, 32, 32, 3), dtype=np.uint8)
+for i, name in enumerate(labels):
+    pixels[i, :, :, ["red", "green", "blue"].index(name)] += 120
+images = ftk.ImageSet.from_arrays(pixels, labels)
+split = ftk.stratified_split(images.labels, sizes=(0.70, 0.15, 0.15), seed=0)
+keras.utils.set_random_seed(0)
+inputs = keras.Input((32, 32, 3))
+x = keras.layers.Rescaling(1 / 127.5, offset=-1)(inputs)
+for number in (1, 2, 3, 4):
+    x = keras.layers.Conv2D(8, 3, strides=2, padding="same", name=f"block{number}_conv")(x)
+    x = keras.layers.BatchNormalization(name=f"block{number}_bn")(x)
+    x = keras.layers.ReLU(name=f"block{number}_relu")(x)
+backbone = keras.Model(inputs, x, name="small")
+head = ftk.classification_head(len(images.class_names), units=(16,))

@@ -1,0 +1,178 @@
+"""The pages and docstrings say what is so: every block of code in them is run.
+
+Sphinx runs `testcode` blocks and docstrings on TensorFlow (`make docs`); here they run on the other
+backends, and here alone the `python` blocks, which read folders: made ones are put in their place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import doctest
+import importlib
+import io
+import json
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+import finetune_kit as ftk
+
+ROOT = Path(__file__).parents[1]
+PAGES = {
+    page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8")
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
+    if "_build" not in page.parts
+}
+FENCE = re.compile(r"^(`{3,})([^\n]*)\n(.*?)^\1$", re.MULTILINE | re.DOTALL)
+RUN_BY_SPHINX = ("{testsetup}", "{testcode}", "{testoutput}", "{testcleanup}")
+NO_PYTHON = ("console", "{include}", "{toctree}", "{eval-rst}")
+DEVICES = "docs/howto/devices.md"
+WORDS = doctest.ELLIPSIS | doctest.DONT_ACCEPT_TRUE_FOR_1  # as sphinx's doctest
+
+by_make_docs = pytest.mark.skipif(
+    keras.backend.backend() == "tensorflow", reason="`make docs` runs them on TensorFlow"
+)
+
+
+def blocks(page: str, *kinds: str) -> list[tuple[str, str]]:
+    found = [(kind.split(" ")[0], code) for _, kind, code in FENCE.findall(PAGES[page])]
+    return [(kind, code) for kind, code in found if not kinds or kind in kinds]
+
+
+def pages_with(kind: str) -> list[str]:
+    return [page for page in PAGES if blocks(page, kind)]
+
+
+def execute(code: str, names: dict, page: str) -> str:
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, page, "exec"), names)
+    return printed.getvalue()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_is_of_a_kind_that_is_run(page):
+    kinds = {kind for kind, _ in blocks(page)}
+    assert kinds <= {"python", *RUN_BY_SPHINX, *NO_PYTHON}
+    assert PAGES[page].count("```") == 2 * len(blocks(page)), "a fence is not closed"
+
+
+@by_make_docs
+@pytest.mark.slow
+@pytest.mark.parametrize("page", pages_with("{testcode}"))
+def test_the_examples_of_the_pages_give_what_they_say(page):
+    keras.utils.set_random_seed(0)
+    names, printed = {"__name__": page}, ""
+    parts = blocks(page, *RUN_BY_SPHINX)
+    for kind in ("{testsetup}", "{testcleanup}"):
+        # As sphinx orders them: setups first, wherever they stand, and cleanups last.
+        only = [part for part in parts if part[0] == kind]
+        rest = [part for part in parts if part[0] != kind]
+        parts = only + rest if kind == "{testsetup}" else rest + only
+    for kind, code in parts:
+        if kind == "{testoutput}":
+            same = doctest.OutputChecker().check_output(code, printed, WORDS)
+            assert same, f"{page} says:\n{code}\nit is:\n{printed}"
+        else:
+            printed = execute(code, names, page)
+
+
+@by_make_docs
+@pytest.mark.slow
+def test_the_examples_of_the_docstrings_give_what_they_say():
+    names = {"np": np, "keras": keras, "ftk": ftk} | {n: getattr(ftk, n) for n in ftk.__all__}
+    finder, runner = doctest.DocTestFinder(), doctest.DocTestRunner(optionflags=WORDS)
+    for info in pkgutil.iter_modules(ftk.__path__):
+        module = importlib.import_module(f"finetune_kit.{info.name}")
+        for test in finder.find(module, extraglobs=names):
+            runner.run(test)
+    attempted, failed = runner.tries, runner.failures
+    assert attempted > 50
+    assert not failed
+
+
+def draw(folder: Path, classes: tuple[str, ...]) -> list[tuple[str, str, str]]:
+    """Six images a class, of three patients: what is in `images.csv`."""
+    rng, rows = np.random.default_rng(0), []
+    for shade, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for number in range(12):
+            file = folder / name / f"p{shade}{number // 2}_{number}.png"
+            pixels = rng.integers(0, 150, (32, 32, 3)) + 25 * shade
+            Image.fromarray(pixels.astype(np.uint8)).save(file)
+            rows.append((str(file.relative_to(folder.parent)), name, file.name.split("_")[0]))
+    return rows
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch):
+    """A folder with what the pages read, where the weights of MobileNetV2 are random."""
+    draw(tmp_path / "COVID-19_Radiography_Dataset", ("COVID", "Normal"))
+    draw(tmp_path / "data", ("ill", "well"))
+    with (tmp_path / "images.csv").open("w", newline="") as table:
+        rows = draw(tmp_path / "xrays", ("ill", "well"))
+        csv.writer(table).writerows([("file", "finding", "patient"), *rows])
+    build = keras.applications.MobileNetV2
+    monkeypatch.setattr(
+        keras.applications, "MobileNetV2", lambda **shape: build(weights=None, **shape)
+    )
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in pages_with("python") if page != DEVICES])
+def test_the_code_of_the_pages_runs(page, offline):
+    images = ftk.read_image_folder("data")
+    split = ftk.stratified_split(images.labels, seed=0)
+    names = {"__name__": page, "ftk": ftk, "keras": keras, "images": images, "split": split}
+    for _, code in blocks(page, "python"):
+        execute(re.sub(r"epochs=\d+", "epochs=1", code), names, page)
+    if page == "README.md":
+        assert (offline / "model.keras").is_file()
+        assert (offline / "report" / "report.json").is_file()
+
+
+TWICE = """
+import json, sys, keras
+build = keras.applications.MobileNetV2
+def random_weights(**shape):
+    keras.utils.set_random_seed(0)
+    return build(weights=None, **shape)
+keras.applications.MobileNetV2 = random_weights
+code, losses = sys.stdin.read(), []
+for several in (True, False):
+    names = {}
+    exec(code if several else code.replace("keras.distribution.set_dis", "str or set_dis"), names)
+    losses.append(names["tuned"].history["loss"])
+    devices = names["devices"]
+    keras.distribution.set_distribution(None)
+print(json.dumps([devices, *losses]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="the page is about JAX alone")
+def test_several_devices_train_as_one_does(offline):
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+    code = "".join(code for _, code in blocks(DEVICES, "python"))
+    done = subprocess.run(
+        [sys.executable, "-c", TWICE],
+        input=code.replace("print(", "str("),
+        env={**os.environ, "XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    devices, several, one = json.loads(done.stdout.splitlines()[-1])
+    assert devices == 2
+    assert np.allclose(several, one, rtol=1e-4)
