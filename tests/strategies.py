@@ -23,6 +23,19 @@ def labels(draw, min_count: int = 3, max_count: int = 60) -> list[str]:
     return draw(st.permutations(flat))
 
 
+@st.composite
+def grouped_labels(draw, most: int = 40) -> tuple[list[str], list[str]]:
+    """Labels and patients: each of one class or of several, with one to many images."""
+    sure = [[f"class {i}"] for i in range(draw(st.integers(1, 2))) for _ in range(3)]
+    image = st.sampled_from([f"class {i}" for i in range(len(sure) // 3)])
+    one_class = st.tuples(image, st.integers(1, 12)).map(lambda drawn: [drawn[0]] * drawn[1])
+    several = st.lists(image, min_size=1, max_size=4)
+    drawn = draw(st.lists(st.one_of(one_class, several), max_size=most - len(sure)))
+    patients = draw(st.permutations([*sure, *drawn]))
+    labels = [label for images in patients for label in images]
+    return labels, [f"patient {p}" for p, images in enumerate(patients) for _ in images]
+
+
 # Specs for a backbone of (at least) the four blocks `block1` to `block4`.
 specs = st.builds(
     ftk.FineTuneSpec,

@@ -25,7 +25,7 @@ from finetune_kit._reading import read_image_folder, read_image_table
 from finetune_kit._report import Example, Report
 from finetune_kit._schedules import gradual_unfreezing, linear_probe_then_fine_tune
 from finetune_kit._spec import FineTuneSpec
-from finetune_kit._split import Split, stratified_folds, stratified_split
+from finetune_kit._split import Split, StratifiedFolds, stratified_folds, stratified_split
 from finetune_kit._surgery import cut, stitch
 from finetune_kit._train import FineTuned, fine_tune, sweep
 
@@ -40,6 +40,7 @@ __all__ = [  # in path order
     "Split",
     "stratified_split",
     "stratified_folds",
+    "StratifiedFolds",
     "Duplicates",
     "find_duplicates",
     "Block",

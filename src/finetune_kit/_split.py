@@ -6,15 +6,15 @@ It knows nothing of images or models: labels may belong to anything.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import linprog
-from scipy.sparse import csr_array, vstack
+from scipy.sparse import coo_array, csr_array
 
+from finetune_kit._assignment import assign, deal, held, rounded
 from finetune_kit._checks import is_count
 
 PARTS = ("train", "validation", "test")
@@ -55,11 +55,11 @@ def stratified_split(
 
     Each class's count in each part, and each part's size, are within one sample of what was asked,
     which two rounds of `sklearn.model_selection.train_test_split` do not promise (the rounding is
-    a transportation problem, solved by scipy). With `groups`, no group is on two sides, and the
-    shares are as near as a greedy assignment from the largest group to the smallest gets them
-    (the method of scikit-learn's `StratifiedGroupKFold`). Multi-label samples are split by their
-    combinations of labels, and what each combination leaves over by the same greedy assignment;
-    the shares of the labels come nearer than by iterative stratification (Sechidis, Tsoumakas and
+    a transportation problem, solved by scipy). With `groups`, no group is on two sides:
+    they are assigned greedily from the largest to the smallest (the method of scikit-learn's
+    `StratifiedGroupKFold`), then moved and exchanged until each class is in each part and within a
+    sample of its share, or no exchange helps. Multi-label samples are split likewise, which brings
+    the labels nearer to their shares than iterative stratification (Sechidis, Tsoumakas and
     Vlahavas, ECML PKDD 2011), whose purpose it shares.
 
     Args:
@@ -71,7 +71,8 @@ def stratified_split(
 
     Returns:
         A `Split`; its `deviation` tells how near the shares are. One above 5 % of a class (and
-        above one sample) is logged as a warning.
+        above one sample) is logged as a warning, and so is a class that a part has none of: without
+        groups that can be where its share is less than one sample.
 
     Raises:
         ValueError: if the sizes do not sum up, or a class has fewer samples (or groups) than there
@@ -103,7 +104,7 @@ def stratified_folds(
         seed: see `stratified_split`.
 
     Returns:
-        k splits. As pairs of train and test they are what scikit-learn's `cv=` takes.
+        k splits; `StratifiedFolds` makes the same ones where scikit-learn is to ask for them.
 
     Raises:
         ValueError: if a class has fewer samples (or groups) than there are folds.
@@ -112,14 +113,13 @@ def stratified_folds(
         >>> folds = stratified_folds(["a"] * 40 + ["b"] * 20, k=5)
         >>> folds[0]
         Split(train: 36, validation: 12, test: 12)
-        >>> cv = [(np.append(fold.train, fold.validation), fold.test) for fold in folds]
     """
     if not is_count(k, 3):
         raise ValueError(
             "`k` must be a whole number from 3 up: one fold tests, one validates, the rest trains. "
             f"Received: k={k!r}"
         )
-    part, deviation = _parted(_labels(labels), np.full(k, 1 / k), groups, seed)
+    part, deviation = _fold_of(labels, k, groups, seed)
 
     def fold(i: int) -> Split:
         test, validation = part == i, part == (i + 1) % k
@@ -129,37 +129,104 @@ def stratified_folds(
     return tuple(fold(i) for i in range(k))
 
 
+@dataclass(frozen=True)
+class StratifiedFolds:
+    """The folds of `stratified_folds` for scikit-learn: what its `cv=` takes.
+
+    Use it with `cross_val_score`, `GridSearchCV` and the like, on features or on anything else that
+    has labels. Unlike scikit-learn's own it takes multi-label labels, and groups along with them.
+
+    Args:
+        k: number of folds, at least 2. Defaults to 5.
+        seed: of the shuffle; the same seed gives the same folds. Defaults to 0.
+
+    Example:
+        >>> from sklearn.dummy import DummyClassifier
+        >>> from sklearn.model_selection import cross_val_score
+        >>> x, y, patients = np.eye(60), ["a"] * 40 + ["b"] * 20, np.arange(60) // 2
+        >>> cross_val_score(DummyClassifier(), x, y, cv=StratifiedFolds(4), groups=patients).shape
+        (4,)
+    """
+
+    k: int = 5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not is_count(self.k, 2):
+            raise ValueError(f"`k` must be a whole number from 2 up. Received: k={self.k!r}")
+
+    def get_n_splits(self, X: Any = None, y: Any = None, groups: Any = None) -> int:
+        """Return the number of folds, whatever the samples are."""
+        return self.k
+
+    def split(
+        self, X: Any, y: ArrayLike, groups: ArrayLike | None = None
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Yield the indices to train on and those to test on, fold by fold.
+
+        Args:
+            X: not looked at.
+            y: labels, as of `stratified_split`.
+            groups: group of each sample, as of `stratified_split`.
+
+        Yields:
+            Two index arrays: the other folds, and the fold.
+        """
+        part, _ = _fold_of(y, self.k, groups, self.seed)
+        for i in range(self.k):
+            yield np.flatnonzero(part != i), np.flatnonzero(part == i)
+
+
+def _fold_of(
+    labels: ArrayLike, k: int, groups: ArrayLike | None, seed: int
+) -> tuple[NDArray[np.int64], float]:
+    return _parted(_labels(labels), np.full(k, 1 / k), groups, seed)
+
+
 def _parted(
     labels: NDArray[Any], shares: NDArray[np.float64], groups: ArrayLike | None, seed: int
 ) -> tuple[NDArray[np.int64], float]:
     """Part of each sample, and how far a class is from its share at most."""
+    if not is_count(seed, 0):
+        raise ValueError(f"`seed` must be a whole number from 0 up. Received: seed={seed!r}")
+    rng = np.random.default_rng(seed)
     count = len(labels)
     units = np.arange(count) if groups is None else _group_numbers(groups, count)
-    if labels.ndim == 1:
-        names, classes = np.unique(labels, return_inverse=True)
-        row, column = np.arange(count), classes
-    else:
-        names, classes = np.arange(labels.shape[1]), None
+    many = labels.ndim == 2
+    if many:
+        names = np.arange(labels.shape[1])
         row, column = np.nonzero(labels)
-    _check_counts(names, column, units[row], shares, "samples" if groups is None else "groups")
-    rng = np.random.default_rng(seed)
-    if groups is None and classes is not None:
-        part = _assign_samples(classes, shares, rng)
-    elif groups is None:
-        part = _assign_combinations(labels, shares, rng)
     else:
-        part = _assign_groups(_tally(units[row], column, units, classes is None), shares, rng)[
-            units
-        ]
-    held = np.zeros((len(shares), len(names)))
-    np.add.at(held, (part[row], column), 1)
-    away = np.abs(held - shares[:, None] * held.sum(axis=0))
-    _tell(names, away, held.sum(axis=0))
-    return part, float(away.max())
+        names, column = np.unique(labels, return_inverse=True)
+        row = np.arange(count)
+    tally = _tally(units[row], column, int(units.max()) + 1, len(names))
+    _check_counts(names, tally, shares, "samples" if groups is None else "groups")
+    if groups is None and not many:
+        part = deal(column, rounded(np.bincount(column)[:, None] * shares, rng), rng)
+    else:
+        part = assign(tally, shares, rng, np.bincount(units) if many else None)
+    there = held(tally, part, len(shares))
+    away = np.abs(there - shares[:, None] * there.sum(axis=0))
+    _tell(names, there, away, shares)
+    return part[units], float(away.max())
 
 
-def _tell(names: NDArray[Any], away: NDArray[np.float64], counts: NDArray[np.float64]) -> None:
-    far = away.max(axis=0)
+def _tell(
+    names: NDArray[Any],
+    there: NDArray[np.float64],
+    away: NDArray[np.float64],
+    shares: NDArray[np.float64],
+) -> None:
+    """Log what a user would not expect of a split."""
+    lacking = [
+        f"{part} has none of class {names[i]}"
+        for part, share, counts in zip(_part_names(len(shares)), shares, there, strict=True)
+        if share > 0
+        for i in np.flatnonzero(counts == 0)
+    ]
+    if lacking:
+        _log.warning("classes too small to be in every part: %s", "; ".join(lacking[:10]))
+    counts, far = there.sum(axis=0), away.max(axis=0)
     worst = int(np.argmax(np.where(far > 1, far / counts, 0)))
     if far[worst] > 1 and far[worst] > 0.05 * counts[worst]:
         _log.warning(
@@ -170,8 +237,15 @@ def _tell(names: NDArray[Any], away: NDArray[np.float64], counts: NDArray[np.flo
         )
 
 
+def _part_names(count: int) -> Sequence[str]:
+    return PARTS if count == len(PARTS) else [f"fold {i}" for i in range(count)]
+
+
 def _shares(sizes: Sequence[float], count: int) -> NDArray[np.float64]:
-    shares = np.asarray(sizes, np.float64)
+    try:
+        shares = np.asarray(sizes, np.float64)
+    except (TypeError, ValueError):  # no numbers
+        shares = np.empty(0)
     good = shares.shape == (3,) and bool((shares >= 0).all())
     if good and abs(shares.sum() - 1) <= 1e-6:
         return shares / shares.sum()
@@ -198,7 +272,7 @@ def _labels(labels: ArrayLike) -> NDArray[Any]:
             "`labels` must hold each label at least once. Received none in columns "
             f"{empty.tolist()}"
         )
-    return values.astype(np.int64)
+    return values.astype(np.int8)
 
 
 def _column(name: str, values: ArrayLike) -> NDArray[Any]:
@@ -207,7 +281,20 @@ def _column(name: str, values: ArrayLike) -> NDArray[Any]:
         raise ValueError(
             f"`{name}` must be one-dimensional and not empty. Received: shape {column.shape}"
         )
-    return column
+    nothing = (
+        [_is_missing(value) for value in column] if column.dtype == object else column != column
+    )
+    if np.any(nothing):
+        raise ValueError(
+            f"`{name}` must hold a value for each sample. Received: none for "
+            f"{np.flatnonzero(nothing)[:10].tolist()}"
+        )
+    return column.astype(str) if column.dtype == object else column
+
+
+def _is_missing(value: Any) -> bool:
+    """None, a nan, or one of the marks of pandas."""
+    return type(value).__name__ in ("NoneType", "NAType", "NaTType") or value != value
 
 
 def _group_numbers(groups: ArrayLike, count: int) -> NDArray[np.int64]:
@@ -219,114 +306,22 @@ def _group_numbers(groups: ArrayLike, count: int) -> NDArray[np.int64]:
     return np.unique(column, return_inverse=True)[1]
 
 
+def _tally(
+    units: NDArray[np.int64], classes: NDArray[np.int64], count: int, width: int
+) -> csr_array:
+    """Samples of each class in each unit, `(units, classes)`."""
+    return coo_array((np.ones(len(units)), (units, classes)), shape=(count, width)).tocsr()
+
+
 def _check_counts(
-    names: NDArray[Any],
-    classes: NDArray[np.int64],
-    units: NDArray[np.int64],
-    shares: NDArray[np.float64],
-    what: str,
+    names: NDArray[Any], tally: csr_array, shares: NDArray[np.float64], what: str
 ) -> None:
     """Refuse classes that cannot be in every part."""
     parts = int((shares > 0).sum())
-    held = np.unique(np.stack([classes, units]), axis=1)[0]
-    counts = np.bincount(held, minlength=len(names))
+    counts = np.bincount(tally.indices, minlength=len(names))
     small = [f"{name} ({n})" for name, n in zip(names, counts, strict=True) if n < parts]
     if small:
         raise ValueError(
             f"Each class must have at least {parts} {what}, one for each part with a share above "
             f"0. Received too few of: {', '.join(small[:10])}"
         )
-
-
-def _assign_samples(
-    classes: NDArray[np.int64], shares: NDArray[np.float64], rng: np.random.Generator
-) -> NDArray[np.int64]:
-    counts = _rounded(np.bincount(classes)[:, None] * shares, rng)
-    order = rng.permutation(len(classes))
-    order = order[np.argsort(classes[order], kind="stable")]  # class by class, each shuffled
-    part = np.empty(len(classes), np.int64)
-    part[order] = np.repeat(np.tile(np.arange(len(shares)), len(counts)), counts.ravel())
-    return part
-
-
-def _rounded(exact: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.int64]:
-    """Round each cell up or down, so that rows keep their (whole) sums and columns theirs within 1.
-
-    This is controlled rounding, a transportation problem: its vertices are whole numbers. Random
-    costs choose one of them.
-    """
-    whole = np.floor(exact + 1e-9).astype(np.int64)
-    rest = exact - whole
-    rows, columns = np.nonzero(rest > 1e-9)
-    if not len(rows):
-        return whole
-    cells = np.arange(len(rows))
-    by_row = csr_array((np.ones(len(rows)), (rows, cells)), shape=(len(exact), len(rows)))
-    by_column = csr_array((np.ones(len(rows)), (columns, cells)), shape=(exact.shape[1], len(rows)))
-    sums = rest.sum(axis=0)
-    solved = linprog(
-        rng.random(len(rows)),
-        A_ub=vstack([by_column, -by_column]),
-        b_ub=np.concatenate([np.ceil(sums - 1e-6), -np.floor(sums + 1e-6)]),
-        A_eq=by_row,
-        b_eq=np.rint(rest.sum(axis=1)),
-        bounds=(0, 1),
-        method="highs-ds",  # the simplex method ends in a vertex
-    )
-    whole[rows, columns] += np.rint(solved.x).astype(np.int64)
-    return whole
-
-
-def _assign_combinations(
-    labels: NDArray[np.int64], shares: NDArray[np.float64], rng: np.random.Generator
-) -> NDArray[np.int64]:
-    """Whole shares of each combination of labels at once; what is left over, one by one."""
-    packed = np.packbits(labels.astype(bool), axis=1)  # eight times less to sort
-    kind = np.unique(packed, axis=0, return_inverse=True)[1].ravel()
-    order = rng.permutation(len(labels))
-    order = order[np.argsort(kind[order], kind="stable")]
-    sizes = np.bincount(kind)
-    counts = np.floor(sizes[:, None] * shares + 1e-9).astype(np.int64)
-    left = sizes - counts.sum(axis=1)
-    slots = np.column_stack([counts, left])  # the last column: those to be assigned one by one
-    part = np.empty(len(labels), np.int64)
-    part[order] = np.repeat(np.tile(np.arange(slots.shape[1]), len(slots)), slots.ravel())
-    rest = np.flatnonzero(part == len(shares))
-    tally = np.column_stack([labels, np.ones(len(labels))])
-    missing = shares[:, None] * tally.sum(axis=0)
-    missing -= [tally[part == i].sum(axis=0) for i in range(len(shares))]
-    part[rest] = _assign_groups(tally[rest], shares, rng, missing)
-    return part
-
-
-def _tally(
-    units: NDArray[np.int64], columns: NDArray[np.int64], all_units: NDArray[np.int64], many: bool
-) -> NDArray[np.float64]:
-    """Samples of each class in each group; of multi-label ones, their number too."""
-    tally = np.zeros((all_units.max() + 1, columns.max() + 1))
-    np.add.at(tally, (units, columns), 1)
-    if many:
-        tally = np.column_stack([tally, np.bincount(all_units)])
-    return tally
-
-
-def _assign_groups(
-    tally: NDArray[np.float64],
-    shares: NDArray[np.float64],
-    rng: np.random.Generator,
-    missing: NDArray[np.float64] | None = None,
-) -> NDArray[np.int64]:
-    """Part of each group; `missing`: the samples of each class that each part still lacks."""
-    if missing is None:
-        missing = shares[:, None] * tally.sum(axis=0)
-    weight = 1 / np.maximum(missing.sum(axis=0), 1)  # a rare class counts as much as a common one
-    order = rng.permutation(len(tally))
-    order = order[np.argsort(-tally[order].sum(axis=1), kind="stable")]
-    part = np.empty(len(tally), np.int64)
-    allowed = np.flatnonzero(shares > 0)
-    for group in order:
-        # The part that misses most of what this group has, by the fall of the squared gap.
-        gain = ((2 * missing[allowed] - tally[group]) * tally[group] * weight**2).sum(axis=1)
-        part[group] = allowed[np.argmax(gain)]
-        missing[part[group]] -= tally[group]
-    return part
