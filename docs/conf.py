@@ -9,7 +9,7 @@ import finetune_kit
 sys.path.insert(0, str(Path(__file__).parent))  # for quickstart_setup, which the how-to pages use
 
 project = "finetune-kit"
-author = "the finetune-kit developers"
+author = project_copyright = "the finetune-kit developers"
 version = release = finetune_kit.__version__
 extensions = [
     "myst_parser",  # pages in Markdown, as the README
@@ -20,6 +20,8 @@ extensions = [
 ]
 html_theme = "furo"  # reads well on narrow screens, light and dark
 html_title = f"finetune-kit {version}"
+html_static_path = ["_static"]
+html_css_files = ["style.css"]  # printed output told from code; tables on narrow screens
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3  # links to headings within and across pages
