@@ -6,6 +6,9 @@ PYTHON ?= python3
 # A CPU build of torch, asked for first and by itself: asked for along with others, or in another
 # version, pip takes the newest build and several GB of CUDA packages with it.
 TORCH = torch==2.13.0
+# keras-hub's backbones are tested on one backend, which takes seconds. It comes without what it asks
+# for: that is all of TensorFlow, for texts. What it imports to build a backbone is these two.
+HUB = keras-hub==0.32.* regex tokenizers
 
 ifeq ($(filter $(BACKEND),tensorflow jax torch),)
 $(error BACKEND must be tensorflow, jax or torch. Received: BACKEND=$(BACKEND))
@@ -41,9 +44,11 @@ docs: $(VENV)/.docs  ## build the docs (docs/_build/html) and run their examples
 	$(RUN) -m sphinx -n -W --keep-going -q -b html docs docs/_build/html
 	$(RUN) -m sphinx -n -W --keep-going -q -b doctest docs docs/_build/doctest
 
-build: $(VENV)/.lint  ## build the wheel and the source distribution into dist/
-	$(BIN)/pip install -qq build
+build: $(VENV)/.lint  ## build the wheel and the source distribution into dist/, and check them
+	$(BIN)/pip install -qq build twine
+	rm -rf dist
 	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
 
 clean:  ## remove what the other verbs made
 	rm -rf .venv .venv-* build dist out docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -53,4 +58,5 @@ $(VENV)/.%: pyproject.toml
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(if $(filter torch,$(BACKEND)),$(BIN)/pip install -qq $(TORCH))
 	$(BIN)/pip install -qq -e '.[$(BACKEND),$*]'
+	$(if $(filter torch-test,$(BACKEND)-$*),$(BIN)/pip install -qq --no-deps $(HUB))
 	touch $@

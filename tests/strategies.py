@@ -51,7 +51,7 @@ specs = st.builds(
 )
 
 
-UNITS = ["plain", "norm", "residual", "branch", "dense", "nested", "twice", "pool"]
+UNITS = ["plain", "norm", "residual", "branch", "dense", "nested", "twice", "pool", "skip"]
 
 # What `build_graph` builds a model from: the units, whether the layers have misleading names, and
 # whether a convolution closes it. (Keras draws random numbers as it builds, so it builds outside.)
@@ -91,6 +91,9 @@ def build_graph(graph) -> keras.Model:
             x = layers.Conv2D(4, 1)(x)
             shared = layers.Conv2D(4, 3, padding="same")
             x = shared(layers.ReLU()(shared(x)))
+        elif unit == "skip" and x.shape[1] > 1:  # down and up again, as in a U-Net
+            y = layers.UpSampling2D()(conv()(layers.MaxPooling2D()(x)))
+            x = layers.Concatenate()([x, y])
         else:
             x = layers.MaxPooling2D(2, padding="same")(x)
     return keras.Model(inputs, layers.ReLU()(conv()(x)) if closed else x)

@@ -91,6 +91,54 @@ def test_the_encoder_of_a_unet_is_cut_at_its_levels():
     assert len(ftk.conv_blocks(model)) == 4
 
 
+def decoder(x, skips, upsample):
+    for filters, skip in zip((16, 8, 4), reversed(skips), strict=True):
+        x = layers.Concatenate()([upsample(filters)(x), skip])
+        x = conv(conv(x, filters), filters)
+    return layers.Conv2D(2, 1)(x)
+
+
+@pytest.mark.parametrize(
+    ("upsample", "crossing"),
+    [
+        (lambda filters: layers.UpSampling2D(), [2, 3, 3]),
+        (lambda filters: layers.Conv2DTranspose(filters, 2, 2), [3, 4, 3]),
+    ],
+    ids=["upsampling", "transposed"],
+)
+def test_a_whole_unet_is_cut_at_its_levels_with_its_skips_across(upsample, crossing):
+    x = inputs = keras.Input((32, 32, 3))
+    skips = []
+    for filters in (4, 8, 16):
+        skips.append(conv(conv(x, filters), filters))
+        x = layers.MaxPooling2D()(skips[-1])
+    model = keras.Model(inputs, decoder(conv(conv(x, 32), 32), skips, upsample))
+    blocks = ftk.conv_blocks(model)
+    assert len(blocks) == 3 + 1 + 3
+    assert [sum("re_lu" in layer for layer in block.layers) for block in blocks] == [2] * 7
+    pixels = np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype("float32")
+    before = keras.ops.convert_to_numpy(model(pixels))
+    for at in range(8):
+        prefix, suffix = ftk.cut(model, at)
+        after = keras.ops.convert_to_numpy(ftk.stitch(prefix, suffix)(pixels))
+        assert np.allclose(after, before, atol=1e-5)
+    assert [len(ftk.cut(model, at)[0].outputs) for at in (2, 3, 4)] == crossing
+
+
+def test_what_is_put_behind_a_backbone_has_blocks_of_its_own(mobilenet):
+    skips = [f"block_{i}_expand_relu" for i in (1, 3, 6)]
+    tops = [mobilenet.get_layer(name).output for name in (*skips, "block_12_add")]
+    encoder = keras.Model(mobilenet.input, tops, name="encoder")
+    *skips, x = encoder(inputs := keras.Input((32, 32, 3)))
+    upsample = lambda filters: layers.Conv2DTranspose(filters, 2, 2)  # noqa: E731
+    unet = keras.Model(inputs, decoder(layers.UpSampling2D(1)(x), skips, upsample))
+    blocks = ftk.conv_blocks(unet)
+    assert [b.name for b in blocks[:14]] == names(mobilenet)[:14]
+    assert [b.name.startswith("conv2d_transpose") for b in blocks[14:]] == [True] * 3
+    plan = ftk.FineTuneSpec(3).plan(unet)  # the decoder alone
+    assert plan.trainable_params == sum(block.params for block in blocks[-3:]) - 2 * 2 * 2 * 28
+
+
 def test_the_same_blocks_are_found_under_other_names(mobilenet):
     renamed = keras.models.clone_model(
         mobilenet,

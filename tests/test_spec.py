@@ -8,9 +8,9 @@ import json
 import keras
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import specs
+from strategies import build_graph, graphs, specs
 
 import finetune_kit as ftk
 
@@ -52,6 +52,43 @@ def test_the_plan_names_the_variables_that_keras_will_train(small_backbone, spec
     assert bool(plan.moving_statistics) == (spec.batch_norm == "train" and any(plan.trainable))
 
 
+@settings(max_examples=20)
+@given(graphs, st.sampled_from(["stage", "block", "layer"]), st.data())
+def test_in_any_graph_n_means_n_and_the_last_spec_wins(graph, level, data):
+    backbone = build_graph(graph)
+    count = len(ftk.conv_blocks(backbone, level))
+    for _ in range(2):
+        n = data.draw(st.integers(0, count))
+        mode = data.draw(st.sampled_from(["frozen", "train"]))
+        spec = ftk.FineTuneSpec(n, level=level, batch_norm=mode)
+        plan = spec.apply(backbone)
+        assert plan.trainable == (False,) * (count - n) + (True,) * n
+        assert plan == spec.apply(backbone) == spec.plan(backbone)
+        assert set(plan.trainable_variables) == {v.path for v in backbone.trainable_variables}
+        assert len(plan.trainable_variables) == len(backbone.trainable_variables)
+    with pytest.raises(ValueError, match=f"between 0 and {count}, "):
+        ftk.FineTuneSpec(count + 1, level=level).plan(backbone)
+
+
+@settings(max_examples=3 if keras.backend.backend() == "jax" else 5)  # it compiles each time
+@given(graphs, st.data())
+def test_in_any_graph_what_the_plan_holds_stays_to_the_bit(tiny_images, graph, data):
+    backbone = build_graph(graph)
+    chosen = data.draw(st.sets(st.sampled_from([b.name for b in ftk.conv_blocks(backbone)])))
+    spec = ftk.FineTuneSpec(tuple(chosen), batch_norm="train", learning_rate=0.1)
+    before = {w.path: keras.ops.convert_to_numpy(w) for w in backbone.weights}
+    x = tiny_images.load(size=(8, 8))
+    images = ftk.ImageSet.from_arrays(x, tiny_images.labels, tiny_images.class_names)
+    split = ftk.stratified_split(images.labels)
+    tuned = ftk.fine_tune(backbone, ftk.classification_head(3), spec, images, split,
+                          preprocessing=None, verbose=0)  # fmt: skip
+    moving = {*tuned.plan.trainable_variables, *tuned.plan.moving_statistics}
+    after = {w.path: keras.ops.convert_to_numpy(w) for w in tuned.model.weights}
+    assert before.keys() <= after.keys()
+    for path, value in before.items():
+        assert path in moving or np.array_equal(after[path], value)
+
+
 def test_all_trains_everything_and_none_nothing(mobilenet):
     everything = ftk.FineTuneSpec("all", batch_norm="train").plan(mobilenet)
     assert all(everything.trainable)
@@ -63,6 +100,8 @@ def test_blocks_can_be_named_and_need_not_be_neighbours(mobilenet):
     plan = ftk.FineTuneSpec(["block_3", "Conv_1"]).plan(mobilenet)
     names = [b.name for b, t in zip(plan.blocks, plan.trainable, strict=True) if t]
     assert names == ["block_3", "Conv_1"]
+    assert plan.prefix_blocks == 4
+    assert "first 4 blocks are the frozen prefix, 13 more are frozen behind it" in str(plan)
     assert ftk.FineTuneSpec("Conv_1") == ftk.FineTuneSpec(("Conv_1",))
 
 

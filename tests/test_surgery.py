@@ -31,6 +31,13 @@ def test_any_graph_survives_being_cut_and_stitched(graph, level, data):
     at = data.draw(st.integers(0, len(blocks)))
     prefix, suffix = ftk.cut(model, at, level=level)
     assert same(model, ftk.stitch(prefix, suffix))
+    before, after = (
+        {name for block in part for name in block.layers}
+        for part in (blocks[: len(blocks) - at], blocks[len(blocks) - at :])
+    )
+    rest = {t._keras_history.operation.name for t in model.inputs}
+    assert not after & {operation.name for operation in prefix.operations} - rest
+    assert not before & {layer.name for layer in suffix.layers if layer.weights}
 
 
 @pytest.mark.parametrize("at", [0, 1, 2, 10, "block_13", "Conv_1", 19, "all"])

@@ -1,8 +1,8 @@
 """A backbone comes in, its blocks go out, at one of three grains: stage, block or layer.
 
-Layer names propose where a block begins, the graph decides: whatever the names say, every boundary
-is downward-closed (nothing before it depends on anything after it). A model that no pattern in
-`_FAMILIES` fits is cut by its graph alone. This room knows nothing of training: it reads the graph.
+Names propose where a block begins (see `_naming`), the graph decides: whatever they say, every
+boundary is downward-closed (nothing before it depends on anything after it). This room knows
+nothing of training: it reads the graph.
 
 Three words used below. A *kernel* is an operation with a weight matrix (a convolution or a dense
 layer). A *join* reads two or more operations. A *follower* has no kernel and reads one operation.
@@ -11,7 +11,6 @@ layer). A *join* reads two or more operations. A *follower* has no kernel and re
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
@@ -20,31 +19,10 @@ from typing import Any
 import keras
 
 from finetune_kit._checks import check_choice
-from finetune_kit._graph import Graph, functional, is_composite, is_layer, read
+from finetune_kit._graph import Graph, functional, is_layer, read
+from finetune_kit._naming import name_of_block, proposed_names
 
 LEVELS = ("stage", "block", "layer")
-
-# The repeating units of keras.applications: how their builders name the layers, and what a block
-# is called here. What no pattern matches (stems, top convolutions, shortcuts, unnamed joins) is
-# placed by the graph.
-_FAMILIES = tuple(
-    (re.compile(pattern), name)
-    for pattern, name in (
-        (r"(stage_\d+_block_\d+)_", "{}"),  # ConvNeXt
-        (r"(downsampling_block_\d+)$", "{}"),  # ConvNeXt
-        (r"(conv\d+_block\d+)_", "{}"),  # ResNet, ResNetV2, DenseNet
-        (r"(stack\d+_block\d+|transition\d+)_", "{}"),  # the same in keras-hub
-        (r"(pool[2-9])_(?:bn|relu|conv|pool)$", "{}"),  # DenseNet's transitions; pool1 is its stem
-        (r"(expanded_conv(?:_\d+)?)_(?=[a-z])", "{}"),  # MobileNetV2's first block, MobileNetV3
-        (r"(block_\d+)_(?=[a-z])", "{}"),  # MobileNetV2
-        (r"(?:^|_)conv_(?:pad|dw|pw)_(\d+)(?:_|$)", "block_{}"),  # MobileNet: separable pairs
-        (r"(mixed_?\d+[a-z]?)(?:_\d+)?$", "{}"),  # InceptionV3, InceptionResNetV2
-        (r"(block\d+_\d+)_(?:mixed|conv|ac)", "{}"),  # InceptionResNetV2
-        (r"(?:normal|reduction|adjust)_.*?((?:stem|reduce)_\d+|(?<=_)\d+)$", "cell_{}"),  # NASNet
-        (r"(block\d+[a-z])_", "{}"),  # EfficientNet, EfficientNetV2
-        (r"(block\d+)_(?:conv|sepconv|pool)", "{}"),  # VGG, Xception
-    )
-)
 
 
 @dataclass(frozen=True)
@@ -177,9 +155,7 @@ def chosen_blocks(
 
 def _block_numbers(graph: Graph) -> list[int]:
     """A block number for each operation, never falling along an edge of the graph."""
-    names = [_proposed_name(op.name) for op in graph.operations]
-    if len(set(names) - {None}) < 2:
-        names = _names_from_graph(graph)
+    names = proposed_names(graph)
     order = {name: i for i, name in enumerate(dict.fromkeys(n for n in names if n), start=1)}
     anchors = _anchor([order.get(name) for name in names], graph)  # type: ignore[arg-type]
     first_named = next((i for i, name in enumerate(names) if name), 0)
@@ -231,55 +207,6 @@ def _drop_empty(graph: Graph, numbers: list[int]) -> list[int]:
     return [max((w for w in weighted if w <= n), default=min(weighted, default=0)) for n in numbers]
 
 
-def _proposed_name(name: str) -> str | None:
-    """The name of the block that a layer's name speaks of, if it speaks of any."""
-    matches = ((pattern.search(name), block) for pattern, block in _FAMILIES)
-    return next((block.format(match[1]) for match, block in matches if match), None)
-
-
-def _names_from_graph(graph: Graph) -> list[str | None]:
-    """Propose blocks for a model whose names say nothing.
-
-    Between two bottlenecks lies either one operation or a branching unit (a residual or inception
-    block): each unit is a block, and so is each run of plain operations between two units. Where
-    nothing branches, a block begins with the convolution that changes the resolution; where that
-    does not happen either, every convolution is a block.
-    """
-    proposals: list[str | None] = [None] * len(graph.operations)
-    kernels = [i for i, kernel in enumerate(graph.kernels) if kernel]
-    segments = [(segment, [i for i in segment if graph.kernels[i]]) for segment in _segments(graph)]
-    units = [
-        bool(weighted) and (len(segment) > 1 or is_composite(graph.operations[segment[0]]))
-        for segment, weighted in segments
-    ]
-    if any(units):
-        run: str | None = None
-        for (segment, weighted), unit in zip(segments, units, strict=True):
-            if weighted and (unit or run is None):
-                run = graph.operations[weighted[0]].name
-            for i in segment if unit else weighted:
-                proposals[i] = run
-            if unit:
-                run = None
-        return proposals
-    sizes = {i: graph.sizes[i] for i in kernels}
-    every = len(set(sizes.values())) == 1
-    for before, i in zip([None, *kernels], kernels, strict=False):
-        begins = before is None or every or sizes[before] != sizes[i]
-        proposals[i] = graph.operations[i].name if begins else proposals[before]  # type: ignore[index]
-    return proposals
-
-
-def _segments(graph: Graph) -> list[list[int]]:
-    segments, current = [], []
-    for i, alone in enumerate(graph.bottlenecks()):
-        current.append(i)
-        if alone:
-            segments.append(current)
-            current = []
-    return [*segments, current] if current else segments
-
-
 def _group(numbers: list[int], positions: Iterable[int]) -> list[list[int]]:
     """The positions that have the same number, from the lowest number to the highest."""
     groups: dict[int, list[int]] = {}
@@ -316,7 +243,7 @@ def _layers(graph: Graph, block: list[int]) -> list[list[int]]:
 
 
 def _block_name(graph: Graph, block: list[int]) -> str:
-    proposed = (_proposed_name(graph.operations[i].name) for i in block)
+    proposed = (name_of_block(graph.operations[i].name) for i in block)
     default = "stem" if block[0] == 0 else _kernel_name(graph, block)
     return next((name for name in proposed if name), default)
 

@@ -121,9 +121,11 @@ class FreezePlan:
 
     def _notes(self) -> list[str]:
         norm = "in inference mode" if self.batch_norm == "frozen" else "training"
+        between = self.trainable.count(False) - self.prefix_blocks
         notes = [
             f"{self.trainable_params:,} of {self.total_params:,} parameters train; the first "
             f"{self.prefix_blocks} blocks are the frozen prefix"
+            + (f", {between} more are frozen behind it" if between else "")
         ]
         if any(self.trainable):
             notes.append(f"BatchNormalization of the trainable blocks: {norm}")
