@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
@@ -98,7 +99,10 @@ class Comparison:
             [f"{d.second} - {d.first}", *(_signed(d.figures[name]) for name in _SHOWN)]
             for d in self.differences
         ]
-        told = "\n".join(f"- {difference.conclusion}" for difference in self.differences)
+        told = "\n".join(
+            textwrap.fill(f"- {d.conclusion}", 100, subsequent_indent="  ")
+            for d in self.differences
+        )
         return f"{aligned([head, *models])}\n\n{aligned([head, *pairs])}\n\n{told}"
 
     def to_dict(self) -> dict[str, Any]:
