@@ -142,6 +142,22 @@ def test_what_is_drawn_and_averaged_goes_on(small_backbone, tiny_images, tmp_pat
     same(run, tune(small_backbone, tiny_images, **options))
 
 
+def test_half_precision_goes_on(small_backbone, tiny_images, tmp_path):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("bfloat16")  # the head's
+    stop = keras.callbacks.EarlyStopping(patience=9, restore_best_weights=True)
+    specs = [ftk.FineTuneSpec(0, epochs=2)]
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            tune(small_backbone, tiny_images, specs, run_dir=tmp_path,
+                 callbacks=[stop, Interruption(1, "begin")])  # fmt: skip
+        run = tune(small_backbone, tiny_images, specs, run_dir=tmp_path, callbacks=[stop])
+        assert "bfloat16" in {v.dtype for v in run.model.trainable_weights}
+        same(run, tune(small_backbone, tiny_images, specs, callbacks=[stop]))
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
 def test_features_outlive_an_interruption(small_backbone, tiny_images, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         tune(small_backbone, tiny_images, run_dir=tmp_path, callbacks=[Interruption(0, "begin")])

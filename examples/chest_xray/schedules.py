@@ -4,6 +4,7 @@
 
 Each schedule trains as many epochs in all and keeps the epoch with the lowest validation loss; the
 seeds draw split, head and shuffles. The features of the frozen part are computed once for all runs.
+How long to probe and how fast to go on was chosen by the validation loss of seeds 7 and 8.
 """
 
 from __future__ import annotations
@@ -23,13 +24,12 @@ import finetune_kit as ftk
 
 def schedules(blocks: int, epochs: int) -> dict[str, ftk.FineTuneSpec | list[ftk.FineTuneSpec]]:
     """What is compared: the same number of epochs in all."""
-    probe = epochs // 2
     return {
         "head alone": ftk.FineTuneSpec(0, epochs=epochs),
-        f"{blocks} blocks": ftk.FineTuneSpec(blocks, epochs=epochs),
-        f"{blocks} blocks, 1e-4": ftk.FineTuneSpec(blocks, epochs=epochs, learning_rate=1e-4),
+        f"{blocks} blocks, 1e-3": ftk.FineTuneSpec(blocks, epochs=epochs),
+        f"{blocks} blocks, 3e-4": ftk.FineTuneSpec(blocks, epochs=epochs, learning_rate=3e-4),
         f"LP-FT, {blocks} blocks": ftk.linear_probe_then_fine_tune(
-            blocks, probe_epochs=probe, epochs=epochs - probe
+            blocks, probe_epochs=2, epochs=epochs - 2, learning_rate=1e-3
         ),
     }
 
@@ -41,7 +41,7 @@ def main() -> None:
     add("--data", type=Path, required=True, help="the database's folder")
     add("--weights", default="imagenet", help="imagenet, none or a file (default: imagenet)")
     add("--blocks", type=int, default=4, help="default: 4")
-    add("--epochs", type=int, default=10, help="default: 10")
+    add("--epochs", type=int, default=16, help="default: 16")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     add("--limit", type=int, help="a stratified sample of so many images")
     add("--cache-dir", help="keep the frozen part's features here for later runs")
@@ -82,10 +82,13 @@ def main() -> None:
                 }
                 results.setdefault(name, []).append(row)
                 print(f"{name:18} {row}", flush=True)
-    print(f"\n{'':18}  accuracy  macro F1  mean of {len(args.seeds)} seeds")
+    print(
+        f"\n{'':18}  accuracy  macro F1  (mean and standard deviation of {len(args.seeds)} seeds)"
+    )
     for name, rows in results.items():
-        accuracy, f1 = (np.mean([row[key] for row in rows]) for key in ("accuracy", "macro_f1"))
-        print(f"{name:18}  {accuracy:8.4f}  {f1:8.4f}")
+        figures = [[row[key] for row in rows] for key in ("accuracy", "macro_f1")]
+        told = (f"{np.mean(f):.4f} ± {np.std(f, ddof=len(rows) > 1):.4f}" for f in figures)
+        print(f"{name:18}  {'  '.join(told)}")
     if args.out:
         about = {"backend": keras.backend.backend(), "keras": keras.__version__}
         about |= {"images": len(images), "epochs": args.epochs, "blocks": args.blocks}

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import keras
+from numpy.typing import NDArray
 
 from finetune_kit._batches import Batches, Load, Targets
 from finetune_kit._callbacks import (
@@ -214,8 +215,10 @@ class Run:
         known = [dict(values) for values in state.position["callbacks"]]
         for i, values in enumerate(known):
             if values.get("best_weights"):
-                now = enumerate(whole.get_weights())
-                values["best_weights"] = [state.arrays.get(f"callback {i} {j}", w) for j, w in now]
+                values["best_weights"] = [
+                    _typed(state.arrays.get(f"callback {i} {j}", now), now)
+                    for j, now in enumerate(whole.get_weights())
+                ]
         if not recall(self.callbacks, known):
             _log.warning("`callbacks` are others than before the interruption: they start anew")
 
@@ -251,4 +254,10 @@ class _Note(keras.callbacks.Callback):
 
 def _assign(variables: Mapping[str, Any], state: State, kind: str) -> None:
     for name, variable in variables.items():
-        variable.assign(state.arrays[f"{kind} {name}"])
+        now = keras.ops.convert_to_numpy(variable)
+        variable.assign(_typed(state.arrays[f"{kind} {name}"], now))
+
+
+def _typed(value: NDArray[Any], now: NDArray[Any]) -> NDArray[Any]:
+    """NumPy reads a bfloat16 as two bytes without a meaning."""
+    return value.view(now.dtype) if value.dtype.kind == "V" else value
