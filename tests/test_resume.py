@@ -127,6 +127,7 @@ def test_other_callbacks_start_anew(small_backbone, tiny_images, tmp_path, caplo
 def test_what_is_drawn_and_averaged_goes_on(small_backbone, tiny_images, tmp_path):
     """Views of images, dropout, gradients that are added up, averages of weights, a schedule."""
     options = {
+        "specs": [ftk.FineTuneSpec(1, epochs=3)],
         "augmentation": keras.layers.RandomFlip("horizontal"),
         "views": 2,
         "optimizer": keras.optimizers.Adam(
@@ -136,7 +137,7 @@ def test_what_is_drawn_and_averaged_goes_on(small_backbone, tiny_images, tmp_pat
         ),
     }
     with pytest.raises(KeyboardInterrupt):
-        tune(small_backbone, tiny_images, run_dir=tmp_path, callbacks=[Interruption(3, "begin")],
+        tune(small_backbone, tiny_images, run_dir=tmp_path, callbacks=[Interruption(2, "begin")],
              **options)  # fmt: skip
     run = tune(small_backbone, tiny_images, run_dir=tmp_path, **options)
     same(run, tune(small_backbone, tiny_images, **options))
