@@ -183,7 +183,7 @@ def compare(reports: Mapping[str, Report]) -> Comparison:
         >>> weak = Report.from_scores(labels, 0.5 + 0.2 * (labels - 0.5) + rng.normal(0, 0.1, 200))
         >>> strong = Report.from_scores(labels, 0.25 + 0.5 * labels)
         >>> print(compare({"weak": weak, "strong": strong}).differences[0].conclusion[:46])
-        strong is 17.0 points of accuracy above weak (
+        strong is 17.5 points of accuracy above weak (
     """
     _check(reports)
     drawn = {name: _draws(report) for name, report in reports.items()}

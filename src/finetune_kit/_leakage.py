@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from sklearn.neighbors import NearestNeighbors
 
 from finetune_kit._decoding import picture
 from finetune_kit._images import ImageSet, content_digests
@@ -143,6 +142,8 @@ def _candidates(small: NDArray[np.uint8]) -> NDArray[np.int64]:
     inner = np.concatenate(_in_threads(_described_inside, small, _AT_ONCE))
     index = np.concatenate([whole, inner])
     wanted = min(2 * _NEIGHBOURS, len(index))
+    from sklearn.neighbors import NearestNeighbors  # a quarter of what importing us would take
+
     nearest = NearestNeighbors(n_neighbors=wanted, algorithm="brute").fit(index)
     found = nearest.kneighbors(whole, return_distance=False) % len(small)
     pairs = np.stack([np.repeat(np.arange(len(small)), wanted), found.ravel()], axis=1)
