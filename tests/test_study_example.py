@@ -1,0 +1,49 @@
+"""The study measured again: runs are kept, tables come from them, tests are paired."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import phantoms
+import pytest
+import study
+
+
+@pytest.mark.slow
+def test_a_run_is_kept_and_its_tables_come_from_it(tmp_path, monkeypatch, capsys):
+    data = phantoms.write_phantoms(
+        tmp_path / "data", images_per_class=dict.fromkeys(phantoms.CLASSES[:2], 10), size=32
+    )
+    few = {"head": study.recommended(0), "head, last epoch": study.Setting(0, "avg", "frozen")}
+    monkeypatch.setitem(study.EXPERIMENTS, "suspects", few)
+    out = tmp_path / "out"
+    call = f"--data {data} --weights none --experiments suspects --epochs 2 --seeds 0".split()
+    call += f"--image-size 32 --batch-size 8 --out {out}".split()
+    assert study.main(call) == 0
+    runs = {file: file.read_bytes() for file in (out / "runs").glob("*.json")}
+    assert len(runs) == 2
+    run = json.loads(next(iter(runs.values())))
+    assert (
+        np.shape(run["scores"]["best"]) == np.shape(run["scores"]["last"]) == (len(run["test"]), 2)
+    )
+    table = (out / "suspects.md").read_text()
+
+    monkeypatch.setattr(study, "train", None)  # a second call trains nothing
+    assert study.main(call) == 0
+    assert runs == {file: file.read_bytes() for file in (out / "runs").glob("*.json")}
+    assert (out / "suspects.md").read_text() == table
+    results = json.loads((out / "study.json").read_text())
+    assert list(results["experiments"]["suspects"]["rows"]) == list(few)
+    assert study.main([*call, "--limit", "12"]) == 2
+    assert "take another --out" in capsys.readouterr().out
+
+
+def test_only_images_that_one_model_gets_right_count():
+    def run(*predicted):
+        scores = np.eye(2)[list(predicted)].tolist()
+        return {"seed": 0, "labels": [0] * 6, "scores": {"last": scores}}
+
+    test = study.mcnemar(run(0, 0, 0, 0, 0, 0), run(0, 1, 1, 1, 1, 1), ["last", "last"])
+    assert (test["only_first"], test["only_second"]) == (5, 0)
+    assert np.isclose(test["p"], 2 * 0.5**5)
