@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import keras
@@ -11,6 +12,7 @@ import numpy as np
 import phantoms
 import pytest
 import run
+from PIL import Image
 
 import finetune_kit as ftk
 
@@ -89,6 +91,10 @@ def test_the_example_runs_and_writes_what_it_promises(recipe, drawn, tmp_path, c
     assert results["recipe"] == recipe
     assert results["data"]["classes"] == dict.fromkeys(phantoms.CLASSES, 7)
     assert sum(results["data"]["split"].values()) == 28
+    images, split = ftk.read_manifest(tmp_path / "manifest.csv")
+    assert images.manifest == results["data"]["manifest"]
+    assert (len(images), len(split.test)) == (28, results["data"]["split"]["test"])
+    assert results["duplicates"]["clusters"] == []
     assert [m["trainable_blocks"] for m in results["models"]] == [0, 1, 2]
     params = [m["trainable_params"] for m in results["models"]]
     assert params == sorted(params)
@@ -108,6 +114,25 @@ def test_the_example_runs_and_writes_what_it_promises(recipe, drawn, tmp_path, c
     printed = capsys.readouterr().out
     assert re.search(r"Model 1 +[\d,]+ +0\.\d{3} +0\.\d{3}", printed)
     assert re.search(r"in the study +0\.74 +0\.64 +0\.87 +0\.67 +0\.80 +0\.20", printed)
+
+
+def test_copies_are_told_and_kept_on_one_side(drawn, tmp_path, capsys):
+    folder = shutil.copytree(drawn, tmp_path / "data")
+    for name in phantoms.CLASSES:
+        film = folder / name / "images" / f"{name}-1.png"
+        shutil.copy(film, film.with_name("copy.png"))
+        Image.open(film).save(film.with_name("again.jpg"), quality=80)
+    images = ftk.read_image_folder(folder)
+    crossed = 0
+    for seed in range(3):
+        _, told = run.split_by_cluster(images, seed)
+        assert len(told["clusters"]) == 4
+        assert set(told["clusters"][0]) == {"COVID-1.png", "again.jpg", "copy.png"}
+        assert told["pairs"] == {"bytes": 4, "pixels": 0, "near": 4}
+        assert told["cross_this_split"] == 0
+        crossed += told["would_cross_a_split_by_class"]
+    assert crossed > 0
+    assert "4 clusters of 12 images" in capsys.readouterr().out
 
 
 def test_a_sample_of_the_real_xrays_has_their_shares(xrays):

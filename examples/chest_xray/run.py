@@ -101,6 +101,41 @@ def sample(images: ftk.ImageSet, limit: int | None, seed: int) -> np.ndarray:
     return ftk.stratified_split(images.labels, (share, 1 - share, 0), seed=seed).train
 
 
+def only(images: ftk.ImageSet, indices: np.ndarray) -> ftk.ImageSet:
+    """Some of the images, as a set of their own."""
+    paths = tuple(images.paths[i] for i in indices)
+    return ftk.ImageSet(paths, images.labels[indices], images.class_names)
+
+
+def split_by_cluster(images: ftk.ImageSet, seed: int) -> tuple[ftk.Split, dict[str, Any]]:
+    """A split that keeps copies of one picture on one side; what `results.json` says of them."""
+    duplicates = ftk.find_duplicates(images, ftk.stratified_split(images.labels, seed=seed))
+    split = ftk.stratified_split(images.labels, groups=duplicates.groups, seed=seed)
+    print(images, split, sep="\n")
+    kinds = [kind for _, _, kind, _ in duplicates.pairs]
+    found = {
+        "clusters": [[Path(images.paths[i]).name for i in c] for c in duplicates.clusters],
+        "pairs": {kind: kinds.count(kind) for kind in ("bytes", "pixels", "near")},
+        "would_cross_a_split_by_class": len(duplicates.crossing),
+        "cross_this_split": sum(
+            sum(
+                bool(set(cluster) & set(part.tolist()))
+                for part in (split.train, split.validation, split.test)
+            )
+            > 1
+            for cluster in duplicates.clusters
+        ),
+    }
+    print(
+        f"Duplicates: {len(duplicates.clusters)} clusters of "
+        f"{sum(map(len, duplicates.clusters))} images, of which a split by class alone would put "
+        f"{len(duplicates.crossing)} on two sides, and this one {found['cross_this_split']}"
+    )
+    for cluster in found["clusters"][:10]:
+        print(f"  {', '.join(cluster)}")
+    return split, found
+
+
 def train(
     args: argparse.Namespace, images: ftk.ImageSet, split: ftk.Split
 ) -> tuple[ftk.FineTuned, ...]:
@@ -237,20 +272,22 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         data = write_phantoms(out / "phantoms", size=224, seed=0)
         print(f"No --data given: these are phantoms, drawn images without any patient ({data}).")
     images = ftk.read_image_folder(data)
-    chosen = sample(images, args.limit, args.seed)
-    part = ftk.stratified_split(images.labels[chosen], seed=args.seed)
-    split = ftk.Split(chosen[part.train], chosen[part.validation], chosen[part.test])
-    print(images, split, sep="\n")
-    counts = np.bincount(images.labels[chosen], minlength=len(images.class_names))
+    if args.limit is not None:
+        images = only(images, sample(images, args.limit, args.seed))
+    split, duplicates = split_by_cluster(images, args.seed)
+    images = ftk.write_manifest(out / "manifest.csv", images, split)
+    print(f"Manifest: {out / 'manifest.csv'}, fingerprint {images.manifest}")
     results: dict[str, Any] = {
         "backend": keras.backend.backend(),
         "keras": keras.__version__,
         "recipe": args.recipe,
         "seed": args.seed,
         "data": {
-            "classes": dict(zip(images.class_names, counts.tolist(), strict=True)),
+            "classes": dict(zip(images.class_names, images.counts().tolist(), strict=True)),
             "split": {name: len(getattr(split, name)) for name in ("train", "validation", "test")},
+            "manifest": images.manifest,
         },
+        "duplicates": duplicates,
         "models": [],
     }
     reports = {}
