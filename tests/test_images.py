@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import struct
 import warnings
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -255,6 +258,115 @@ def test_links_that_lead_round_end(tmp_path):
     assert len(images) == 2  # once by each way
 
 
+def test_folders_that_cannot_be_read_are_named_with_the_files(database, monkeypatch):
+    """As root one may read anything, so the system's answer is played."""
+    (database / "Normal" / "images" / "bad.png").write_bytes(b"")
+    listed = Path.iterdir
+
+    def closed(folder):
+        if folder.name == "COVID":
+            raise PermissionError(13, "Permission denied")
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", closed)
+    with pytest.raises(ValueError, match=r"(?s)Received 2 .*bad\.png.*COVID.*Permission denied"):
+        ftk.read_image_folder(database)
+    images = ftk.read_image_folder(database, on_error="skip")
+    assert images.class_names == ("Normal", "Viral Pneumonia")
+    assert str(database / "COVID") in images.skipped
+
+
+def test_a_class_folder_that_is_a_file_is_skipped_and_told(database, caplog):
+    (database / "Extra\nclass").write_text("no folder")
+    images = ftk.read_image_folder(database)
+    assert len(images.class_names) == 3
+    assert str(database / "Extra\nclass") in images.skipped
+    assert "Extra\n" not in caplog.text.replace("Extra\\n", "")
+
+
+def test_absurd_sizes_are_refused_before_they_are_decoded(tmp_path):
+    """A header that promises 4 exapixels, and bombs in chunks of text."""
+
+    def chunk(kind, data):
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    def png(width, height, *extra):
+        header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+        pixels = chunk(b"IDAT", zlib.compress(bytes(72)))
+        return (
+            b"\x89PNG\r\n\x1a\n"
+            + chunk(b"IHDR", header)
+            + b"".join(extra)
+            + pixels
+            + chunk(b"IEND", b"")
+        )
+
+    bomb = zlib.compress(bytes(50_000_000), 9)
+    (tmp_path / "a").mkdir()
+    write(tmp_path / "a" / "good.png")
+    bad = {
+        "wide.png": png(2**31 - 1, 2**31 - 1),
+        "none.png": png(0, 0),
+        "text.png": png(8, 8, chunk(b"zTXt", b"k\0\0" + bomb)),
+        "profile.png": png(8, 8, chunk(b"iCCP", b"k\0\0" + bomb)),
+    }
+    for name, content in bad.items():
+        (tmp_path / "a" / name).write_bytes(content)
+    with pytest.raises(ValueError, match="Received 4 that are not") as caught:
+        ftk.read_image_folder(tmp_path)
+    assert all(name in str(caught.value) for name in bad)
+
+
+def test_of_moving_pictures_the_first_frame_counts(tmp_path):
+    frames = [Image.new("RGB", (8, 8), (value, value, value)) for value in (50, 200)]
+    for suffix in ("gif", "png", "webp", "tiff"):
+        folder = tmp_path / suffix / "a"
+        folder.mkdir(parents=True)
+        frames[0].save(folder / f"x.{suffix}", save_all=True, append_images=frames[1:])
+        assert abs(one(tmp_path / suffix).astype(int) - 50).max() <= 2
+
+
+def test_what_a_file_holds_decides_not_its_name(tmp_path):
+    dicom(tmp_path / "a" / "x.dcm", np.arange(64).reshape(8, 8)).rename(tmp_path / "a" / "x.png")
+    write(tmp_path / "a" / "y.png").rename(tmp_path / "a" / "y.dcm")
+    assert ftk.read_image_folder(tmp_path).load(size=(8, 8)).shape == (2, 8, 8, 3)
+
+
+def test_deflated_dicom_is_refused(tmp_path):
+    from pydicom import dcmread
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    file = dicom(tmp_path / "a" / "x.dcm", np.zeros((8, 8)))
+    data = dcmread(file)
+    data.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    data.save_as(file)
+    with pytest.raises(ValueError, match="deflated DICOM"):
+        ftk.read_image_folder(tmp_path)
+
+
+def test_gray_and_colour_are_resized_alike(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50), np.uint8)
+    write(tmp_path / "a" / "gray.png", pixels)
+    write(tmp_path / "a" / "rgb.png", np.stack([pixels] * 3, axis=-1))
+    gray, rgb = ftk.read_image_folder(tmp_path).load(size=(24, 24))
+    assert np.array_equal(gray, rgb)
+
+
+def test_an_image_set_takes_labels_as_names():
+    images = ftk.ImageSet(("x", "y"), ["ill", "well"], ("well", "ill"), groups=["p", "p"])
+    assert (images.labels.tolist(), images.groups.tolist()) == ([1, 0], [0, 0])
+    with pytest.raises(ValueError, match="among the classes"):
+        ftk.ImageSet(("x",), ["old"], ("well", "ill"))
+    x = np.full((2, 4, 4), 9, np.uint8)
+    with pytest.raises(ValueError, match="no gaps"):
+        ftk.ImageSet.from_arrays(x, ["a", None])
+    for groups in ([None, "p"], [("p", 1), ("p", 2)]):
+        with pytest.raises(ValueError, match="one value for each image"):
+            ftk.ImageSet.from_arrays(x, ["a", "b"], groups=groups)
+
+
 @pytest.mark.slow
 def test_mutated_files_are_named_or_read(tmp_path):
     """2,000 files with random bytes changed, lost or added: no crash, and what is bad is named."""
@@ -364,7 +476,10 @@ def test_a_table_may_have_several_labels(tmp_path):
     [
         ("file,label\nx.png,a", r"columns \['path', 'label'\]"),
         ("path,label\n", "which has none"),
-        ("path,label\nx.png,", r"row \[2\] lacks"),
+        ("path,label\nx.png,", r"line \[2\] lacks"),
+        ("path,label\n\n\nx.png,", r"line \[4\] lacks"),
+        ("path,label\n" + "a" * 200_000, "field larger"),
+        ("path,label\nx.png,a\na/../x.png,b", "each image once"),
         ("path,label\nx.png,a\nx.png,b", "each image once"),
         ("path,label\nx.png,a\ngone.png,b", r"gone\.png"),
     ],
@@ -383,3 +498,14 @@ def test_a_table_that_does_not_fit_is_refused(tmp_path, text, says):
 def test_a_matrix_of_labels_must_be_0_and_1(labels, names):
     with pytest.raises(ValueError, match="0 or 1"):
         ftk.ImageSet.from_arrays(np.full((4, 8, 8), 9, np.uint8), labels, names)
+
+
+def test_bad_rows_of_a_table_are_skipped_and_told(tmp_path, caplog):
+    write(tmp_path / "x.png")
+    (tmp_path / "bad.png").write_bytes(b"")
+    file = table(tmp_path / "t.csv", "path,label\nx.png,a\ngone.png,b\nbad.png,a\n")
+    with pytest.raises(ValueError, match=r"(?s)Received 2 .*gone\.png.*bad\.png"):
+        ftk.read_image_table(file)
+    images = ftk.read_image_table(file, on_error="skip")
+    assert (len(images), images.class_names, len(images.skipped)) == (1, ("a",), 2)
+    assert "gone.png" in caplog.text

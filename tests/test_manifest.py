@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -85,7 +86,15 @@ def test_files_that_have_changed_are_all_named(folder):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", '{"format": "another"}', '{"format": "finetune-kit manifest 1"}', "no json"],
+    [
+        "",
+        "[]",
+        "{}",
+        '{"format": "another"}',
+        '{"format": "finetune-kit manifest 1"}',
+        "no json",
+        "[" * 100_000,
+    ],
 )
 def test_what_is_no_manifest_is_refused(tmp_path, text):
     (tmp_path / "m.json").write_text(text)
@@ -111,4 +120,59 @@ def test_a_part_that_does_not_exist_is_refused(folder):
     told["images"][0]["part"] = "holdout"
     (folder / "m.json").write_text(json.dumps(told))
     with pytest.raises(ValueError, match="holdout"):
+        ftk.read_manifest(folder / "m.json")
+
+
+def test_names_of_all_kinds_survive(tmp_path):
+    names = [
+        "a b.png",
+        "two\nlines.png",
+        "a\rb.png",
+        'quo"te, comma.png',
+        " ü 猫.png",
+        os.fsdecode(b"\xff.png"),
+    ]
+    (tmp_path / "a").mkdir()
+    for i, name in enumerate(names):
+        Image.new("L", (8, 8), i).save(tmp_path / "a" / "x.png")
+        (tmp_path / "a" / "x.png").rename(tmp_path / "a" / name)
+    images = ftk.read_image_folder(tmp_path)
+    for suffix in ("json", "csv"):
+        written = ftk.write_manifest(tmp_path / f"m.{suffix}", images)
+        read, _ = ftk.read_manifest(tmp_path / f"m.{suffix}")
+        assert {os.path.basename(path) for path in read.paths} == set(names)
+        assert read.manifest == written.manifest
+    (tmp_path / "m.csv").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "m.csv").read_bytes())
+    assert ftk.read_manifest(tmp_path / "m.csv")[0].manifest == images_manifest(tmp_path)
+
+
+def images_manifest(folder):
+    return ftk.read_manifest(folder / "m.json")[0].manifest
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("label", 0.5), ("label", True), ("label", 9), ("label", [0, 1]), ("label", None),
+     ("group", "x"), ("group", 1.5), ("sha256", None), ("path", None), ("path", 5), ("part", [])],
+)  # fmt: skip
+def test_a_manifest_that_was_tampered_with_is_refused(folder, key, value):
+    ftk.write_manifest(folder / "m.json", ftk.read_image_folder(folder / "data"))
+    told = json.loads((folder / "m.json").read_text())
+    for change in ({key: value}, None):
+        images = [dict(row) for row in told["images"]]
+        if change is None:
+            del images[0][key]
+        else:
+            images[0] |= change
+        (folder / "m.json").write_text(json.dumps(told | {"images": images}))
+        with pytest.raises(ValueError, match="must be a manifest"):
+            ftk.read_manifest(folder / "m.json")
+
+
+def test_a_label_that_was_edited_is_refused(folder):
+    ftk.write_manifest(folder / "m.json", ftk.read_image_folder(folder / "data"))
+    told = json.loads((folder / "m.json").read_text())
+    told["images"][0]["label"] = 1
+    (folder / "m.json").write_text(json.dumps(told))
+    with pytest.raises(ValueError, match="it was edited"):
         ftk.read_manifest(folder / "m.json")

@@ -18,6 +18,7 @@ from PIL import (
     Image,
     ImageOps,
     TiffImagePlugin,  # noqa: F401 - importing it makes its format known
+    UnidentifiedImageError,
     WebPImagePlugin,  # noqa: F401 - likewise
 )
 from PIL import __version__ as pillow
@@ -39,8 +40,7 @@ def decode(file: str | os.PathLike[str], size: tuple[int, int]) -> NDArray[np.ui
         with _opened(file) as image:
             # A JPEG can be decoded at an eighth of its size; twice the target loses no detail.
             image.draft(None, (2 * max(size), 2 * max(size)))
-            ImageOps.exif_transpose(image, in_place=True)
-            return resize(_to_rgb(image), size)
+            return resize(_upright(image), size)
     except Exception as error:  # decoders raise whatever a broken file makes of them
         raise undecodable(file, error) from error
 
@@ -49,7 +49,7 @@ def picture(file: str | os.PathLike[str]) -> NDArray[np.uint8]:
     """RGB pixels of a file in its own size."""
     try:
         with _opened(file) as image:
-            return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+            return _three(_upright(image))
     except Exception as error:  # decoders raise whatever a broken file makes of them
         raise undecodable(file, error) from error
 
@@ -59,7 +59,7 @@ def unreadable(file: str | os.PathLike[str]) -> str:
     try:
         with _opened(file) as image:
             image.draft(None, (1, 1))  # what a JPEG holds is read in any case, not computed in full
-            _to_rgb(ImageOps.exif_transpose(image))
+            _upright(image)
             return ""
     except Exception as error:  # decoders raise whatever a broken file makes of them
         return _told(error)
@@ -74,18 +74,28 @@ def undecodable(file: str | os.PathLike[str], error: Exception) -> ValueError:
 
 
 def resize(image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Pixels of an image of another size."""
+    """RGB pixels of an image of another size; gray ones are made three channels at last."""
     if image.size != (size[1], size[0]):
         image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    return np.asarray(image)
+    return _three(image)
+
+
+def _three(image: Image.Image) -> NDArray[np.uint8]:
+    pixels = np.asarray(image)
+    return np.stack([pixels] * 3, axis=-1) if pixels.ndim == 2 else pixels
 
 
 def _opened(file: str | os.PathLike[str]) -> Image.Image:
-    if Path(file).suffix.lower() in DICOM:
-        return _dicom(file)
     if not os.path.isfile(file):  # a named pipe would wait for ever
-        raise FileNotFoundError("there is no such file")
-    image = Image.open(file, formats=_FORMATS)
+        raise FileNotFoundError(
+            "this is no file" if os.path.exists(file) else "there is no such file"
+        )
+    try:
+        image: Image.Image = Image.open(file, formats=_FORMATS)
+    except UnidentifiedImageError:
+        if Path(file).suffix.lower() in DICOM or _is_dicom(file):
+            return _dicom(file)
+        raise
     _check_area(*image.size)
     return image
 
@@ -102,8 +112,12 @@ def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB: deep pixels are scaled, not clipped; what is transparent turns white."""
+def _upright(image: Image.Image) -> Image.Image:
+    """Any mode to 8-bit RGB or gray, turned as its EXIF data says.
+
+    Deep pixels are scaled, not clipped; what is transparent turns white.
+    """
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I;16") or image.mode == "I":
         deep = np.asarray(image).astype(np.float64).clip(0, 65535)
         image = Image.fromarray((deep / 257).round().astype(np.uint8))
@@ -113,7 +127,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, "white")
         image = Image.alpha_composite(white, layer)
-    return image.convert("RGB")
+    return image if image.mode in ("RGB", "L") else image.convert("RGB")
 
 
 def _stretched(values: NDArray[np.float64]) -> NDArray[np.uint8]:
@@ -123,13 +137,23 @@ def _stretched(values: NDArray[np.float64]) -> NDArray[np.uint8]:
     return ((values - low) / max(high - low, 1e-12) * 255).round().astype(np.uint8)
 
 
+def _is_dicom(file: str | os.PathLike[str]) -> bool:
+    with open(file, "rb") as start:
+        return start.read(132)[128:] == b"DICM"
+
+
 def _dicom(file: str | os.PathLike[str]) -> Image.Image:
     """The (first) frame as a screen shows it: slope, window and MONOCHROME1 applied."""
     if importlib.util.find_spec("pydicom") is None:
         raise ImportError("DICOM files need pydicom (pip install 'finetune-kit[dicom]')")
     import pydicom  # the extra `dicom`, loaded when needed
     from pydicom.pixels import pixel_array
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
 
+    # Deflated as a whole, a file of a megabyte may hold a gigabyte; pictures hardly ever are.
+    syntax = pydicom.filereader.read_file_meta_info(file).get("TransferSyntaxUID")
+    if syntax == DeflatedExplicitVRLittleEndian:
+        raise ValueError("deflated DICOM files are not read; save it in another transfer syntax")
     data = pydicom.dcmread(file)
     _check_area(int(data.Columns), int(data.Rows))
     # Colours come as RGB whatever the file has them in.

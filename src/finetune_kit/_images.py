@@ -45,6 +45,19 @@ class ImageSet:
     manifest: str | None = None
     _pixels: NDArray[np.uint8] | None = field(default=None, repr=False)
 
+    def __post_init__(self) -> None:
+        count = len(self.paths)
+        labels, names = _labelled(np.asarray(self.labels), self.class_names, count)
+        known: dict[str, Any] = {
+            "paths": tuple(map(os.fspath, self.paths)),
+            "labels": labels,
+            "class_names": names,
+        }
+        if self.groups is not None and np.asarray(self.groups).dtype != np.int64:
+            known["groups"] = numbered(np.asarray(self.groups).tolist(), count)
+        for name, value in known.items():  # frozen: set once, here
+            object.__setattr__(self, name, value)
+
     def __len__(self) -> int:
         return len(self.paths)
 
@@ -169,6 +182,11 @@ def numbered(groups: Sequence[Any], count: int) -> NDArray[np.int64]:
         raise ValueError(
             f"`groups` must be one for each of {count} images. Received: {len(groups)}"
         )
+    if any(isinstance(group, list) or group is None or group != group for group in groups):
+        raise ValueError(
+            "`groups` must be one value for each image, such as the patient, and none missing. "
+            f"Received: {[g for g in groups if isinstance(g, list) or g is None or g != g][:3]}"
+        )
     rank = {group: i for i, group in enumerate(dict.fromkeys(groups))}
     return np.array([rank[group] for group in groups], np.int64)
 
@@ -183,6 +201,13 @@ def _labelled(
         raise ValueError(
             f"`labels` must be one for each of the {count} images. Received: shape {labels.shape}"
         )
+    if labels.dtype == object or np.issubdtype(labels.dtype, np.floating):
+        nothing = [i for i, label in enumerate(labels) if label is None or label != label]
+        if nothing:
+            raise ValueError(
+                f"`labels` must hold no gaps. Received: none for images {nothing[:10]}"
+            )
+        labels = labels.astype(str) if labels.dtype == object else labels
     found = np.unique(labels)
     by_index = np.issubdtype(labels.dtype, np.integer) and class_names is not None
     known = [str(n) for n in (found if class_names is None else class_names)]

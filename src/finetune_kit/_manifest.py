@@ -23,6 +23,8 @@ from finetune_kit._images import ImageSet, content_digests
 from finetune_kit._split import PARTS, Split
 
 _FORMAT = "finetune-kit manifest 1"
+# What reading something else as a manifest may raise.
+_UNFIT = (AttributeError, KeyError, TypeError, ValueError, IndexError, RecursionError, csv.Error)
 
 
 def write_manifest(
@@ -94,10 +96,13 @@ def read_manifest(file: str | os.PathLike[str]) -> tuple[ImageSet, Split | None]
     if not source.is_file():
         raise FileNotFoundError(f"`file` must be a manifest. Received: {str(source)!r}, not there")
     try:
-        rows, names = _read(source)
+        rows, names, claimed = _read(source)
         images = _images(rows, names, source.parent)
         split = _split(rows)
-    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+        fingerprint = _fingerprint(rows, names)
+        if claimed not in (None, fingerprint):
+            raise ValueError("it was edited: its fingerprint is not that of what it says")
+    except _UNFIT as error:
         raise ValueError(
             "`file` must be a manifest that write_manifest wrote. Received: "
             f"{str(source)!r}, which fails with {type(error).__name__}: {error}"
@@ -117,7 +122,7 @@ def read_manifest(file: str | os.PathLike[str]) -> tuple[ImageSet, Split | None]
             f"The files of a manifest must be as it says. Received: {str(source)!r}, "
             f"{len(lines):,} of whose {len(rows):,} files are not:\n" + "\n".join(lines)
         )
-    return replace(images, manifest=_fingerprint(rows, names)), split
+    return replace(images, manifest=fingerprint), split
 
 
 def _checked(file: str | os.PathLike[str]) -> Path:
@@ -165,7 +170,8 @@ def _csv(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
     many = bool(rows) and isinstance(rows[0]["label"], list)
     columns = [f"label:{name}" for name in names] if many else ["label"]
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    # Names may hold line breaks of any kind, which csv quotes only if they end a line of its own.
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     writer.writerow(["path", "sha256", *columns, "group", "part"])
     for row in rows:
         labels = row["label"] if many else [names[row["label"]]]
@@ -174,13 +180,15 @@ def _csv(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
     return text.getvalue()
 
 
-def _read(source: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    text = source.read_text(encoding="utf-8", errors="surrogateescape")
+def _read(source: Path) -> tuple[list[dict[str, Any]], list[str], str | None]:
+    """Rows, class names, and the fingerprint if the file tells one."""
+    # Bytes, since reading as text would turn a carriage return in a name into another character.
+    text = source.read_bytes().decode("utf-8-sig", errors="surrogateescape")
     if source.suffix.lower() == ".json":
         told = json.loads(text)
         if told.get("format") != _FORMAT:
             raise ValueError(f"its format is {told.get('format')!r}, not {_FORMAT!r}")
-        return list(told["images"]), list(told["class_names"])
+        return list(told["images"]), list(told["class_names"]), str(told["fingerprint"])
     found = list(csv.DictReader(io.StringIO(text, newline="")))
     several = [column for column in found[0] if column.startswith("label:")]
     if several:
@@ -199,13 +207,28 @@ def _read(source: Path) -> tuple[list[dict[str, Any]], list[str]]:
         }
         for row, label in zip(found, labels, strict=True)
     ]
-    return rows, names
+    return rows, names, None
 
 
 def _images(rows: Sequence[dict[str, Any]], names: Sequence[str], folder: Path) -> ImageSet:
+    """The images that rows tell of, if each tells what it should."""
+    if len(set(names)) != len(names) or not all(isinstance(name, str) for name in names):
+        raise ValueError("class names must be texts, each once")
+    if len({row["path"] for row in rows}) != len(rows) or not rows:
+        raise ValueError("each image must be there once, and at least one")
+    for number, row in enumerate(rows, 1):
+        texts = all(isinstance(row[key], str) for key in ("path", "sha256", "part"))
+        many = isinstance(row["label"], list)
+        labels = row["label"] if many else [row["label"]]
+        most = 2 if many else len(names)
+        if not (
+            texts
+            and all(type(label) is int and 0 <= label < most for label in labels)
+            and (not many or len(labels) == len(names))
+            and (row["group"] is None or type(row["group"]) is int)
+        ):
+            raise ValueError(f"image {number} is not told as write_manifest does: {row}")
     labels = np.array([row["label"] for row in rows], np.int64)
-    if len(labels) and not (labels.min() >= 0 and labels.max() < max(len(names), 2)):
-        raise ValueError("a label is no index of a class")
     groups = [row["group"] for row in rows]
     return ImageSet(
         paths=tuple(str(folder / row["path"]) for row in rows),

@@ -9,9 +9,10 @@ import csv
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,21 +62,23 @@ def read_image_folder(
         )
     classes: dict[str, list[Path]] = {}
     skipped: list[Path] = []
-    for entry in _visible(root):
-        found = _class_images(entry, skipped) if entry.is_dir() and entry.name != "masks" else []
+    closed: dict[Path, str] = {}
+    for entry in _visible(root, closed):
+        inside = os.path.isdir(entry) and entry.name != "masks"
+        found = _class_images(entry, skipped, closed) if inside else []
         if found:
             classes[entry.name] = found
-        else:
+        elif entry not in closed:
             skipped.append(entry)
-    if not classes or set(classes) == {"images"}:
+    if not closed and (not classes or set(classes) == {"images"}):
         raise ValueError(
             f"`path` must hold one folder a class with images in it, such as {root / 'CLASS'} or "
             f"{root / 'CLASS' / 'images'}. Received: {str(root)!r}, which holds "
-            f"{[p.name for p in _visible(root)][:10]}"
+            f"{[p.name for p in _visible(root, closed)][:10]}"
         )
     files = [file for found in classes.values() for file in found]
     labels = np.repeat(np.arange(len(classes)), [len(found) for found in classes.values()])
-    good, bad = _readable(files, on_error)
+    good, bad = _readable(files, on_error, closed)
     told = groups and [groups(files[i].relative_to(root).as_posix()) for i in good]
     images = ImageSet(
         paths=tuple(str(files[i]) for i in good),
@@ -85,14 +88,8 @@ def read_image_folder(
         skipped=tuple(str(file) for file in [*skipped, *bad]),
     )
     if images.skipped:
-        shown = [Path(file).relative_to(root).as_posix() for file in images.skipped[:4]]
-        _log.warning(
-            "%s: %r; skipped what is no sample: %s%s",
-            root,
-            images,
-            ", ".join(shown),
-            _more(len(images.skipped) - 4),
-        )
+        shown = [Path(file).relative_to(root).as_posix() for file in images.skipped]
+        _log.warning("%s: %r; skipped what is no sample: %s", root, images, _list(shown))
     return images
 
 
@@ -143,7 +140,8 @@ def read_image_table(
     rows = _rows(source, [path, *labels, *([] if group is None else [group])])
     base = source.parent if root is None else Path(root)
     files = [base / row[path] for row in rows]
-    twice = [str(file) for file, count in Counter(files).items() if count > 1]
+    counts = Counter(map(os.path.normpath, files))
+    twice = [file for file, count in counts.items() if count > 1]
     if twice:
         raise ValueError(
             f"`table` must list each image once. Received more than one row of: {twice}"
@@ -156,8 +154,7 @@ def read_image_table(
     else:
         names, values = labels, _matrix(chosen, labels)
     if bad:
-        shown = ", ".join(map(str, bad[:4]))
-        _log.warning("%s: skipped what is no image: %s%s", source, shown, _more(len(bad) - 4))
+        _log.warning("%s: skipped what is no image: %s", source, _list(list(map(str, bad))))
     return ImageSet(
         paths=tuple(str(files[i]) for i in good),
         labels=values,
@@ -168,22 +165,29 @@ def read_image_table(
 
 
 def _rows(source: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    lines: list[int] = []
     with open(source, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         reader = csv.DictReader(file)
-        missing = [column for column in columns if column not in (reader.fieldnames or ())]
-        if missing:
-            there = list(reader.fieldnames or ())
+        try:
+            there, rows = list(reader.fieldnames or ()), []
+            for row in reader:
+                rows.append({column: row.get(column) or "" for column in columns})
+                lines.append(reader.line_num)
+        except csv.Error as error:
             raise ValueError(
-                f"`table` must have the columns {list(columns)}; say which they are with `path`, "
-                f"`label` and `group`. Received: {str(source)!r} with {there}"
-            )
-        rows = [{column: row[column] for column in columns} for row in reader]
-    empty = [i for i, row in enumerate(rows, 2) if not all(row.values())]
+                f"`table` must be a CSV file. Received: {str(source)!r}, which fails with {error}"
+            ) from error
+    if not set(columns) <= set(there) or not columns[1:]:
+        raise ValueError(
+            f"`table` must have the columns {list(columns)}; say which they are with `path`, "
+            f"`label` and `group`. Received: {str(source)!r} with {there}"
+        )
+    empty = [line for line, row in zip(lines, rows, strict=True) if not all(row.values())]
     if empty or not rows:
         raise ValueError(
             f"`table` must have rows with a value in each of the columns {list(columns)}. "
             f"Received: {str(source)!r}, "
-            f"{f'where row {empty[:10]} lacks one' if empty else 'which has none'}"
+            f"{f'where line {empty[:10]} lacks one' if empty else 'which has none'}"
         )
     return rows
 
@@ -201,47 +205,55 @@ def _matrix(rows: Sequence[dict[str, str]], labels: Sequence[str]) -> NDArray[np
     return values
 
 
-def _readable(files: Sequence[Path], on_error: str) -> tuple[list[int], list[Path]]:
-    """Indices of the files that can be decoded, and the other files."""
+def _readable(
+    files: Sequence[Path], on_error: str, closed: Mapping[Path, str] = MappingProxyType({})
+) -> tuple[list[int], list[Path]]:
+    """Indices of the files that can be decoded, and what cannot be read; `closed`: of folders."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         why = list(pool.map(unreadable, files))
-    bad = [i for i, reason in enumerate(why) if reason]
+    bad = {file: reason for file, reason in zip(files, why, strict=True) if reason} | dict(closed)
     if bad and on_error == "raise":
-        lines = "\n".join(f"  {str(files[i])!r}: {why[i]}" for i in bad)
+        lines = "\n".join(f"  {str(file)!r}: {reason}" for file, reason in bad.items())
         raise ValueError(
             "All image files must be readable; on_error='skip' leaves the others out. "
             f"Received {len(bad):,} that are not:\n{lines}"
         )
-    if len(bad) == len(files):
+    good = [i for i, reason in enumerate(why) if not reason]
+    if not good:
+        file, reason = next(iter(bad.items()))
         raise ValueError(
-            f"At least one image file must be readable. Received: {len(files):,} that are not, "
-            f"such as {str(files[0])!r}: {why[0]}"
+            f"At least one image file must be readable. Received: {len(bad):,} that are not, "
+            f"such as {str(file)!r}: {reason}"
         )
-    return [i for i, reason in enumerate(why) if not reason], [files[i] for i in bad]
+    return good, list(bad)
 
 
-def _visible(folder: Path) -> list[Path]:
+def _visible(folder: Path, closed: dict[Path, str]) -> list[Path]:
+    """What lies in a folder; one that cannot be read is added to `closed`, with the reason."""
     try:
         return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError as error:
-        raise ValueError(
-            f"`path` must hold folders that can be read. Received: {str(folder)!r}, which fails "
-            f"with {type(error).__name__}: {error.strerror}"
-        ) from error
+        closed[folder] = f"{type(error).__name__}: {error.strerror}"
+        return []
 
 
-def _class_images(folder: Path, skipped: list[Path], *, inner: bool = False) -> list[Path]:
+def _class_images(
+    folder: Path, skipped: list[Path], closed: dict[Path, str], *, inner: bool = False
+) -> list[Path]:
     """Image files of a class folder and of its `images/`; the rest is added to `skipped`."""
     found: list[Path] = []
-    for entry in _visible(folder):
-        if entry.name == "images" and entry.is_dir() and not inner:  # links may lead round
-            found += _class_images(entry, skipped, inner=True)
-        elif entry.suffix.lower() in SUFFIXES and not entry.is_dir():
+    for entry in _visible(folder, closed):
+        folder_itself = os.path.isdir(entry)
+        if entry.name == "images" and folder_itself and not inner:  # links may lead round
+            found += _class_images(entry, skipped, closed, inner=True)
+        elif entry.suffix.lower() in SUFFIXES and not folder_itself:
             found.append(entry)
         else:
             skipped.append(entry)
     return found
 
 
-def _more(count: int) -> str:
-    return f" and {count:,} more" if count > 0 else ""
+def _list(names: Sequence[str]) -> str:
+    """The first of the names; one with a line break or the like in it stays on its line."""
+    shown = ", ".join(name if name.isprintable() else repr(name) for name in names[:4])
+    return shown + (f" and {len(names) - 4:,} more" if len(names) > 4 else "")
