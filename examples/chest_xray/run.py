@@ -107,7 +107,9 @@ def only(images: ftk.ImageSet, indices: np.ndarray) -> ftk.ImageSet:
     return ftk.ImageSet(paths, images.labels[indices], images.class_names)
 
 
-def split_by_cluster(images: ftk.ImageSet, seed: int) -> tuple[ftk.Split, dict[str, Any]]:
+def split_by_cluster(
+    images: ftk.ImageSet, seed: int
+) -> tuple[ftk.Split, ftk.Duplicates, dict[str, Any]]:
     """A split that keeps copies of one picture on one side; what `results.json` says of them."""
     duplicates = ftk.find_duplicates(images, ftk.stratified_split(images.labels, seed=seed))
     split = ftk.stratified_split(images.labels, groups=duplicates.groups, seed=seed)
@@ -133,7 +135,7 @@ def split_by_cluster(images: ftk.ImageSet, seed: int) -> tuple[ftk.Split, dict[s
     )
     for cluster in found["clusters"][:10]:
         print(f"  {', '.join(cluster)}")
-    return split, found
+    return split, duplicates, found
 
 
 def train(
@@ -173,11 +175,13 @@ def train(
 
 
 def save(
-    number: int, tuned: ftk.FineTuned, images: ftk.ImageSet, split: ftk.Split, out: Path
+    number: int, tuned: ftk.FineTuned, duplicates: ftk.Duplicates, out: Path
 ) -> tuple[dict[str, Any], ftk.Report]:
     """Evaluate and save one model; what `results.json` says of it."""
     started = time.perf_counter()
-    report = ftk.evaluate(tuned, images, split.test, heat_maps=24)
+    report = ftk.evaluate(
+        tuned, tuned.images, tuned.split.test, duplicates=duplicates, heat_maps=24
+    )
     seconds = {**tuned.timings, "evaluate": time.perf_counter() - started}
     report.save(out / "reports" / f"model-{number}", title=f"Model {number}")
     (out / "models").mkdir(parents=True, exist_ok=True)
@@ -274,7 +278,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     images = ftk.read_image_folder(data)
     if args.limit is not None:
         images = only(images, sample(images, args.limit, args.seed))
-    split, duplicates = split_by_cluster(images, args.seed)
+    split, duplicates, found = split_by_cluster(images, args.seed)
     images = ftk.write_manifest(out / "manifest.csv", images, split)
     print(f"Manifest: {out / 'manifest.csv'}, fingerprint {images.manifest}")
     results: dict[str, Any] = {
@@ -287,12 +291,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             "split": {name: len(getattr(split, name)) for name in ("train", "validation", "test")},
             "manifest": images.manifest,
         },
-        "duplicates": duplicates,
+        "duplicates": found,
         "models": [],
     }
     reports = {}
     for number, tuned in zip(args.models, train(args, images, split), strict=True):
-        model, report = save(number, tuned, images, split, out)
+        model, report = save(number, tuned, duplicates, out)
         reports[f"Model {number}"] = report
         print(f"\nModel {number} on {len(split.test):,} test images\n{report}")
         results["models"].append(model)
