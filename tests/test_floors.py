@@ -21,7 +21,7 @@ FLOORS = {
     "_assignment": set(),
     "_split": {"_assignment", "_checks"},
     "_manifest": {"_checks", "_images", "_split"},
-    "_leakage": {"_decoding", "_images", "_split"},
+    "_leakage": {"_checks", "_decoding", "_images", "_split"},
     "_graph": set(),
     "_naming": {"_graph"},
     "_blocks": {"_checks", "_graph", "_naming"},

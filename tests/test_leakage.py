@@ -116,8 +116,12 @@ def test_blank_pictures_are_no_near_duplicates():
 
 
 def test_a_threshold_that_is_none_is_refused(tiny_images):
-    with pytest.raises(ValueError, match="`threshold` must be"):
-        ftk.find_duplicates(tiny_images, threshold=5)
+    for threshold in (5, "high"):
+        with pytest.raises(ValueError, match="`threshold` must be"):
+            ftk.find_duplicates(tiny_images, threshold=threshold)
+    other = ftk.Split(np.arange(99), np.arange(0), np.arange(0))
+    with pytest.raises(ValueError, match=r"`split\.train` must be indices"):
+        ftk.find_duplicates(tiny_images, other)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from finetune_kit._checks import check_indices
 from finetune_kit._decoding import picture
 from finetune_kit._images import ImageSet, content_digests
 from finetune_kit._split import PARTS, Split
@@ -93,9 +95,13 @@ def find_duplicates(
         >>> find_duplicates(images).clusters
         ((0, 5),)
     """
-    if not -1 <= threshold <= 1:
+    if not isinstance(threshold, Real) or not -1 <= threshold <= 1:
         raise ValueError(f"`threshold` must be from -1 to 1. Received: threshold={threshold!r}")
     count = len(images)
+    for name in PARTS if split is not None else ():
+        check_indices(f"split.{name}", np.asarray(getattr(split, name)), count)
+    if not count:
+        return Duplicates((), np.empty(0, np.int64), (), ())
     first: dict[str, int] = {}
     pairs: list[tuple[int, int, str, float]] = []
     for i, digest in enumerate(content_digests(images, np.arange(count))):
@@ -316,7 +322,7 @@ def _crossing(
 ) -> tuple[tuple[int, ...], ...]:
     part = np.full(count, -1)
     for i, name in enumerate(PARTS):
-        part[getattr(split, name)] = i
+        part[np.asarray(getattr(split, name), np.int64)] = i
     return tuple(c for c in clusters if len({*part[list(c)].tolist()} - {-1}) > 1)
 
 
