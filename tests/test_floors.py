@@ -20,7 +20,7 @@ FLOORS = {
     "_reading": {"_checks", "_decoding", "_images"},
     "_assignment": set(),
     "_split": {"_assignment", "_checks"},
-    "_manifest": {"_checks", "_images", "_split"},
+    "_manifest": {"_checks", "_files", "_images", "_split"},
     "_leakage": {"_checks", "_decoding", "_images", "_split"},
     "_graph": set(),
     "_naming": {"_graph"},
@@ -40,7 +40,7 @@ FLOORS = {
     "_spec": {"_blocks", "_checks", "_graph", "_plan"},
     "_report": {"_card", "_checks", "_files", "_metrics", "_page", "_pictures", "_plan"},
     "_batches": set(),
-    "_features": {"_batches"},
+    "_features": {"_batches", "_files"},
     "_frozen": {
         "_batches",
         "_decoding",
@@ -55,6 +55,7 @@ FLOORS = {
     "_objective": {"_checks"},
     "_optimizer": set(),
     "_schedules": {"_checks", "_spec"},
+    "_sweep": {"_checks", "_features", "_frozen", "_images", "_spec", "_split", "_train"},
     "_compare": {"_bootstrap", "_files", "_metrics", "_page", "_pictures", "_report"},
     "_evaluate": {
         "_attribution",
@@ -67,7 +68,7 @@ FLOORS = {
         "_split",
         "_train",
     },
-    "_checkpoints": set(),
+    "_checkpoints": {"_files"},
     "_phases": {
         "_batches",
         "_callbacks",

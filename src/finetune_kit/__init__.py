@@ -27,7 +27,8 @@ from finetune_kit._schedules import gradual_unfreezing, linear_probe_then_fine_t
 from finetune_kit._spec import FineTuneSpec
 from finetune_kit._split import Split, StratifiedFolds, stratified_folds, stratified_split
 from finetune_kit._surgery import cut, stitch
-from finetune_kit._train import FineTuned, fine_tune, sweep
+from finetune_kit._sweep import sweep
+from finetune_kit._train import FineTuned, fine_tune
 
 __version__ = "0.1.0"
 

@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from finetune_kit._files import write_whole
 
 FORMAT = "finetune-kit run 2"
 _KEPT = 2  # the newest, and the one before in case it is damaged
@@ -46,7 +47,7 @@ class Checkpoints:
         if any(self._folder.glob("checkpoint-*.npz")):
             _check_same(self._folder, _read(about), content)
         else:  # nothing of what may have begun here is there to go on from
-            _write(about, (json.dumps(content, indent=2) + "\n").encode())
+            write_whole(about, json.dumps(content, indent=2) + "\n")
         self._count = 0
 
     def latest(self) -> State | None:
@@ -69,7 +70,7 @@ class Checkpoints:
         content = buffer.getvalue()
         self._count += 1
         digest = hashlib.sha256(content).hexdigest()
-        _write(self._folder / f"checkpoint-{self._count:06}-{digest}.npz", content)
+        write_whole(self._folder / f"checkpoint-{self._count:06}-{digest}.npz", content)
         for path in sorted(self._folder.glob("checkpoint-*.npz"))[:-_KEPT]:
             path.unlink(missing_ok=True)
 
@@ -112,16 +113,3 @@ def _read(path: Path) -> dict[str, Any]:
             f"Received: {error}"
         ) from error
     return content if isinstance(content, dict) else {"format": content}
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    draft = path.with_name(f"{uuid.uuid4().hex}.part")
-    try:
-        with draft.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())  # the name must not reach the disk before the bytes
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)

@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune_kit._batches import WORKERS, ahead
+from finetune_kit._files import write_whole
 
 FORMAT = "finetune-kit features 1"
 DTYPES = ("float32", "float16")
@@ -225,7 +226,7 @@ class Entry:
         _check_space(self.folder.parent, len(missing) * self._record.itemsize)
         self.folder.mkdir(exist_ok=True)
         _remove_abandoned(self.folder)
-        _write_json(self.folder / "entry.json", self._about)
+        write_whole(self.folder / "entry.json", json.dumps(self._about, indent=2) + "\n")
         rows = max(_CHUNK_ROWS, len(missing) // 64)
         rows = min(rows, max(1, _CHUNK_BYTES // self._record.itemsize))
         rows = math.ceil(rows / batch_size) * batch_size
@@ -400,12 +401,6 @@ def _write_chunk(folder: Path, rows: NDArray[Any]) -> NDArray[Any]:
         draft.unlink(missing_ok=True)
     mapped: NDArray[Any] = np.load(final, mmap_mode="r", allow_pickle=False)
     return mapped
-
-
-def _write_json(path: Path, content: Any) -> None:
-    draft = path.with_name(f"{uuid.uuid4().hex}.part")
-    draft.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(draft, path)
 
 
 def _remove_abandoned(folder: Path) -> None:

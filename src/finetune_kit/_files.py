@@ -12,9 +12,15 @@ from pathlib import Path
 
 def write_whole(path: Path, content: bytes | str) -> None:
     """Write a file whole or not at all."""
+    data = content if isinstance(content, bytes) else content.encode("utf-8", "surrogateescape")
     draft = path.with_name(f"{uuid.uuid4().hex}.part")
     try:
-        draft.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        with draft.open("wb") as file:
+            file.write(
+                content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
+            )
+            file.flush()
+            os.fsync(file.fileno())  # the name must not reach the disk before the bytes
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from finetune_kit._checks import check_indices
+from finetune_kit._files import write_whole
 from finetune_kit._images import ImageSet, content_digests
 from finetune_kit._split import PARTS, Split
 
@@ -73,9 +74,7 @@ def write_manifest(
     else:
         text = _csv(rows, images.class_names)
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.name}.{os.getpid()}.part")  # whole or not at all
-    draft.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
-    os.replace(draft, target)
+    write_whole(target, text)
     return replace(images, manifest=fingerprint)
 
 

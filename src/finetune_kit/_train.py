@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypedDict, Unpack
+from typing import Any
 
 import keras
 import numpy as np
@@ -27,7 +27,7 @@ from finetune_kit._callbacks import check_callbacks
 from finetune_kit._checkpoints import Checkpoints
 from finetune_kit._checks import check_choice, check_count, check_folder, check_indices, image_size
 from finetune_kit._features import DTYPES, CacheDir, described, opened
-from finetune_kit._frozen import Augmentation, Source, prefix_names
+from finetune_kit._frozen import Augmentation, Source
 from finetune_kit._graph import copy, is_stochastic
 from finetune_kit._images import ImageSet, content_digests
 from finetune_kit._objective import Wanted, class_weights
@@ -216,7 +216,7 @@ def fine_tune(
             "keras": [keras.__version__, keras.backend.backend()],
         },
     )
-    with _opened(cache_dir, run_dir) as folder:
+    with features_folder(cache_dir, run_dir) as folder:
         run = Run(
             backbone,
             head,
@@ -236,89 +236,10 @@ def fine_tune(
     return _tuned(run, whole)
 
 
-class Options(TypedDict, total=False):
-    """The keyword arguments of `fine_tune`."""
-
-    batch_size: int
-    optimizer: str | keras.optimizers.Optimizer | None
-    loss: str | keras.losses.Loss | None
-    metrics: Sequence[str | keras.metrics.Metric] | None
-    label_smoothing: float
-    class_weight: str | Mapping[int | str, float] | None
-    callbacks: Sequence[keras.callbacks.Callback]
-    preprocessing: str | keras.layers.Layer | None
-    seed: int
-    augmentation: keras.layers.Layer | None
-    views: int
-    cache_dir: CacheDir
-    cache_dtype: str
-    run_dir: str | os.PathLike[str] | None
-    verbose: str | int
-
-
-def sweep(
-    backbone: keras.Model,
-    head: keras.Layer,
-    specs: Sequence[FineTuneSpec],
-    images: ImageSet,
-    split: Split,
-    **options: Unpack[Options],
-) -> tuple[FineTuned, ...]:
-    """Train one model for each spec, all from the same start: a depth study.
-
-    The runs are independent, and each gives what `fine_tune` alone would give: the same weights of
-    backbone and head to begin with, the same shuffles. What they share is one pass over the
-    images: the frozen part of the spec that trains most is computed first, the others go on from
-    its features.
-
-    Args:
-        backbone: see `fine_tune`.
-        head: see `fine_tune`.
-        specs: one for each run.
-        images: see `fine_tune`.
-        split: see `fine_tune`.
-        **options: the keyword arguments of `fine_tune`, the same for each run; in `run_dir` each
-            has a folder of its own, by its number from 1.
-
-    Returns:
-        A `FineTuned` for each spec, in their order.
-
-    Raises:
-        ValueError: if there is no spec, or an argument does not fit; see `fine_tune`.
-
-    Example:
-        >>> x = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
-        >>> images = ImageSet.from_arrays(x, ["cat", "dog"] * 6)
-        >>> backbone = keras.applications.MobileNetV2(
-        ...     alpha=0.35, include_top=False, weights=None, input_shape=(32, 32, 3))
-        >>> head = keras.Sequential([
-        ...     keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(2, "softmax")])
-        >>> split = Split(np.arange(8), np.arange(8, 10), np.arange(10, 12))
-        >>> specs = [FineTuneSpec(blocks) for blocks in (0, 1)]
-        >>> runs = sweep(backbone, head, specs, images, split, verbose=0)
-        >>> [len(run.plan.trainable_variables) for run in runs]
-        [0, 1]
-    """
-    if isinstance(specs, FineTuneSpec) or not specs:
-        raise ValueError(f"`specs` must be one or more FineTuneSpec. Received: {specs!r}")
-    _check_cache_dir(options.get("cache_dir"))
-    # The one that trains most comes first: the others go on from its features.
-    order = sorted(range(len(specs)), key=lambda i: len(prefix_names(specs[i].plan(backbone))))
-    runs: dict[int, FineTuned] = {}
-    run_dir = options.get("run_dir")
-    if run_dir is not None:
-        check_folder("run_dir", run_dir)
-    with _opened(options.get("cache_dir"), run_dir) as folder:
-        options["cache_dir"] = folder or False
-        for i in order:
-            if run_dir is not None:
-                options["run_dir"] = os.path.join(run_dir, str(i + 1))
-            runs[i] = fine_tune(backbone, head, specs[i], images, split, **options)
-    return tuple(runs[i] for i in range(len(specs)))
-
-
 @contextmanager
-def _opened(cache_dir: CacheDir, run_dir: str | os.PathLike[str] | None) -> Iterator[Path | None]:
+def features_folder(
+    cache_dir: CacheDir, run_dir: str | os.PathLike[str] | None
+) -> Iterator[Path | None]:
     """Where features are kept: with `run_dir` there, so that they outlive an interruption."""
     if run_dir is None or cache_dir is not None:
         with opened(cache_dir) as folder:
@@ -407,7 +328,8 @@ def _data(images: ImageSet, split: Split) -> dict[str, Any]:
     return told
 
 
-def _check_cache_dir(cache_dir: Any) -> None:
+def check_cache_dir(cache_dir: Any) -> None:
+    """Refuse what is no folder, None or False."""
     if cache_dir is not None and cache_dir is not False:
         check_folder("cache_dir", cache_dir, or_else=", None (a temporary one) or False (none)")
 
@@ -415,7 +337,7 @@ def _check_cache_dir(cache_dir: Any) -> None:
 def _check_caching(
     cache_dir: Any, cache_dtype: str, augmentation: Any, views: int, pixels: keras.Layer | None
 ) -> None:
-    _check_cache_dir(cache_dir)
+    check_cache_dir(cache_dir)
     check_choice("cache_dtype", cache_dtype, DTYPES)
     check_count("views", views)
     if augmentation is not None and not isinstance(augmentation, keras.Layer):
