@@ -12,13 +12,12 @@ from pathlib import Path
 
 def write_whole(path: Path, content: bytes | str) -> None:
     """Write a file whole or not at all."""
-    data = content if isinstance(content, bytes) else content.encode("utf-8", "surrogateescape")
+    if isinstance(content, str):
+        content = content.encode("utf-8", "surrogateescape")  # names of files may be no UTF-8
     draft = path.with_name(f"{uuid.uuid4().hex}.part")
     try:
         with draft.open("wb") as file:
-            file.write(
-                content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
-            )
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())  # the name must not reach the disk before the bytes
         os.replace(draft, path)
