@@ -42,8 +42,14 @@ def test_a_run_is_kept_and_its_tables_come_from_it(tmp_path, monkeypatch, capsys
 def test_only_images_that_one_model_gets_right_count():
     def run(*predicted):
         scores = np.eye(2)[list(predicted)].tolist()
-        return {"seed": 0, "labels": [0] * 6, "scores": {"last": scores}}
+        told = {"class_names": ["a", "b"], "test": list(range(6)), "labels": [0] * 6}
+        return {**told, "scores": {"last": scores}}
 
-    test = study.mcnemar(run(0, 0, 0, 0, 0, 0), run(0, 1, 1, 1, 1, 1), ["last", "last"])
+    settings = {"good": study.Setting(0), "bad": study.Setting(1)}
+    runs = {
+        (settings["good"].name(), 0): run(*[0] * 6),
+        (settings["bad"].name(), 0): run(0, *[1] * 5),
+    }
+    test = study.compared(list(settings), settings, runs, 0)["good / bad"]
     assert (test["only_first"], test["only_second"]) == (5, 0)
     assert np.isclose(test["p"], 2 * 0.5**5)

@@ -21,7 +21,6 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,6 @@ import keras
 import numpy as np
 from phantoms import write_phantoms
 from run import load_backbone, recipe, sample
-from scipy.stats import binomtest
-from sklearn.metrics import f1_score, recall_score
 
 import finetune_kit as ftk
 
@@ -163,22 +160,23 @@ def probabilities(model: keras.Model, pixels: np.ndarray) -> list[list[float]]:
     return np.round(model.predict(pixels, verbose=0).astype(np.float64), 7).tolist()
 
 
+def report(run: dict[str, Any], epoch: str) -> ftk.Report:
+    """The report on one run, as `evaluate` would make it."""
+    samples = list(map(str, run["test"]))
+    return ftk.Report.from_scores(
+        run["labels"], run["scores"][epoch], run["class_names"], samples=samples
+    )
+
+
 def figures(run: dict[str, Any], epoch: str) -> dict[str, Any]:
-    """What one run got right, with Wilson's intervals."""
-    labels, predicted = np.array(run["labels"]), np.array(run["scores"][epoch]).argmax(1)
-    right = labels == predicted
-    numbers = range(len(run["class_names"]))
+    """What one run got right, with 95 % intervals."""
+    told = report(run, epoch)
     late = run["history"]["val_accuracy"][len(run["history"]["val_accuracy"]) // 2 :]
-    recalls = recall_score(labels, predicted, labels=numbers, average=None, zero_division=0)
     return {
         "seed": run["seed"],
-        "accuracy": float(right.mean()),
-        "accuracy_interval": wilson(right),
-        "macro_f1": f1_score(labels, predicted, labels=numbers, average="macro", zero_division=0),
-        "recalls": dict(zip(run["class_names"], recalls.tolist(), strict=True)),
-        "recall_intervals": {
-            name: wilson(right[labels == i]) for i, name in enumerate(run["class_names"])
-        },
+        "accuracy": told.figures["accuracy"].to_dict(),
+        "macro_f1": told.figures["macro_f1"].to_dict(),
+        "recalls": {name: row["recall"].to_dict() for name, row in told.class_figures.items()},
         "train_accuracy": run["history"]["accuracy"][-1],
         "lowest_late_val_accuracy": min(late),
         "seconds": sum(v for name, v in run["seconds"].items() if name != "decode"),
@@ -186,24 +184,20 @@ def figures(run: dict[str, Any], epoch: str) -> dict[str, Any]:
     }
 
 
-def wilson(right: np.ndarray) -> list[float]:
-    """95 % interval of a share; of none, it can be anything."""
-    if not len(right):
-        return [0.0, 1.0]
-    test = binomtest(int(right.sum()), len(right))
-    return list(test.proportion_ci(0.95, method="wilson"))
-
-
-def mcnemar(a: dict[str, Any], b: dict[str, Any], epochs: Sequence[str]) -> dict[str, Any]:
-    """Exact paired test on the same images: only those that one of two models gets right count."""
-    labels = np.array(a["labels"])
-    right = [
-        np.array(run["scores"][epoch]).argmax(1) == labels
-        for run, epoch in zip((a, b), epochs, strict=True)
-    ]
-    first, second = (int((x & ~y).sum()) for x, y in (right, right[::-1]))
-    p = binomtest(first, first + second).pvalue if first + second else 1.0
-    return {"seed": a["seed"], "only_first": first, "only_second": second, "p": float(p)}
+def compared(
+    rows: Sequence[str], settings: dict[str, Setting], runs: dict[tuple[str, int], Any], seed: int
+) -> dict[str, Any]:
+    """The paired tests of some rows with one seed, corrected for their number."""
+    reports = {x: report(runs[settings[x].name(), seed], settings[x].epoch) for x in rows}
+    return {
+        f"{d.first} / {d.second}": {
+            "seed": seed,
+            "only_first": d.only_first_right,
+            "only_second": d.only_second_right,
+            "p": d.adjusted_p_value,
+        }
+        for d in ftk.compare(reports).differences
+    }
 
 
 def summarize(name: str, seeds: Sequence[int], runs: dict[tuple[str, int], Any]) -> dict[str, Any]:
@@ -215,44 +209,39 @@ def summarize(name: str, seeds: Sequence[int], runs: dict[tuple[str, int], Any])
     }
     # Models are tested against each other within their recipe, all else against the first row.
     names = list(rows)
-    pairs = [(names[0], other) for other in names[1:]]
-    if name == "models":
-        pairs = [*combinations(names[:3], 2), *combinations(names[3:], 2)]
-    tests = {
-        f"{a} / {b}": [
-            mcnemar(
-                *(runs[settings[x].name(), seed] for x in (a, b)),
-                [settings[x].epoch for x in (a, b)],
-            )
-            for seed in seeds
-        ]
-        for a, b in pairs
-    }
+    families = [names[:3], names[3:]] if name == "models" else [names]
+    tests: dict[str, list[Any]] = {}
+    for family in families:
+        for seed in seeds:
+            for pair, test in compared(family, settings, runs, seed).items():
+                if name == "models" or pair.startswith(f"{names[0]} / "):
+                    tests.setdefault(pair, []).append(test)
     return {"rows": rows, "tests": tests}
 
 
 def tables(summary: dict[str, Any], classes: Sequence[str]) -> str:
     """The experiment in Markdown: means and ranges over the seeds, each run, the paired tests."""
 
-    def over(rows: Sequence[dict[str, Any]], *keys: str) -> str:
-        values = [row[keys[0]] if len(keys) == 1 else row[keys[0]][keys[1]] for row in rows]
-        text = f"{np.mean(values):.3f}"
-        return text if len(values) == 1 else f"{text} ({min(values):.3f}-{max(values):.3f})"
+    def over(values: Sequence[float | None]) -> str:
+        told = [value for value in values if value is not None]
+        if len(told) < 2:
+            return f"{told[0]:.3f}" if told else "undefined"
+        return f"{np.mean(told):.3f} ({min(told):.3f}-{max(told):.3f})"
 
-    def within(value: float, interval: Sequence[float]) -> str:
-        return f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
+    def within(figure: dict[str, Any]) -> str:
+        if figure["value"] is None:
+            return "undefined"
+        return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
 
     recalls = [f"recall {name}" for name in classes]
     means, each, tests = [], [], []
     for name, rows in summary["rows"].items():
-        figures = [over(rows, key) for key in ("accuracy", "macro_f1")]
-        figures += [over(rows, "recalls", c) for c in classes]
-        late = over(rows, "lowest_late_val_accuracy")
+        measured = [[row["accuracy"], row["macro_f1"], *row["recalls"].values()] for row in rows]
+        figures = [over([f["value"] for f in column]) for column in zip(*measured, strict=True)]
+        late = over([row["lowest_late_val_accuracy"] for row in rows])
         means.append([name, f"{rows[0]['parameters']:,}", *figures, late])
-        for row in rows:
-            shares = [within(row["recalls"][c], row["recall_intervals"][c]) for c in classes]
-            accuracy = within(row["accuracy"], row["accuracy_interval"])
-            each.append([name, str(row["seed"]), accuracy, f"{row['macro_f1']:.3f}", *shares])
+        for row, told in zip(rows, measured, strict=True):
+            each.append([name, str(row["seed"]), *map(within, told)])
     for name, rows in summary["tests"].items():
         pairs = [f"{r['only_first']} / {r['only_second']} (p = {r['p']:.2g})" for r in rows]
         tests.append([name, *pairs])
@@ -262,9 +251,10 @@ def tables(summary: dict[str, Any], classes: Sequence[str]) -> str:
         [
             "Mean of the seeds (lowest-highest):",
             markdown(["", "parameters", "accuracy", "macro F1", *recalls, late], means),
-            "Each run, with Wilson's 95 % intervals:",
+            "Each run, with 95 % intervals (Wilson's; macro F1: bootstrap):",
             markdown(["", "seed", "accuracy", "macro F1", *recalls], each),
-            "Test images that only the first / only the second got right (exact McNemar test):",
+            "Test images that only the first / only the second got right (exact McNemar test, with "
+            "Holm's correction for all pairs of rows):",
             markdown(["", *seeds], tests),
         ]
     )
@@ -324,8 +314,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
         last, best = (figures(run, epoch) for epoch in ("last", "best"))
         print(
-            f"{number}/{len(order)} {name} seed {seed}: accuracy {last['accuracy']:.3f}, of the "
-            f"best epoch {best['accuracy']:.3f}; {last['seconds']:.0f} s",
+            f"{number}/{len(order)} {name} seed {seed}: accuracy {last['accuracy']['value']:.3f}, "
+            f"of the best epoch {best['accuracy']['value']:.3f}; {last['seconds']:.0f} s",
             flush=True,
         )
     results: dict[str, Any] = {
