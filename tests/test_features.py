@@ -163,6 +163,22 @@ def test_whatever_changes_the_features_is_another_entry(
     agree(run, uncached, rtol=1e-2 if change is changed_type else 1e-4)
 
 
+@pytest.mark.parametrize(
+    ("room", "name", "value"),
+    [("_features", "FORMAT", "another"), ("_frozen", "DECODING", {"resize": "nearest"})],
+    ids=["format", "decoding"],
+)
+def test_another_format_or_decoding_is_another_entry(
+    small_backbone, tiny_images, tmp_path, monkeypatch, room, name, value
+):
+    tune(small_backbone, tiny_images, ftk.FineTuneSpec(0), cache_dir=tmp_path)
+    before = chunks(tmp_path)
+    monkeypatch.setattr(f"finetune_kit.{room}.{name}", value)
+    tune(small_backbone, tiny_images, ftk.FineTuneSpec(0), cache_dir=tmp_path)
+    (new,) = chunks(tmp_path) - before
+    assert new.parent not in {path.parent for path in before}
+
+
 def test_whatever_does_not_change_them_is_not(small_backbone, tiny_images, tmp_path):
     tune(small_backbone, tiny_images, ftk.FineTuneSpec(1), cache_dir=tmp_path)
     before = chunks(tmp_path)
