@@ -11,6 +11,7 @@ layer). A *join* reads two or more operations. A *follower* has no kernel and re
 from __future__ import annotations
 
 import difflib
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
@@ -204,7 +205,9 @@ def _monotone(numbers: list[int], graph: Graph) -> list[int]:
 def _drop_empty(graph: Graph, numbers: list[int]) -> list[int]:
     """Join each block without a kernel to the block before it (the first ones to the next)."""
     weighted = sorted({n for n, kernel in zip(numbers, graph.kernels, strict=True) if kernel})
-    return [max((w for w in weighted if w <= n), default=min(weighted, default=0)) for n in numbers]
+    if not weighted:
+        return [0] * len(numbers)
+    return [weighted[max(0, bisect_right(weighted, n) - 1)] for n in numbers]
 
 
 def _group(numbers: list[int], positions: Iterable[int]) -> list[list[int]]:
