@@ -125,7 +125,7 @@ def test_copies_are_told_and_kept_on_one_side(drawn, tmp_path, capsys):
     images = ftk.read_image_folder(folder)
     crossed = 0
     for seed in range(3):
-        _, told = run.split_by_cluster(images, seed)
+        _, _, told = run.split_by_cluster(images, seed)
         assert len(told["clusters"]) == 4
         assert set(told["clusters"][0]) == {"COVID-1.png", "again.jpg", "copy.png"}
         assert told["pairs"] == {"bytes": 4, "pixels": 0, "near": 4}
