@@ -46,7 +46,7 @@ def test_a_model_differs_in_nothing_from_itself():
     for figure in pair.figures.values():
         assert figure.value == figure.low == figure.high == 0
     assert pair.p_value == 1
-    assert "neither is shown to be better" in pair.conclusion
+    assert "got the same images right" in pair.conclusion
 
 
 def test_a_difference_by_chance_is_not_taken_for_one():
@@ -99,6 +99,7 @@ def test_a_comparison_is_printed_and_saved(tmp_path):
         ({"B": report(LABELS[::-1].copy(), np.ones(90))}, "same images in the same order"),
         ({"B": report(LABELS, np.ones(90), samples=[f"x{i}" for i in range(90)])}, "0 of them"),
         ({"B": report(LABELS, np.ones(90), seed=1)}, "same draws and seed"),
+        ({"B": "report.json"}, r"must hold reports.*\['B'\] are none"),
     ],
 )
 def test_reports_on_other_images_are_refused(others, says):

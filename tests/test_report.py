@@ -122,6 +122,21 @@ def test_proportions_have_wilsons_interval():
     assert report.figures["log_loss"].method == "stratified bootstrap, 1,000 draws"
 
 
+def test_what_no_draw_can_tell_has_no_interval():
+    """Without a mistake each draw gives the same: that is no certainty, and is said."""
+    report = ftk.Report.from_scores(np.arange(30) % 3, np.eye(3)[np.arange(30) % 3])
+    assert str(report.figures["macro_f1"]) == "1.000 (no interval)"
+    assert report.figures["accuracy"].low == pytest.approx(0.886, abs=1e-3)  # Wilson's has one
+    assert report.figures["weighted_recall"] == report.figures["accuracy"]
+    assert "does not mean that the figure is certain" in report.cautions()[-1]
+
+
+def test_many_classes_of_few_images_are_one_caution():
+    labels = np.arange(60) % 20
+    report = ftk.Report.from_scores(labels, np.eye(20)[(labels + (np.arange(60) < 20)) % 20])
+    assert report.cautions()[0].startswith("The recalls of 20 classes rest on few images")
+
+
 def test_the_same_seed_gives_the_same_intervals():
     labels, scores = drawn(60, 3, 0)
     one, same, other = (ftk.Report.from_scores(labels, scores, seed=s) for s in (0, 0, 1))
@@ -273,6 +288,13 @@ def test_images_that_were_trained_on_are_found_by_their_content(tuned):
     assert report.cautions()[0].startswith("1 of these images were trained on")
 
 
+def test_other_classes_than_those_trained_on_are_refused(tuned):
+    """In another order, the figures would be those of other classes."""
+    images = dataclasses.replace(tuned.images, class_names=("light", "gray", "dark"))
+    with pytest.raises(ValueError, match=r"\['dark', 'gray', 'light'\].*\['light', 'gray'"):
+        ftk.evaluate(tuned, images)
+
+
 def test_near_duplicates_of_training_images_are_told(tuned):
     groups = np.arange(24)
     groups[20] = groups[3]
@@ -358,6 +380,14 @@ def test_a_model_with_other_classes_is_refused(tiny_images):
         ftk.evaluate(model, tiny_images, [])
     with pytest.raises(ValueError, match=r"np\.flatnonzero"):
         ftk.evaluate(model, tiny_images, np.ones(24, bool))
+    split = ftk.Split([0], [], [1])
+    for arguments, says in (
+        ((model, tiny_images, split), "part of a split, such as split.test"),
+        (("model.keras", tiny_images), "must be what fine_tune returned, or a keras.Model"),
+        ((model, "folder"), "`images` must be an ImageSet"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            ftk.evaluate(*arguments)
     with pytest.raises(ValueError, match="`heat_maps`"):
         ftk.evaluate(model, tiny_images, heat_maps=-1)
 

@@ -302,3 +302,23 @@ def test_groups_that_cannot_be_parted_are_told_of(caplog):
     split = ftk.stratified_split([0] * 60, groups=groups)
     assert split.deviation > 5
     assert "away from its share" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("parts", "says"),
+    [
+        (([0, 1], [1], [2]), r"share no sample.*1 twice, such as \[1\]"),
+        (([0, 0, 1], [2], [3]), r"1 twice, such as \[0\]"),
+        ((["a"], ["b"], ["c"]), "`train` must be a one-dimensional array of indices"),
+        (([0], np.array([True, False]), []), r"`validation` must be.*np\.flatnonzero"),
+    ],
+)
+def test_a_split_by_hand_is_checked(parts, says):
+    with pytest.raises(ValueError, match=says):
+        ftk.Split(*parts)
+
+
+def test_a_part_may_be_a_list_and_empty():
+    split = ftk.Split([0, 1], [], [2])
+    assert split.validation.dtype == split.train.dtype == np.int64
+    assert str(split) == "Split(train: 2, validation: 0, test: 1)"

@@ -56,6 +56,11 @@ class Difference:
     def conclusion(self) -> str:
         """What may be said, and what may not, in a sentence or two."""
         gap = self.figures["accuracy"]
+        if not self.only_first_right and not self.only_second_right:
+            return (
+                f"{self.first} and {self.second} got the same images right, so accuracy cannot "
+                "tell them apart; the other figures may."
+            )
         shown = (
             f"{self.second} is {abs(gap.value) * 100:.1f} points of accuracy "
             f"{'above' if gap.value >= 0 else 'below'} {self.first} (95 % interval "
@@ -70,8 +75,8 @@ class Difference:
                 "statement about images from elsewhere, nor about other seeds of training."
             )
         return (
-            f"{shown} So neither is shown to be better, which does not mean that they are equal: "
-            "differences within the interval remain possible."
+            f"{shown} So neither is shown to be better in accuracy, which does not mean that they "
+            "are equal: differences within the interval remain possible."
         )
 
 
@@ -247,6 +252,11 @@ def _check(reports: Mapping[str, Report]) -> None:
         raise ValueError(
             f"`reports` must be a mapping from names to two or more reports. Received: {reports!r}"
         )
+    odd = [name for name, report in reports.items() if not isinstance(report, Report)]
+    if odd:
+        raise ValueError(
+            f"`reports` must hold reports, as evaluate gives them. Received: {odd} are none"
+        )
     (name, first), *others = reports.items()
     for other, report in others:
         same = first.samples == report.samples and first.class_names == report.class_names
@@ -256,7 +266,8 @@ def _check(reports: Mapping[str, Report]) -> None:
                 "`reports` must be on the same images in the same order, with the same classes: "
                 "evaluate each model on the same indices. Received: "
                 f"{name!r} on {len(first.samples)} images and {other!r} on {len(report.samples)}, "
-                f"{common} of them the same"
+                f"{common} of them the same; classes {list(first.class_names)} and "
+                f"{list(report.class_names)}"
             )
         if (first.draws, first.seed) != (report.draws, report.seed):
             raise ValueError(

@@ -28,7 +28,7 @@ from finetune_kit._features import described
 from finetune_kit._images import ImageSet, content_digests
 from finetune_kit._leakage import Duplicates
 from finetune_kit._report import Example, Report, cells
-from finetune_kit._split import PARTS
+from finetune_kit._split import PARTS, Split
 from finetune_kit._train import FineTuned
 
 _SHOWN = 240  # images in a report at most: about 2 MB of page
@@ -85,6 +85,7 @@ def evaluate(
     """
     tuned = model if isinstance(model, FineTuned) else None
     net: keras.Model = model.model if isinstance(model, FineTuned) else model
+    _check_kinds(net, tuned, images, indices)
     chosen = np.arange(len(images)) if indices is None else np.asarray(indices)
     check_indices("indices", chosen, len(images))
     if not len(chosen):
@@ -119,6 +120,28 @@ def evaluate(
     )
     shown = _shown(report, examples)
     return report.showing(_examples(net, images, chosen, size, report, shown, heat_maps))
+
+
+def _check_kinds(net: Any, tuned: FineTuned | None, images: Any, indices: Any) -> None:
+    if not isinstance(net, keras.Model):
+        raise ValueError(
+            "`model` must be what fine_tune returned, or a keras.Model (keras.saving.load_model "
+            f"reads one). Received: a {type(net).__name__}"
+        )
+    if not isinstance(images, ImageSet):
+        raise ValueError(
+            "`images` must be an ImageSet, see read_image_folder and ImageSet.from_arrays. "
+            f"Received: a {type(images).__name__}"
+        )
+    if isinstance(indices, Split):
+        raise ValueError(
+            "`indices` must be a part of a split, such as split.test. Received: a Split"
+        )
+    if tuned is not None and tuned.images.class_names != images.class_names:
+        raise ValueError(
+            "`images` must have the classes that the model was trained on, in their order: "
+            f"{list(tuned.images.class_names)}. Received: {list(images.class_names)}"
+        )
 
 
 def _shown(report: Report, most: int) -> list[tuple[int, tuple[int, int], float]]:
@@ -203,8 +226,8 @@ def _about(
 ) -> dict[str, Any]:
     """Where the figures come from, as plain values."""
     data: dict[str, Any] = {
-        "images": len(chosen),
-        "SHA-256 of the images": hashlib.sha256("".join(sorted(digests)).encode()).hexdigest(),
+        "images of this report": len(chosen),
+        "SHA-256 of these images": hashlib.sha256("".join(sorted(digests)).encode()).hexdigest(),
         "manifest": images.manifest or "none",
     }
     about: dict[str, Any] = {

@@ -120,6 +120,8 @@ def count(
         if name == "calibration_error":
             return _error_interval(value, draw, calibrated, method)
         low, high = np.nanpercentile(draw, (2.5, 97.5))
+        if low == high:  # such as without a single mistake: no draw can tell more
+            return Figure(value, method="none: each draw of the bootstrap gives the same")
         return Figure(value, float(low), float(high), method)
 
     def of_class(i: int) -> dict[str, Figure]:
@@ -131,11 +133,12 @@ def count(
         }
 
     right = (predicted == labels).all(axis=1) if many else predicted == labels
+    figures = {name: figure(name) for name in OVERALL if name != "accuracy"}
+    accuracy = _proportion(int(right.sum()), len(right), "")
+    if not many:  # the two are one
+        figures["weighted_recall"] = accuracy
     return Counted(
-        figures={
-            "accuracy": _proportion(int(right.sum()), len(right), ""),
-            **{name: figure(name) for name in list(OVERALL)[1:]},
-        },
+        figures={"accuracy": accuracy, **figures},
         class_figures={name: of_class(i) for i, name in enumerate(class_names)},
         support=dict(zip(class_names, support.tolist(), strict=True)),
         confusion_matrix=metrics.multilabel_confusion_matrix(labels, predicted)

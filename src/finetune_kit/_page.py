@@ -119,7 +119,7 @@ def figure_cell(figure: Figure, form: str = ".3f") -> str:
 def _glance(report: Any) -> str:
     tiles = "".join(
         f'<div class="tile"><b>{figure.value:.3f}</b><span>{OVERALL[name]}</span>'
-        f"<small>{figure.low:.3f} to {figure.high:.3f}</small></div>"
+        f"<small>{_ends(figure)}</small></div>"
         for name, figure in report.figures.items()
         if name in ("accuracy", "macro_f1", "roc_auc", "calibration_error")
         and figure.value == figure.value
@@ -133,6 +133,12 @@ def _glance(report: Any) -> str:
         "100 test sets of this size and kind, the interval holds the true value in 95.</p>"
         f'{warnings}<div class="tiles">{tiles}</div>'
     )
+
+
+def _ends(figure: Figure) -> str:
+    if figure.low != figure.low:
+        return "no interval"
+    return f"{figure.low:.3f} to {figure.high:.3f}"
 
 
 def _overall(report: Any) -> str:

@@ -11,6 +11,7 @@ import importlib.util
 import io
 import logging
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any
@@ -164,13 +165,13 @@ def mistakes(examples: Sequence[Any], caption: Any) -> Any:
     shown = sorted(examples, key=lambda example: -example.probability)[:12]
     columns = min(4, len(shown))
     rows = -(-len(shown) // columns)
-    figure = _figure(2.3 * columns, 2.75 * rows)
+    figure = _figure(2.3 * columns, 2.9 * rows)
     grid = np.ravel(figure.subplots(rows, columns))
     for axes in grid:
         axes.axis("off")
     for axes, example in zip(grid, shown, strict=False):
         axes.imshow(np.asarray(Image.open(io.BytesIO(example.heat_map or example.picture))))
-        axes.set_title(_escaped(caption(example)), fontsize="small")
+        axes.set_title(_escaped(textwrap.fill(caption(example), 26)), fontsize="small")
     return figure
 
 

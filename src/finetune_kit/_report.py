@@ -26,6 +26,7 @@ FORMAT = "finetune-kit report 1"
 OUTCOMES = ("found", "missed", "false alarm", "rightly absent")  # of one label
 _CLASS_FIGURES = ("precision", "recall", "f1")
 _WIDE = 0.15  # an interval of which a reader should be told
+_FEW = 5  # so many classes are told of one by one
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,12 +276,28 @@ class Report:
 
     def cautions(self) -> list[str]:
         """What a reader of the figures should mind, in sentences."""
+        wide = {
+            name: recall
+            for name in self.class_names
+            if (recall := self.class_figures[name]["recall"]).high - recall.low > _WIDE
+        }
         told = [
             f"The recall of {name} rests on {self.support[name]} images and may be anything from "
             f"{recall.low:.2f} to {recall.high:.2f}."
-            for name in self.class_names
-            if (recall := self.class_figures[name]["recall"]).high - recall.low > _WIDE
+            for name, recall in wide.items()
         ]
+        if len(wide) > _FEW:
+            widest = max(wide, key=lambda name: wide[name].high - wide[name].low)
+            told = [
+                f"The recalls of {len(wide)} classes rest on few images; that of {widest}, on "
+                f"{self.support[widest]}, may be anything from {wide[widest].low:.2f} to "
+                f"{wide[widest].high:.2f}."
+            ]
+        if not self.figures["macro_f1"].low < self.figures["macro_f1"].high:
+            told.append(
+                "Where there is no interval, no mistake (or no difference) was there to draw from; "
+                "it does not mean that the figure is certain."
+            )
         told += [f"No image of {name} is among these." for name, n in self.support.items() if not n]
         return [*self.about.get("cautions", ()), *told]
 

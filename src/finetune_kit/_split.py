@@ -33,12 +33,35 @@ class Split:
         deviation: how far a class is from what was asked, at most: the largest difference between
             its count in a part and its share of the part's size, in samples. Below 1 without
             groups; nan where the split was not made by `stratified_split`.
+
+    Raises:
+        ValueError: if a part is no array of indices, or a sample stands twice.
     """
 
     train: NDArray[np.int64]
     validation: NDArray[np.int64]
     test: NDArray[np.int64]
     deviation: float = float("nan")
+
+    def __post_init__(self) -> None:
+        for part in PARTS:
+            given = np.asarray(getattr(self, part))
+            if given.ndim != 1 or (len(given) and not np.issubdtype(given.dtype, np.integer)):
+                raise ValueError(
+                    f"`{part}` must be a one-dimensional array of indices (np.flatnonzero makes "
+                    f"one of a mask). Received: dtype {given.dtype}, shape {given.shape}"
+                )
+            object.__setattr__(self, part, given.astype(np.int64))
+        found, counts = np.unique(
+            np.concatenate([getattr(self, p) for p in PARTS]), return_counts=True
+        )
+        if (counts > 1).any():
+            twice = found[counts > 1]
+            raise ValueError(
+                "The parts of a Split must share no sample and hold none twice, or what is "
+                f"reported on was trained on. Received {len(twice)} twice, such as "
+                f"{twice[:5].tolist()}"
+            )
 
     def __repr__(self) -> str:
         return f"Split({', '.join(f'{part}: {len(getattr(self, part)):,}' for part in PARTS)})"
