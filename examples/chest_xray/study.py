@@ -231,6 +231,8 @@ def tables(summary: dict[str, Any], classes: Sequence[str]) -> str:
     def within(figure: dict[str, Any]) -> str:
         if figure["value"] is None:
             return "undefined"
+        if figure["low"] is None:  # no draw of the bootstrap differs
+            return f"{figure['value']:.3f}"
         return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
 
     recalls = [f"recall {name}" for name in classes]

@@ -129,7 +129,7 @@ def _from_sums(
     precision, recall = _ratio(hits, called), _ratio(hits, true)
     f1 = _ratio(2 * hits, called + true)
     shares = true / true.sum(axis=1, keepdims=True).clip(1)
-    found = {"class_f1": f1}
+    found = {"class_f1": f1, "class_precision": precision}
     for name, each in (("precision", precision), ("recall", recall), ("f1", f1)):
         found[f"macro_{name}"] = each.mean(axis=1, keepdims=True)
         found[f"weighted_{name}"] = (shares * each).sum(axis=1, keepdims=True)

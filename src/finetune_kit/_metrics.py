@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 from sklearn import metrics
 
 from finetune_kit._bootstrap import BINS, bins_of, bootstrap, calibrated_errors, confidence, losses
@@ -127,7 +127,9 @@ def count(
     def of_class(i: int) -> dict[str, Figure]:
         hits = int((truth[:, i] * chosen[:, i]).sum())
         return {
-            "precision": _proportion(hits, int(called[i]), "never predicted"),
+            "precision": _precision(
+                hits, int(called[i]), drawn["class_precision"][:, i], len(labels)
+            ),
             "recall": _proportion(hits, int(support[i]), "no image of it"),
             **{name: figure(f"class_{name}", i) for name in list(PER_CLASS)[2:]},
         }
@@ -217,6 +219,31 @@ def _proportion(hits: int, count: int, why_none: str) -> Figure:
         return Figure(0.0 if why_none == "never predicted" else math.nan, method=why_none)
     ends = binomtest(hits, count).proportion_ci(0.95, method="wilson")
     return Figure(hits / count, ends.low, ends.high, "Wilson score")
+
+
+def _precision(hits: int, called: int, drawn: NDArray[np.float64], count: int) -> Figure:
+    """Wilson's interval for as many images as tell as much.
+
+    Where each class keeps its number, wrong predictions vary less than by chance, so the images
+    called so tell as much as more of them would; the bootstrap says how many (an effective sample
+    size: Korn and Graubard 1998, Survey Methodology 24).
+    """
+    found = _proportion(hits, called, "never predicted")
+    spread = float(np.var(drawn))
+    if not called or not spread or not 0 < found.value < 1:
+        return found
+    effective = min(max(called, found.value * (1 - found.value) / spread), count)
+    low, high = _wilson(found.value, effective)
+    return Figure(found.value, low, high, "Wilson score, effective sample size")
+
+
+def _wilson(share: float, count: float) -> tuple[float, float]:
+    """Of a count that need not be whole, which scipy does not take (Wilson 1927)."""
+    z = float(norm.ppf(0.975))
+    middle = share + z * z / (2 * count)
+    margin = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    scale = 1 + z * z / count
+    return (middle - margin) / scale, (middle + margin) / scale
 
 
 def _error_interval(
