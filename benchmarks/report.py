@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--coverage", action="store_true")
     args = parser.parse_args()
     if args.coverage:
-        for name, rate in coverage(trials=2000, draws=400).items():
+        for name, rate in coverage(trials=2000, draws=args.draws).items():
             print(f"{name:22} {rate:.3f}")
         return
     for classes in args.classes:
