@@ -146,6 +146,16 @@ def test_large_jpegs_are_resized_as_small_ones_are(tmp_path):
     assert abs(shown - (np.arange(40) + 0.5) / 40 * 255).max() < 4
 
 
+@pytest.mark.parametrize("side", [150, 210, 350, 1000])
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_detail_too_fine_for_the_size_becomes_gray(tmp_path, side, suffix):
+    """Antialiasing: a checkerboard of single pixels is no pattern when it is small."""
+    board = (np.indices((side, side)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    write(tmp_path / "a" / f"x.{suffix}", board)
+    shown = ftk.read_image_folder(tmp_path).load(size=(70, 70)).astype(int)
+    assert abs(shown[0, 3:-3, 3:-3] - 127).max() < 45
+
+
 def test_load_keeps_the_order_that_was_asked_for(tiny_images):
     both = tiny_images.load([5, 2], size=(32, 32))
     assert np.array_equal(both[0], tiny_images.load([5], size=(32, 32))[0])

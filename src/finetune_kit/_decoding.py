@@ -31,7 +31,7 @@ SUFFIXES = PICTURES | DICOM
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 
 # How a file becomes pixels: part of the key of whatever is computed from them and kept.
-DECODING = {"colours": "RGB", "resize": "bilinear, antialiased", "pillow": pillow, "version": 2}
+DECODING = {"colours": "RGB", "resize": "bilinear, antialiased", "pillow": pillow, "version": 3}
 
 
 def decode(file: str | os.PathLike[str], size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -74,15 +74,19 @@ def undecodable(file: str | os.PathLike[str], error: Exception) -> ValueError:
 
 
 def resize(image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """RGB pixels of an image of another size; gray ones are made three channels at last."""
+    """RGB pixels of an image of another size; gray ones are made three channels at last.
+
+    More than twice as large, it is halved (or divided by three, ...) by means first, which takes
+    less time.
+    """
     if image.size != (size[1], size[0]):
-        image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+        image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR, reducing_gap=1.0)
     return _three(image)
 
 
 def _three(image: Image.Image) -> NDArray[np.uint8]:
     pixels = np.asarray(image)
-    return np.stack([pixels] * 3, axis=-1) if pixels.ndim == 2 else pixels
+    return np.broadcast_to(pixels[..., None], (*pixels.shape, 3)) if pixels.ndim == 2 else pixels
 
 
 def _opened(file: str | os.PathLike[str]) -> Image.Image:
