@@ -434,6 +434,9 @@ def test_each_epoch_draws_a_view(small_backbone, tiny_images):
     growing = Augmentation(keras.layers.ZeroPadding2D(1), 1, seed=0)
     with pytest.raises(ValueError, match="`augmentation` must keep the shape"):
         growing(pixels, keys)
+    shrinking = Augmentation(keras.layers.Rescaling(1 / 255), 1, seed=0)
+    with pytest.raises(ValueError, match="`augmentation` must keep pixels in their range"):
+        shrinking(pixels, keys)
 
 
 class Pixels(keras.callbacks.Callback):

@@ -16,7 +16,7 @@ HOUSE = Path(ftk.__file__).parent
 FLOORS = {
     "_checks": set(),
     "_decoding": set(),
-    "_images": {"_decoding"},
+    "_images": {"_checks", "_decoding"},
     "_reading": {"_checks", "_decoding", "_images"},
     "_assignment": set(),
     "_split": {"_assignment", "_checks"},
@@ -56,7 +56,7 @@ FLOORS = {
     "_optimizer": set(),
     "_schedules": {"_checks", "_spec"},
     "_sweep": {"_checks", "_features", "_frozen", "_images", "_spec", "_split", "_train"},
-    "_compare": {"_bootstrap", "_files", "_metrics", "_page", "_pictures", "_report"},
+    "_compare": {"_bootstrap", "_checks", "_files", "_metrics", "_page", "_pictures", "_report"},
     "_evaluate": {
         "_attribution",
         "_batches",

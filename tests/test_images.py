@@ -156,6 +156,19 @@ def test_detail_too_fine_for_the_size_becomes_gray(tmp_path, side, suffix):
     assert abs(shown[0, 3:-3, 3:-3] - 127).max() < 45
 
 
+def test_what_load_cannot_load_is_said(tiny_images):
+    with pytest.raises(ValueError, match="`size` must be height and width"):
+        tiny_images.load([0], 224)
+    with pytest.raises(ValueError, match="from 0 to 23"):
+        tiny_images.load([24])
+
+
+def test_a_folder_of_parts_is_no_folder_of_classes(tmp_path):
+    write(tmp_path / "train" / "cat" / "1.png", np.zeros((8, 8), np.uint8))
+    with pytest.raises(ValueError, match="read each part by itself"):
+        ftk.read_image_folder(tmp_path)
+
+
 def test_load_keeps_the_order_that_was_asked_for(tiny_images):
     both = tiny_images.load([5, 2], size=(32, 32))
     assert np.array_equal(both[0], tiny_images.load([5], size=(32, 32))[0])

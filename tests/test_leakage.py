@@ -116,6 +116,10 @@ def test_blank_pictures_are_no_near_duplicates():
 
 
 def test_a_threshold_that_is_none_is_refused(tiny_images):
+    with pytest.raises(ValueError, match="`images` must be of type ImageSet"):
+        ftk.find_duplicates("folder")
+    with pytest.raises(ValueError, match="`split` must be of type Split"):
+        ftk.find_duplicates(tiny_images, (0.7, 0.15, 0.15))
     for threshold in (5, "high"):
         with pytest.raises(ValueError, match="`threshold` must be"):
             ftk.find_duplicates(tiny_images, threshold=threshold)

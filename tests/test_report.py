@@ -382,12 +382,43 @@ def test_a_model_with_other_classes_is_refused(tiny_images):
     for arguments, says in (
         ((model, tiny_images, split), "part of a split, such as split.test"),
         (("model.keras", tiny_images), "must be what fine_tune returned, or a keras.Model"),
-        ((model, "folder"), "`images` must be an ImageSet"),
+        ((model, "folder"), "`images` must be of type ImageSet"),
     ):
         with pytest.raises(ValueError, match=says):
             ftk.evaluate(*arguments)
     with pytest.raises(ValueError, match="`heat_maps`"):
         ftk.evaluate(model, tiny_images, heat_maps=-1)
+    with pytest.raises(ValueError, match=r"no image twice.*3 indices, 1 of them again"):
+        ftk.evaluate(model, tiny_images, [0, 4, 0])
+
+
+def test_validation_images_are_no_test_images(tuned):
+    cautions = ftk.evaluate(tuned, tuned.images, SPLIT.validation).cautions()
+    assert cautions[0].startswith(
+        f"{len(SPLIT.validation)} of these images are from the validation"
+    )
+
+
+def test_a_report_is_not_saved_over_a_file(tmp_path):
+    (tmp_path / "report").write_text("mine")
+    with pytest.raises(ValueError, match=r"`folder` must be a folder.*which is a file"):
+        ftk.Report.from_scores([0, 1], [0.2, 0.9]).save(tmp_path / "report")
+    assert (tmp_path / "report").read_text() == "mine"
+
+
+def test_names_that_are_one_are_refused():
+    with pytest.raises(ValueError, match="none twice"):
+        ftk.Report.from_scores([0, 1], [0.2, 0.9], ["a", "a"])
+
+
+def test_rank_figures_have_the_interval_of_their_log_odds():
+    """Inside 0 and 1, wider toward the middle, one standard error the same on both sides."""
+    labels, scores = drawn(60, 2, 3)
+    figure = ftk.Report.from_scores(labels, scores).figures["roc_auc"]
+    odds = [np.log(v / (1 - v)) for v in (figure.low, figure.value, figure.high)]
+    assert np.diff(odds)[0] == pytest.approx(np.diff(odds)[1])
+    assert 0 < figure.low < figure.value < figure.high < 1
+    assert figure.method.endswith("log-odds")
 
 
 def test_a_model_without_a_feature_map_is_reported_on_without_heat_maps(caplog):

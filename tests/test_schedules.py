@@ -172,8 +172,8 @@ def test_schedules_are_lists_of_specs():
 @pytest.mark.parametrize(
     ("spec", "options", "says"),
     [
-        ([], {}, "`spec` must be a FineTuneSpec or a list"),
-        ([1, 2], {}, "`spec` must be a FineTuneSpec or a list"),
+        ([], {}, "`spec` must be of type FineTuneSpec"),
+        ([1, 2], {}, "`spec` must be of type FineTuneSpec"),
         (
             ftk.FineTuneSpec(1, layer_decay=0.5),
             {"optimizer": keras.optimizers.SGD(0.1, global_clipnorm=1.0)},

@@ -278,12 +278,17 @@ def test_other_conventions_survive_saving(family, tiny_images, tmp_path):
         ({"split": ftk.Split(np.arange(30), np.arange(0), np.arange(0))}, r"from 0 to 23"),
         ({"split": ftk.Split(np.arange(0), np.arange(3), np.arange(0))}, "at least one image"),
         ({"split": ftk.Split(np.array([0, 3]), np.arange(4, 7), np.arange(0))}, "gray.*light"),
-        ({"split": "all"}, "stratified_split"),
+        ({"split": "all"}, "`split` must be of type Split.*split='all' of type str"),
+        ({"images": ftk.FineTuneSpec(1)}, "`images` must be of type ImageSet"),
+        ({"spec": 2}, "`spec` must be of type FineTuneSpec.*spec=2 of type int"),
+        ({"head": None}, "`head` must be of type Layer, see classification_head"),
+        ({"seed": "a"}, "`seed` must be a whole number from 0 up"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(small_backbone, tiny_images, options, says):
+    call = {"head": ftk.classification_head(3), "spec": ftk.FineTuneSpec(1), "images": tiny_images}
     with pytest.raises(ValueError, match=says):
-        tune(small_backbone, tiny_images, **options)
+        ftk.fine_tune(small_backbone, **{**call, "split": SPLIT, "verbose": 0, **options})
 
 
 def test_a_head_that_gives_logits_is_refused(small_backbone, tiny_images):

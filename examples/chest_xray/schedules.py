@@ -72,7 +72,7 @@ def main() -> None:
                     seed=seed,
                     verbose=0,
                 )
-                report = ftk.evaluate(tuned.model, images, split.test)
+                report = ftk.evaluate(tuned, images, split.test)
                 row = {
                     "seed": seed,
                     "accuracy": report.accuracy,

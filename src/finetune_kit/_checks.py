@@ -20,10 +20,26 @@ def is_count(value: Any, least: int = 1) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
-def check_count(name: str, value: Any) -> None:
-    """Refuse what is no whole number from 1 up."""
-    if not is_count(value):
-        raise ValueError(f"`{name}` must be a whole number from 1 up. Received: {name}={value!r}")
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Refuse what is no whole number of at least `least`."""
+    if not is_count(value, least):
+        raise ValueError(
+            f"`{name}` must be a whole number from {least} up. Received: {name}={value!r}"
+        )
+
+
+def check_kind(name: str, value: Any, kind: type, made_by: str) -> None:
+    """Refuse what is of another type; `made_by` says where one comes from."""
+    if not isinstance(value, kind):
+        raise ValueError(
+            f"`{name}` must be of type {kind.__name__}, see {made_by}. "
+            f"Received: {name}={_brief(value)} of type {type(value).__name__}"
+        )
+
+
+def _brief(value: Any) -> str:
+    told = repr(value)
+    return told if len(told) <= 60 else f"{told[:57]}..."
 
 
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:

@@ -21,6 +21,7 @@ from scipy.stats import binomtest
 
 from finetune_kit import _page, _pictures
 from finetune_kit._bootstrap import bootstrap
+from finetune_kit._checks import check_folder
 from finetune_kit._files import write_whole
 from finetune_kit._metrics import OVERALL, Figure
 from finetune_kit._report import Report, aligned
@@ -143,6 +144,7 @@ class Comparison:
         Returns:
             The folder.
         """
+        check_folder("folder", folder)
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         figures = {name: report.figures for name, report in self.reports.items()}

@@ -23,7 +23,7 @@ from PIL import Image
 
 from finetune_kit._attribution import grad_cam, overlay
 from finetune_kit._batches import Batches
-from finetune_kit._checks import check_indices, check_outputs, image_size, is_count
+from finetune_kit._checks import check_count, check_indices, check_kind, check_outputs, image_size
 from finetune_kit._features import described
 from finetune_kit._images import ImageSet, content_digests
 from finetune_kit._leakage import Duplicates
@@ -90,9 +90,14 @@ def evaluate(
     check_indices("indices", chosen, len(images))
     if not len(chosen):
         raise ValueError("`indices` must name at least one image. Received: none")
-    for name, number in (("examples", examples), ("heat_maps", heat_maps)):
-        if not is_count(number, least=0):
-            raise ValueError(f"`{name}` must be a whole number from 0 up. Received: {number!r}")
+    twice = len(chosen) - len(np.unique(chosen))
+    if twice:
+        raise ValueError(
+            "`indices` must name no image twice, or intervals come out too narrow. "
+            f"Received: {len(chosen)} indices, {twice} of them again"
+        )
+    check_count("examples", examples, least=0)
+    check_count("heat_maps", heat_maps, least=0)
     many = images.labels.ndim == 2
     check_outputs("model", net.output_shape, images.class_names, many=many)
     size = image_size("model", net)
@@ -128,11 +133,7 @@ def _check_kinds(net: Any, tuned: FineTuned | None, images: Any, indices: Any) -
             "`model` must be what fine_tune returned, or a keras.Model (keras.saving.load_model "
             f"reads one). Received: a {type(net).__name__}"
         )
-    if not isinstance(images, ImageSet):
-        raise ValueError(
-            "`images` must be an ImageSet, see read_image_folder and ImageSet.from_arrays. "
-            f"Received: a {type(images).__name__}"
-        )
+    check_kind("images", images, ImageSet, "read_image_folder or ImageSet.from_arrays")
     if isinstance(indices, Split):
         raise ValueError(
             "`indices` must be a part of a split, such as split.test. Received: a Split"
@@ -252,6 +253,14 @@ def _about(
         data["of these images trained on"] = seen
         if seen:
             cautions.append(f"{seen} of these images were trained on: the figures are too good.")
+        known = set(content_digests(tuned.images, split.validation))
+        seen = sum(digest in known for digest in digests)
+        data["of these images validated on"] = seen
+        if seen:
+            cautions.append(
+                f"{seen} of these images are from the validation part: where it chose the epoch or "
+                "the settings, the figures are too good."
+            )
         if duplicates is not None and tuned.images is images:
             cautions += _near(duplicates, split.train, chosen, data)
     if duplicates is not None:

@@ -68,6 +68,12 @@ class Augmentation:
                 f"`augmentation` must keep the shape of the images, {pixels.shape[1:]}. "
                 f"Received: {self.layer.name!r}, which gives {made_of.shape[1:]}"
             )
+        if pixels.max() > 1 and 0 < np.abs(made_of).max() <= 1:
+            raise ValueError(
+                "`augmentation` must keep pixels in their range of 0-255; rescaling is part of "
+                f"`preprocessing`. Received: {self.layer.name!r}, which gives values from "
+                f"{made_of.min():.3g} to {made_of.max():.3g}"
+            )
         return np.clip(np.rint(made_of), 0, 255).astype(np.uint8)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
+from finetune_kit._checks import check_indices, is_count
 from finetune_kit._decoding import decode, resize, undecodable
 
 
@@ -90,9 +91,15 @@ class ImageSet:
             RGB pixels from 0 to 255, uint8 `(n, height, width, 3)`.
 
         Raises:
-            ValueError: if a file cannot be decoded; names it.
+            ValueError: if a file cannot be decoded (names it), or there is no such index.
         """
-        chosen = np.arange(len(self)) if indices is None else np.asarray(indices, dtype=np.int64)
+        chosen = np.arange(len(self)) if indices is None else np.asarray(indices)
+        check_indices("indices", chosen, len(self))
+        if not isinstance(size, (tuple, list)) or len(size) != 2 or not all(map(is_count, size)):
+            raise ValueError(
+                "`size` must be height and width, whole numbers such as (224, 224). "
+                f"Received: size={size!r}"
+            )
         batch = np.empty((len(chosen), *size, 3), np.uint8)
         for row, index in enumerate(chosen):
             if self._pixels is None:

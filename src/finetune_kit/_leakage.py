@@ -21,7 +21,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from finetune_kit._checks import check_indices
+from finetune_kit._checks import check_indices, check_kind
 from finetune_kit._decoding import picture
 from finetune_kit._images import ImageSet, content_digests
 from finetune_kit._split import PARTS, Split
@@ -95,6 +95,9 @@ def find_duplicates(
         >>> find_duplicates(images).clusters
         ((0, 5),)
     """
+    check_kind("images", images, ImageSet, "read_image_folder or ImageSet.from_arrays")
+    if split is not None:
+        check_kind("split", split, Split, "stratified_split")
     if not isinstance(threshold, Real) or not -1 <= threshold <= 1:
         raise ValueError(f"`threshold` must be from -1 to 1. Received: threshold={threshold!r}")
     count = len(images)

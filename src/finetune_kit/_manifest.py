@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune_kit._checks import check_indices
+from finetune_kit._checks import check_indices, check_kind
 from finetune_kit._files import write_whole
 from finetune_kit._images import ImageSet, content_digests
 from finetune_kit._split import PARTS, Split
@@ -59,6 +59,9 @@ def write_manifest(
         True
     """
     target = _checked(file)
+    check_kind("images", images, ImageSet, "read_image_folder or read_image_table")
+    if split is not None:
+        check_kind("split", split, Split, "stratified_split")
     if images._pixels is not None:
         raise ValueError("`images` must be files, as those of read_image_folder. Received: arrays")
     rows = _rows(images, split, target.parent)

@@ -8,7 +8,6 @@ and knows nothing of images, blocks or training.
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import keras
 import numpy as np
@@ -86,10 +85,8 @@ def warn_of_pixels(given: keras.Layer | None, backbone: keras.Model) -> None:
         expected = preprocessing(backbone)
     except ValueError:  # nobody knows what it expects
         return
-    probe = np.zeros((1, *backbone.input_shape[1:]), "float32")
-    probe[:, ::2] = 255
-    low, high = _range(expected(probe))
-    lowest, highest = _range(probe if given is None else given(probe))
+    low, high = pixel_range(expected, backbone)
+    lowest, highest = pixel_range(given, backbone)
     if not 1 / 4 < (highest - lowest) / (high - low) < 4:
         name = "None" if given is None else repr(given.name)
         warnings.warn(
@@ -100,8 +97,11 @@ def warn_of_pixels(given: keras.Layer | None, backbone: keras.Model) -> None:
         )
 
 
-def _range(pixels: Any) -> tuple[float, float]:
-    values = keras.ops.convert_to_numpy(pixels)
+def pixel_range(given: keras.Layer | None, backbone: keras.Model) -> tuple[float, float]:
+    """What black and white become in front of the backbone, the least and the most."""
+    probe = np.zeros((1, *backbone.input_shape[1:]), "float32")
+    probe[:, ::2] = 255
+    values = keras.ops.convert_to_numpy(probe if given is None else given(probe))
     return float(values.min()), float(values.max())
 
 

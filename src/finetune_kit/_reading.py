@@ -21,6 +21,8 @@ from finetune_kit._checks import check_choice
 from finetune_kit._decoding import SUFFIXES, unreadable
 from finetune_kit._images import ImageSet, numbered
 
+_PARTS = {"train", "valid", "val", "validation", "test"}  # of a split that somebody made
+
 _log = logging.getLogger("finetune_kit")
 
 
@@ -71,10 +73,11 @@ def read_image_folder(
         elif entry not in closed:
             skipped.append(entry)
     if not closed and (not classes or set(classes) == {"images"}):
+        there = [entry.name for entry in _visible(root, closed)]
         raise ValueError(
             f"`path` must hold one folder a class with images in it, such as {root / 'CLASS'} or "
             f"{root / 'CLASS' / 'images'}. Received: {str(root)!r}, which holds "
-            f"{[p.name for p in _visible(root, closed)][:10]}"
+            f"{there[:10]}{'; read each part by itself' if _PARTS & set(there) else ''}"
         )
     files = [file for found in classes.values() for file in found]
     labels = np.repeat(np.arange(len(classes)), [len(found) for found in classes.values()])

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from finetune_kit import _card, _page, _pictures
-from finetune_kit._checks import check_count
+from finetune_kit._checks import check_count, check_folder
 from finetune_kit._files import write_whole
 from finetune_kit._metrics import OVERALL, Figure, count, predictions
 from finetune_kit._plan import FreezePlan
@@ -128,12 +128,13 @@ class Report:
             0.750 (0.301 to 0.954)
         """
         check_count("draws", draws)
+        check_count("seed", seed, least=0)
         true, given = _checked(labels, scores)
         names = tuple(map(str, range(given.shape[1]) if class_names is None else class_names))
-        if len(names) != given.shape[1]:
+        if len(names) != given.shape[1] or len(set(names)) < len(names):
             raise ValueError(
-                f"`class_names` must be one for each of the {given.shape[1]} columns of `scores`. "
-                f"Received: {list(names)}"
+                f"`class_names` must be one for each of the {given.shape[1]} columns of `scores`, "
+                f"and none twice. Received: {list(names)}"
             )
         told = tuple(map(str, range(len(true)))) if samples is None else tuple(samples)
         if len(told) != len(true):
@@ -232,6 +233,7 @@ class Report:
         Returns:
             The folder.
         """
+        check_folder("folder", folder)
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         pictures = _pictures.of_report(self) if _pictures.available(target) else {}

@@ -15,7 +15,7 @@ from typing import Any
 import keras
 
 from finetune_kit._blocks import LEVELS, Partition, as_block, chosen_blocks, partition
-from finetune_kit._checks import check_choice, check_count, is_count
+from finetune_kit._checks import check_choice, check_count, check_kind, is_count
 from finetune_kit._graph import fresh_inputs, functional, is_layer, is_stochastic, rewire
 from finetune_kit._plan import FreezePlan
 
@@ -164,6 +164,7 @@ class FineTuneSpec:
         Raises:
             ValueError: if the backbone has a classifier, or its output does not fit the head.
         """
+        check_kind("head", head, keras.Layer, "classification_head")
         graph, parts = functional(backbone), partition(backbone, self.level)
         if parts.top:
             names = ", ".join(op.name for op in parts.top)
@@ -192,7 +193,9 @@ class FineTuneSpec:
         except ValueError as error:
             raise ValueError(
                 f"`head` must take the output of `backbone` ({backbone.name!r}), of shape "
-                f"{backbone.output_shape}. Received: head={head.name!r}, which says: {error}"
+                f"{backbone.output_shape}; build one without `pooling` for a head that pools, and "
+                "make the head anew, as Keras has built it in part. "
+                f"Received: head={head.name!r}, which says: {error}"
             ) from error
         return keras.Model(inputs, outputs, name=f"{backbone.name}_with_{head.name}")
 

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import coo_array, csr_array
 
 from finetune_kit._assignment import assign, deal, held, rounded
-from finetune_kit._checks import is_count
+from finetune_kit._checks import check_count, is_count
 
 PARTS = ("train", "validation", "test")
 
@@ -210,8 +210,7 @@ def _parted(
     labels: NDArray[Any], shares: NDArray[np.float64], groups: ArrayLike | None, seed: int
 ) -> tuple[NDArray[np.int64], float]:
     """Part of each sample, and how far a class is from its share at most."""
-    if not is_count(seed, 0):
-        raise ValueError(f"`seed` must be a whole number from 0 up. Received: seed={seed!r}")
+    check_count("seed", seed, least=0)
     rng = np.random.default_rng(seed)
     count = len(labels)
     units = np.arange(count) if groups is None else _group_numbers(groups, count)

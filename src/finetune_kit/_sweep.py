@@ -11,7 +11,7 @@ from typing import TypedDict, Unpack
 
 import keras
 
-from finetune_kit._checks import check_folder
+from finetune_kit._checks import check_folder, check_kind
 from finetune_kit._features import CacheDir
 from finetune_kit._frozen import prefix_names
 from finetune_kit._images import ImageSet
@@ -83,8 +83,11 @@ def sweep(
         >>> [len(run.plan.trainable_variables) for run in runs]
         [0, 1]
     """
-    if isinstance(specs, FineTuneSpec) or not specs:
+    if not isinstance(specs, Sequence) or not specs:
         raise ValueError(f"`specs` must be one or more FineTuneSpec. Received: {specs!r}")
+    for i, spec in enumerate(specs):
+        check_kind(f"specs[{i}]", spec, FineTuneSpec, "FineTuneSpec")
+    check_kind("backbone", backbone, keras.Model, "keras.applications.MobileNetV2(...)")
     check_cache_dir(options.get("cache_dir"))
     # The one that trains most comes first: the others go on from its features.
     order = sorted(range(len(specs)), key=lambda i: len(prefix_names(specs[i].plan(backbone))))

@@ -14,7 +14,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -25,7 +25,14 @@ import numpy as np
 from finetune_kit import _preprocessing
 from finetune_kit._callbacks import check_callbacks
 from finetune_kit._checkpoints import Checkpoints
-from finetune_kit._checks import check_choice, check_count, check_folder, check_indices, image_size
+from finetune_kit._checks import (
+    check_choice,
+    check_count,
+    check_folder,
+    check_indices,
+    check_kind,
+    image_size,
+)
 from finetune_kit._features import DTYPES, CacheDir, described, opened
 from finetune_kit._frozen import Augmentation, Source
 from finetune_kit._graph import copy, is_stochastic
@@ -62,13 +69,13 @@ class FineTuned:
     """
 
     model: keras.Model
-    history: Mapping[str, list[float]]
-    plan: FreezePlan
-    plans: tuple[FreezePlan, ...]
-    timings: Mapping[str, float]
+    history: Mapping[str, list[float]] = field(repr=False)
+    plan: FreezePlan = field(repr=False)
+    plans: tuple[FreezePlan, ...] = field(repr=False)
+    timings: Mapping[str, float] = field(repr=False)
     images: ImageSet
     split: Split
-    settings: Mapping[str, Any]
+    settings: Mapping[str, Any] = field(repr=False)
     manifest: str | None = None
 
 
@@ -175,12 +182,17 @@ def fine_tune(
         (2, 2)
     """
     started = time.perf_counter()
-    specs = [spec] if isinstance(spec, FineTuneSpec) else list(spec)
-    if not specs or not all(isinstance(phase, FineTuneSpec) for phase in specs):
-        raise ValueError(f"`spec` must be a FineTuneSpec or a list of them. Received: {spec!r}")
+    specs: list[Any] = list(spec) if isinstance(spec, Sequence) and spec else [spec]
+    for phase in specs:
+        check_kind("spec", phase, FineTuneSpec, "FineTuneSpec (a list of them is phases)")
+    check_kind("backbone", backbone, keras.Model, "keras.applications.MobileNetV2(...)")
+    check_kind("head", head, keras.Layer, "classification_head")
+    check_kind("images", images, ImageSet, "read_image_folder or ImageSet.from_arrays")
+    check_kind("split", split, Split, "stratified_split")
     _check_images(images, split)
     size = image_size("backbone", backbone)
     check_count("batch_size", batch_size)
+    check_count("seed", seed, least=0)
     check_callbacks(callbacks, once=len(specs) == 1 and run_dir is None)
     weights = class_weights(class_weight, images.labels[split.train], images.class_names)
     optimizers = Optimizers(optimizer)
@@ -274,26 +286,24 @@ def _tuned(run: Run, whole: keras.Model) -> FineTuned:
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    source = run.source
+    source, wanted = run.source, run.wanted.config
     drawn = source.augmentation
+    low, high = _preprocessing.pixel_range(run.pixels, run.backbone)
     return {
         "specs": [spec.to_dict() for spec in run.specs],
         "optimizer": run.optimizers.config,
         "batch_size": source.batch_size,
-        **run.wanted.config,
+        **wanted,
+        "loss": wanted["loss"] or "the head's cross-entropy",
+        "metrics": ["accuracy"] if wanted["metrics"] is None else wanted["metrics"],
         "class_weight": run.fit_options["class_weight"],
-        "preprocessing": run.pixels and run.pixels.name,
+        "preprocessing": f"0 to 255 becomes {low:.3g} to {high:.3g}",
         "augmentation": drawn and f"{drawn.layer.name}, {drawn.views} views",
         "seed": run.seed,
     }
 
 
 def _check_images(images: ImageSet, split: Split) -> None:
-    if not isinstance(images, ImageSet) or not isinstance(split, Split):
-        raise ValueError(
-            "`images` must be an ImageSet (see read_image_folder) and `split` a Split (see "
-            f"stratified_split). Received: {type(images).__name__} and {type(split).__name__}"
-        )
     for part in PARTS:
         check_indices(f"split.{part}", np.asarray(getattr(split, part)), len(images))
     if not len(split.train):
