@@ -140,3 +140,15 @@ def test_a_real_browser_shows_the_page(folder, tmp_path):
         assert look["drawings"] >= 3
         assert look["unnamed"] == 0
         assert look["ids"] == look["different"]
+
+
+def test_names_in_any_script_are_saved_without_a_warning(tmp_path):
+    """Warnings are errors here: matplotlib has one for each letter that its font lacks."""
+    names = ["\u80ba\u708e", "\u6b63\u5e38"]
+    reports = {
+        "one": ftk.Report.from_scores([0, 1, 1], [0.2, 0.9, 0.4], names),
+        "two \u6a21": ftk.Report.from_scores([0, 1, 1], [0.3, 0.8, 0.6], names),
+    }
+    reports["one"].save(tmp_path)
+    ftk.compare(reports).save(tmp_path)
+    assert names[0] in (tmp_path / "report.html").read_text(encoding="utf-8")

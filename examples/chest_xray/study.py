@@ -9,6 +9,7 @@ the tables of `docs/chest_xray.md` are written, so no figure there is typed by h
 Experiments (`--experiments`):
   models    Models 1-3 under the study's recipe and the recommended one
   depth     0 to 8 trailing blocks under the recommended recipe
+  collapse  5 trailing blocks under the recommended recipe, with one thing changed at a time
   suspects  Model 3 under the study's recipe, with one thing changed at a time
   reverse   Model 3 under the recommended recipe, with one thing of the study's at a time
 """
@@ -42,12 +43,14 @@ class Setting:
     pixels: str = "study"
     learning_rate: float = 1e-3
     epoch: str = "last"  # whose weights are judged; a run keeps the scores of both
+    probe_epochs: int = 0  # of all epochs, with the head alone before the blocks
 
     def name(self) -> str:
         """Of the run: settings that differ in the epoch alone share it."""
         return (
             f"{self.blocks}-blocks_{self.pooling}_batch-norm-{self.batch_norm}"
             f"_{self.pixels}-pixels_{self.learning_rate:g}"
+            f"{f'_probe-{self.probe_epochs}' if self.probe_epochs else ''}"
         )
 
 
@@ -69,6 +72,11 @@ BACK: dict[str, dict[str, Any]] = {
     "BGR from 0 to 1": {"pixels": "study"},
     "last epoch instead of best": {"epoch": "last"},
 }
+LIFE: dict[str, dict[str, Any]] = {
+    "learning rate 1e-4": {"learning_rate": 1e-4},
+    "2 epochs of the head first": {"probe_epochs": 2},
+    "BatchNorm training": {"batch_norm": "train"},
+}
 STUDY_3, OURS_3 = Setting(2), recommended(2)
 # Each is a table; its rows in order, and of which rows each seed's pairs are tested.
 EXPERIMENTS: dict[str, dict[str, Setting]] = {
@@ -77,6 +85,10 @@ EXPERIMENTS: dict[str, dict[str, Setting]] = {
         **{f"Model {n + 1}, recommended": recommended(n) for n in range(3)},
     },
     "depth": {f"{n} blocks" if n != 1 else "1 block": recommended(n) for n in range(9)},
+    "collapse": {
+        "5 blocks": recommended(5),
+        **{change: replace(recommended(5), **what) for change, what in LIFE.items()},
+    },
     "suspects": {
         "study's recipe": STUDY_3,
         **{change: replace(STUDY_3, **what) for change, what in CHANGES.items()},
@@ -106,6 +118,18 @@ def about(args: argparse.Namespace) -> dict[str, Any]:
     return {**common, "weights": Path(args.weights).name, **backend}
 
 
+def phases(setting: Setting, epochs: int) -> list[ftk.FineTuneSpec]:
+    """What trains, in all for so many epochs."""
+    probe = ftk.FineTuneSpec(0, epochs=setting.probe_epochs) if setting.probe_epochs else None
+    rest = ftk.FineTuneSpec(
+        setting.blocks,
+        batch_norm=setting.batch_norm,
+        epochs=epochs - setting.probe_epochs,
+        learning_rate=setting.learning_rate,
+    )
+    return [probe, rest] if probe else [rest]
+
+
 def train(
     setting: Setting, seed: int, args: argparse.Namespace, images: ftk.ImageSet
 ) -> dict[str, Any]:
@@ -120,12 +144,7 @@ def train(
         ftk.classification_head(
             len(images.class_names), units=(1024, 512), pooling=setting.pooling
         ),
-        ftk.FineTuneSpec(
-            setting.blocks,
-            batch_norm=setting.batch_norm,
-            epochs=args.epochs,
-            learning_rate=setting.learning_rate,
-        ),
+        phases(setting, args.epochs),
         images,
         split,
         batch_size=args.batch_size,
@@ -282,7 +301,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--data", type=Path, help="the database's folder (default: phantoms drawn for you)")
     add("--weights", default="imagenet", help="imagenet, none or a file (default: imagenet)")
-    add("--experiments", nargs="+", choices=EXPERIMENTS, default=["models", "depth", "suspects"])
+    add(
+        "--experiments",
+        nargs="+",
+        choices=EXPERIMENTS,
+        default=["models", "depth", "collapse", "suspects"],
+    )
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     add("--epochs", type=int, default=20, help="default: 20")
     add("--batch-size", type=int, default=64, help="default: 64")

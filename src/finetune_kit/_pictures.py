@@ -12,6 +12,7 @@ import io
 import logging
 import re
 import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any
@@ -189,14 +190,14 @@ def compared(figures: Mapping[str, Mapping[str, Figure]], names: Sequence[str], 
     axes.set_xticks(range(len(names)), map(_escaped, names))
     axes.set(xlabel=axis, ylabel="on the same test images")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure
 
 
 def png(figure: Any) -> bytes:
     """The picture as PNG, for print and for reading."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
+    _save(figure, buffer, format="png", dpi=150)
     return buffer.getvalue()
 
 
@@ -206,12 +207,19 @@ def svg(figure: Any, name: str) -> str:
 
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+        _save(figure, buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", text)
     return text.replace("#000000", "currentColor")
+
+
+def _save(figure: Any, buffer: Any, **options: Any) -> None:
+    with warnings.catch_warnings():
+        # One for each letter that matplotlib's font lacks; in the page the browser's font has it.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(buffer, **options)
 
 
 def _figure(width: float, height: float) -> Any:
