@@ -13,6 +13,8 @@ the pooled and the flattened head, over 20 epochs without validation:
 - floor: `predict` of the frozen part once and `fit` of the rest on arrays in memory: what the two
   computations cost without a library around them. Its models are built beforehand.
 - study: `sweep` over the three models against the three plain runs.
+
+One plain run comes before them, uncounted: whatever is first in a process is slower.
 """
 
 from __future__ import annotations
@@ -188,6 +190,7 @@ def main() -> None:
         results: dict[str, Any] = {"machine": machine(), "images": len(bench.indices), "runs": []}
         print(f"{results['machine']}, {len(bench.indices)} images, {args.epochs} epochs")
         print("head     N   plain s   ours s   warm s  floor s  plain/ours plain/warm ours/floor")
+        bench.plain(args.blocks[0], args.heads[0])  # what is first in a process is slower: no count
         for pooling in args.heads:
             plains = []
             for blocks in args.blocks:

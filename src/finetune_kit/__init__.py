@@ -11,9 +11,9 @@ What comes in and what goes out are plain Keras models; what is saved loads with
 
 from finetune_kit._attribution import grad_cam, occlusion, overlay
 from finetune_kit._blocks import Block, conv_blocks
+from finetune_kit._cached import CachedFeatures, cached_features, clear_cached_features
 from finetune_kit._compare import Comparison, Difference, compare
 from finetune_kit._evaluate import evaluate
-from finetune_kit._features import CachedFeatures, cached_features, clear_cached_features
 from finetune_kit._head import classification_head, multilabel_head
 from finetune_kit._images import ImageSet
 from finetune_kit._leakage import Duplicates, find_duplicates

@@ -24,7 +24,7 @@ from PIL import Image
 from finetune_kit._attribution import grad_cam, overlay
 from finetune_kit._batches import Batches
 from finetune_kit._checks import check_count, check_indices, check_kind, check_outputs, image_size
-from finetune_kit._features import described
+from finetune_kit._digest import described
 from finetune_kit._images import ImageSet, content_digests
 from finetune_kit._leakage import Duplicates
 from finetune_kit._report import Example, Report, cells

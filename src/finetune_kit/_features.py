@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune_kit._batches import WORKERS, ahead
+from finetune_kit._digest import described
 from finetune_kit._files import write_whole
 
 FORMAT = "finetune-kit features 1"
@@ -38,85 +39,6 @@ _CHUNK_BYTES, _CHUNK_ROWS = 64 << 20, 512
 _ABANDONED_AFTER = 3600  # seconds: an unfinished file older than this belongs to a dead process
 
 CacheDir: TypeAlias = str | os.PathLike[str] | Literal[False] | None
-
-
-@dataclass(frozen=True)
-class CachedFeatures:
-    """One entry of a features cache: what one frozen prefix put out for some images.
-
-    Attributes:
-        key: name of its folder; changes with the prefix's graph and weights, the preprocessing,
-            the image size and the storage type.
-        model: name of the model that the prefix was cut from.
-        shapes: shape of the features of one image, for each tensor that crosses the cut.
-        dtype: storage type, such as `"float32"`.
-        images: number of images (or augmented views) it holds.
-        bytes: its size on disk.
-        folder: where it lies.
-    """
-
-    key: str
-    model: str
-    shapes: tuple[tuple[int, ...], ...]
-    dtype: str
-    images: int
-    bytes: int
-    folder: str
-
-
-def cached_features(cache_dir: str | os.PathLike[str]) -> tuple[CachedFeatures, ...]:
-    """List what a features cache holds, the entry used last at the end.
-
-    Args:
-        cache_dir: the folder that was given to `fine_tune(cache_dir=...)`.
-
-    Returns:
-        A tuple of `CachedFeatures`; empty if there is no such folder.
-
-    Example:
-        >>> cached_features("never-used")
-        ()
-    """
-    found = []
-    for folder in _entry_folders(Path(cache_dir)):
-        about = json.loads((folder / "entry.json").read_text(encoding="utf-8"))
-        chunks = [_mapped(path) for path in folder.glob("*.npy")]
-        entry = CachedFeatures(
-            key=folder.name,
-            model=about["model"],
-            shapes=tuple(tuple(shape) for shape in about["shapes"]),
-            dtype=about["dtype"],
-            images=len({name for chunk in chunks if chunk is not None for name in _names(chunk)}),
-            bytes=sum(path.stat().st_size for path in folder.iterdir()),
-            folder=str(folder),
-        )
-        found.append(((folder / "entry.json").stat().st_mtime, entry))
-    return tuple(entry for _, entry in sorted(found, key=lambda pair: pair[0]))
-
-
-def clear_cached_features(cache_dir: str | os.PathLike[str], key: str | None = None) -> int:
-    """Delete the entries of a features cache, and nothing else that lies in its folder.
-
-    Args:
-        cache_dir: the folder that was given to `fine_tune(cache_dir=...)`.
-        key: of the entry to delete, see `cached_features`. Defaults to all.
-
-    Returns:
-        How many bytes that freed.
-
-    Raises:
-        ValueError: if there is no entry of that key.
-    """
-    entries = cached_features(cache_dir)
-    chosen = [entry for entry in entries if key in (None, entry.key)]
-    if key is not None and not chosen:
-        raise ValueError(
-            f"`key` must be that of an entry of {str(cache_dir)!r}, one of "
-            f"{[entry.key for entry in entries]}. Received: key={key!r}"
-        )
-    for entry in chosen:
-        shutil.rmtree(entry.folder)
-    return sum(entry.bytes for entry in chosen)
 
 
 @contextmanager
@@ -194,7 +116,7 @@ class Entry:
         self._where: dict[str, tuple[int, int]] = {}
         wanted = set(rows.values())
         for chunk in _intact(self.folder, wanted, self._record):
-            self._add(chunk, _names(chunk))
+            self._add(chunk, row_names(chunk))
 
     @property
     def missing(self) -> NDArray[np.int64]:
@@ -245,7 +167,7 @@ class Entry:
                 part[f"f{i}"] = output[: len(batch)]
             filled += len(batch)
             if filled == len(chunk) or number == len(batches):
-                self._add(written := _write_chunk(self.folder, chunk[:filled]), _names(written))
+                self._add(written := _write_chunk(self.folder, chunk[:filled]), row_names(written))
                 filled = 0
             bar.update(min(number * batch_size, len(missing)))
 
@@ -257,61 +179,13 @@ class Entry:
 
 def earlier_cuts(cache_dir: Path) -> set[frozenset[str]]:
     """What the entries of a cache are behind, by the names of operations: a hint, no promise."""
-    found = (json.loads((f / "entry.json").read_text("utf-8")) for f in _entry_folders(cache_dir))
+    found = (json.loads((f / "entry.json").read_text("utf-8")) for f in entry_folders(cache_dir))
     return {frozenset(about["layers"]) for about in found}
 
 
 def row_name(digest: str, augmentation: str, seed: int, view: int) -> str:
     """The name of an augmented view of an image: all that it depends on."""
     return hashlib.sha256(f"{digest} {augmentation} {seed} {view}".encode()).hexdigest()
-
-
-def described(model: keras.Layer) -> str:
-    """The graph and weights of a model or layer in one digest, whatever its layers are called."""
-    try:
-        config = keras.saving.serialize_keras_object(model)
-        graph = json.dumps(_canonical(config), sort_keys=True, default=str)
-    except (NotImplementedError, TypeError) as error:
-        raise ValueError(
-            "Each layer of the frozen part must have a config, because kept features are "
-            "recognised by it; give the layer a get_config method, or pass cache_dir=False. "
-            f"Received: {model.name!r}, which says: {error}"
-        ) from error
-    digest = hashlib.sha256(graph.encode())
-    for weight in model.weights:
-        value = np.ascontiguousarray(keras.ops.convert_to_numpy(weight))
-        digest.update(f"{value.shape} {value.dtype}".encode())
-        digest.update(value.tobytes())
-    return digest.hexdigest()
-
-
-def _canonical(config: Any) -> Any:
-    """A config without what does not matter: names become places, seeds are left out.
-
-    A name is replaced by the place where it comes up first. Nothing draws random numbers in
-    inference mode, and augmentation is given its own states.
-    """
-    names: dict[str, str] = {}
-
-    def collect(node: Any) -> None:
-        if isinstance(node, Mapping):
-            if isinstance(node.get("name"), str):
-                names.setdefault(node["name"], f"#{len(names)}")
-            for value in node.values():
-                collect(value)
-        elif isinstance(node, (list, tuple)):
-            for value in node:
-                collect(value)
-
-    def replace(node: Any) -> Any:
-        if isinstance(node, Mapping):
-            return {key: replace(value) for key, value in node.items() if key != "seed"}
-        if isinstance(node, (list, tuple)):
-            return [replace(value) for value in node]
-        return names.get(node, node) if isinstance(node, str) else node
-
-    collect(config)
-    return replace(config)
 
 
 def _key(prefix: keras.Model | None, about: Mapping[str, Any]) -> str:
@@ -334,7 +208,7 @@ def _predict(model: keras.Model, given: Any, batch_size: int) -> Any:
     return model.predict_on_batch(given)
 
 
-def _entry_folders(cache_dir: Path) -> list[Path]:
+def entry_folders(cache_dir: Path) -> list[Path]:
     """Only what this room made: a folder whose `entry.json` says so."""
     folders = []
     for about in cache_dir.glob("*/entry.json"):
@@ -346,11 +220,13 @@ def _entry_folders(cache_dir: Path) -> list[Path]:
     return folders
 
 
-def _names(chunk: NDArray[Any]) -> list[str]:
+def row_names(chunk: NDArray[Any]) -> list[str]:
+    """The names of a chunk's rows."""
     return [name.decode(errors="replace") for name in chunk["image"].tolist()]
 
 
-def _mapped(path: Path) -> NDArray[Any] | None:
+def mapped(path: Path) -> NDArray[Any] | None:
+    """A chunk as it lies on disk; None where it is none."""
     try:
         chunk: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError):
@@ -362,9 +238,9 @@ def _intact(folder: Path, wanted: set[str], record: np.dtype[Any]) -> list[NDArr
     """The chunks that hold wanted rows; what is damaged is deleted, to be computed again."""
 
     def read(path: Path) -> NDArray[Any] | None:
-        chunk = _mapped(path)
+        chunk = mapped(path)
         if chunk is not None and chunk.dtype == record:
-            if wanted.isdisjoint(_names(chunk)):
+            if wanted.isdisjoint(row_names(chunk)):
                 return None
             with path.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() == path.stem:

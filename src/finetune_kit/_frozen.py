@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from finetune_kit._batches import WORKERS, Load
 from finetune_kit._decoding import DECODING
-from finetune_kit._features import Entry, Features, described, earlier_cuts, row_name
+from finetune_kit._digest import described
+from finetune_kit._features import Entry, Features, earlier_cuts, row_name
 from finetune_kit._graph import random_states
 from finetune_kit._images import ImageSet, content_digests
 from finetune_kit._plan import FreezePlan

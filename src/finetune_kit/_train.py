@@ -33,7 +33,8 @@ from finetune_kit._checks import (
     check_kind,
     image_size,
 )
-from finetune_kit._features import DTYPES, CacheDir, described, opened
+from finetune_kit._digest import described
+from finetune_kit._features import DTYPES, CacheDir, opened
 from finetune_kit._frozen import Augmentation, Source
 from finetune_kit._graph import copy, is_stochastic
 from finetune_kit._images import ImageSet, content_digests
@@ -130,8 +131,9 @@ def fine_tune(
             the one that belongs to the head. Defaults to that alone.
         label_smoothing: how much of each label is spread over all classes, from 0 (default: none)
             to below 1 (Szegedy et al., CVPR 2016).
-        class_weight: how much a sample of a class counts: a mapping from class names or indices,
-            or `"balanced"` (each class as much as another). Default: each sample as much.
+        class_weight: how much a sample of a class counts: a mapping from class names or indices
+            (those left out count 1), or `"balanced"` (each class as much as another). Default: each
+            sample as much.
         callbacks: plain Keras callbacks; their `model` is the whole one, which takes pixels. Epoch
             numbers go on from phase to phase, each of which begins and ends for them: EarlyStopping
             ends a phase, and restores its best weights before the next one.
