@@ -53,3 +53,20 @@ def test_only_images_that_one_model_gets_right_count():
     test = study.compared(list(settings), settings, runs, 0)["good / bad"]
     assert (test["only_first"], test["only_second"]) == (5, 0)
     assert np.isclose(test["p"], 2 * 0.5**5)
+
+
+def test_what_the_study_reported_fits_the_table():
+    """Rows as long as the others, in the order of the classes that are there."""
+    rows = study.reported(("Normal", "Viral Pneumonia"))
+    assert [row[2:] for row in rows] == [
+        ["0.74", "0.64", "0.80", "0.20", ""],
+        ["0.64", "0.50", "0.56", "0.00", ""],
+    ]
+
+
+def test_a_probe_is_a_phase_of_its_own():
+    setting = study.Setting(5, batch_norm="frozen", learning_rate=1e-4, probe_epochs=2)
+    probe, rest = study.phases(setting, 20)
+    assert (probe.trainable_blocks, probe.epochs, probe.learning_rate) == (0, 2, 1e-3)
+    assert (rest.trainable_blocks, rest.epochs, rest.learning_rate) == (5, 18, 1e-4)
+    assert setting.name().endswith("probe-2")
