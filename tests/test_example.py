@@ -75,6 +75,7 @@ def test_the_pixels_of_the_study_are_bgr_from_0_to_1():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Raw pixels from 0 to 255")  # so did the study
 @pytest.mark.parametrize("recipe", ["study", "recommended"])
 def test_the_example_runs_and_writes_what_it_promises(recipe, drawn, tmp_path, capsys):
     arguments = (

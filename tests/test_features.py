@@ -130,7 +130,7 @@ def changed_graph(backbone, images, options):
 
 
 def changed_preprocessing(backbone, images, options):
-    return backbone, images, {**options, "preprocessing": keras.layers.Rescaling(0.5)}
+    return backbone, images, {**options, "preprocessing": keras.layers.Rescaling(0.9)}
 
 
 def changed_type(backbone, images, options):

@@ -163,6 +163,22 @@ def test_what_load_cannot_load_is_said(tiny_images):
         tiny_images.load([24])
 
 
+def test_pixels_and_labels_that_look_wrong_are_warned_of():
+    x = np.full((3, 4, 4, 3), 9, np.uint8)
+    with pytest.warns(UserWarning, match="none above 1"):
+        ftk.ImageSet.from_arrays(x // 255, ["a", "b", "a"])
+    with pytest.warns(UserWarning, match=r"one-hot, pass labels\.argmax"):
+        ftk.ImageSet.from_arrays(x, np.eye(2, dtype=int)[[0, 1, 0]])
+    ftk.ImageSet.from_arrays(x, [[0, 1], [1, 1], [0, 0]])
+
+
+def test_parts_without_classes_are_no_classes(tmp_path):
+    for part in ("train", "test"):
+        write(tmp_path / part / "1.png", np.zeros((8, 8), np.uint8))
+    with pytest.warns(UserWarning, match="read each part by itself"):
+        ftk.read_image_folder(tmp_path)
+
+
 def test_a_folder_of_parts_is_no_folder_of_classes(tmp_path):
     write(tmp_path / "train" / "cat" / "1.png", np.zeros((8, 8), np.uint8))
     with pytest.raises(ValueError, match="read each part by itself"):
@@ -177,7 +193,7 @@ def test_load_keeps_the_order_that_was_asked_for(tiny_images):
 
 
 def test_arrays_take_labels_as_names_or_indices():
-    x = np.zeros((3, 4, 4), np.uint8)
+    x = np.full((3, 4, 4), 9, np.uint8)
     by_name = ftk.ImageSet.from_arrays(x, ["b", "a", "b"])
     by_index = ftk.ImageSet.from_arrays(x, [1, 0, 1], ["a", "b"], groups=["p", "q", "p"])
     assert by_name.class_names == by_index.class_names == ("a", "b")
@@ -189,11 +205,18 @@ def test_arrays_take_labels_as_names_or_indices():
 @pytest.mark.parametrize(
     ("x", "labels", "names", "says"),
     [
-        (np.zeros((2, 4, 4, 3)), [0, 1], None, "uint8 pixels from 0 to 255"),
+        (
+            np.full((2, 4, 4, 3), 0.5),
+            [0, 1],
+            None,
+            r"\(x \* 255\)\.round.*float64, from 0.5 to 0.5",
+        ),
+        (np.full((2, 4, 4, 3), 170.0), [0, 1], None, r"pass x\.round\(\)\.astype\('uint8'\)"),
+        (np.full((2, 4, 4, 3), -1.0), [0, 1], None, "scale them to that range"),
         (np.zeros((2, 4, 4, 4), np.uint8), [0, 1], None, "shape"),
-        (np.zeros((2, 4, 4, 3), np.uint8), [0], None, "one for each of the 2 images"),
-        (np.zeros((2, 4, 4, 3), np.uint8), [0, 5], ["a", "b"], r"Received: \[5\]"),
-        (np.zeros((2, 4, 4, 3), np.uint8), ["a", "c"], ["a", "b"], r"Received: \['c'\]"),
+        (np.full((2, 4, 4, 3), 9, np.uint8), [0], None, "one for each of the 2 images"),
+        (np.full((2, 4, 4, 3), 9, np.uint8), [0, 5], ["a", "b"], r"Received: \[5\]"),
+        (np.full((2, 4, 4, 3), 9, np.uint8), ["a", "c"], ["a", "b"], r"Received: \['c'\]"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(x, labels, names, says):
@@ -491,7 +514,7 @@ def test_a_table_may_have_several_labels(tmp_path):
     file = table(tmp_path / "t.csv", "path,mass,fluid\nx.png,1,0\ny.png,1,1\n")
     images = ftk.read_image_table(file, label=("mass", "fluid"))
     assert images.labels.tolist() == [[1, 0], [1, 1]]
-    assert repr(images) == "ImageSet(2 images; mass: 2, fluid: 1)"
+    assert repr(images) == "ImageSet(2 images; multi-label; mass: 2, fluid: 1)"
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,8 @@ def test_an_unknown_family_is_an_error_that_tells_what_to_say():
         ("EfficientNetB0", keras.layers.Rescaling(1 / 255), "as 0 to 1 .*expect 0 to 255"),
         ("MobileNet", None, "as 0 to 255 through preprocessing=None.*expect -1 to 1"),
         ("MobileNet", keras.layers.Rescaling(1 / 255**2), "does not scale twice"),
-        ("MobileNet", keras.layers.Rescaling(1 / 255), None),  # the study's: wrong, not by much
+        ("MobileNet", keras.layers.Rescaling(1 / 255), "as 0 to 1 .*expect -1 to 1"),  # the study's
+        ("MobileNet", keras.layers.Rescaling(1 / 128, offset=-1), None),
     ],
 )
 def test_pixels_on_another_scale_are_warned_of(family, given, says, tiny_images, recwarn):

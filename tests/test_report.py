@@ -380,6 +380,7 @@ def test_a_model_with_other_classes_is_refused(tiny_images):
         ftk.evaluate(model, tiny_images, np.ones(24, bool))
     split = ftk.Split([0], [], [1])
     for arguments, says in (
+        ((model, tiny_images, "test"), "such as split.test"),
         ((model, tiny_images, split), "part of a split, such as split.test"),
         (("model.keras", tiny_images), "must be what fine_tune returned, or a keras.Model"),
         ((model, "folder"), "`images` must be of type ImageSet"),
@@ -390,6 +391,37 @@ def test_a_model_with_other_classes_is_refused(tiny_images):
         ftk.evaluate(model, tiny_images, heat_maps=-1)
     with pytest.raises(ValueError, match=r"no image twice.*3 indices, 1 of them again"):
         ftk.evaluate(model, tiny_images, [0, 4, 0])
+
+
+def test_what_was_trained_on_is_said_wherever_figures_are(tuned, tmp_path):
+    """Above the tables, and in a comparison too."""
+    report = ftk.evaluate(tuned, tuned.images, SPLIT.train)
+    first = "12 of these images were trained on: the figures are too good."
+    assert str(report).startswith(f"Mind: {first}\n\n")
+    comparison = ftk.compare({1: report, 2: report})
+    assert comparison.cautions() == [f"1: {first}", f"2: {first}"]
+    assert str(comparison).startswith(f"Mind: 1: {first}")
+    comparison.save(tmp_path)
+    for file in ("comparison.json", "comparison.html", "comparison.txt"):
+        assert first in (tmp_path / file).read_text(encoding="utf-8")
+
+
+def test_the_report_tells_the_rate_that_was_used(small_backbone, tuned):
+    """That of the spec, and of the optimizer where it has its own."""
+    spec = ftk.FineTuneSpec(learning_rate=1e-5)
+    for optimizer, rate in ((None, None), ("sgd", None), (keras.optimizers.SGD(0.25), 0.25)):
+        run = ftk.fine_tune(small_backbone, ftk.classification_head(3), spec, tuned.images, SPLIT,
+                            optimizer=optimizer, verbose=0)  # fmt: skip
+        about = ftk.evaluate(run, tuned.images, SPLIT.test).about["training"]
+        assert about["specs"][0]["learning_rate"] == 1e-5
+        assert about["optimizer"].get("learning_rate") == rate
+
+
+def test_pictures_of_an_earlier_report_do_not_stay(tmp_path):
+    evaluated([0, 1, 2], np.eye(3)[[0, 2, 1]] * 9 + 1).save(tmp_path)
+    assert (tmp_path / "mistakes.png").exists()
+    evaluated([0, 1, 2], np.eye(3) * 9 + 1).save(tmp_path)
+    assert not (tmp_path / "mistakes.png").exists()
 
 
 def test_validation_images_are_no_test_images(tuned):

@@ -198,7 +198,7 @@ def other_weights(backbone):
         ({"optimizer": "sgd"}, "optimizer"),
         ({"class_weight": {"dark": 2.0}}, "class_weight"),
         ({"cache_dir": False}, "features"),
-        ({"preprocessing": keras.layers.Rescaling(0.5)}, "preprocessing"),
+        ({"preprocessing": keras.layers.Rescaling(0.9)}, "preprocessing"),
     ],
 )
 def test_another_run_is_refused(small_backbone, tiny_images, tmp_path, change, says):

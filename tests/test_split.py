@@ -168,7 +168,7 @@ def test_sizes_that_are_no_shares_are_refused(sizes):
 
 
 def test_a_class_too_small_for_the_parts_is_named():
-    with pytest.raises(ValueError, match=r"at least 3 samples.*rare \(2\)"):
+    with pytest.raises(ValueError, match=r"at least 3 samples.*class rare with 2"):
         ftk.stratified_split(["common"] * 10 + ["rare"] * 2)
     assert len(ftk.stratified_split(["common"] * 10 + ["rare"] * 2, (0.5, 0.5, 0)).test) == 0
 

@@ -11,6 +11,7 @@ import study
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Raw pixels from 0 to 255")  # so did the study
 def test_a_run_is_kept_and_its_tables_come_from_it(tmp_path, monkeypatch, capsys):
     data = phantoms.write_phantoms(
         tmp_path / "data", images_per_class=dict.fromkeys(phantoms.CLASSES[:2], 10), size=32

@@ -274,6 +274,9 @@ def test_other_conventions_survive_saving(family, tiny_images, tmp_path):
         ({"class_weight": {"purple": 1}}, "`class_weight`"),
         ({"class_weight": "even"}, "`class_weight`"),
         ({"optimizer": 0.1}, "`optimizer`"),
+        ({"metrics": ["sparse_categorical_accuracy"]}, "`metrics` is given one-hot labels"),
+        ({"augmentation": keras.layers.MixUp()}, "MixUp and CutMix mix several"),
+        ({"head": ftk.classification_head(3, pooling=None)}, "it lacks pooling"),
         ({"preprocessing": "tf"}, "`preprocessing`"),
         ({"split": ftk.Split(np.arange(30), np.arange(0), np.arange(0))}, r"from 0 to 23"),
         ({"split": ftk.Split(np.arange(0), np.arange(3), np.arange(0))}, "at least one image"),
@@ -281,7 +284,7 @@ def test_other_conventions_survive_saving(family, tiny_images, tmp_path):
         ({"split": "all"}, "`split` must be of type Split.*split='all' of type str"),
         ({"images": ftk.FineTuneSpec(1)}, "`images` must be of type ImageSet"),
         ({"spec": 2}, "`spec` must be of type FineTuneSpec.*spec=2 of type int"),
-        ({"head": None}, "`head` must be of type Layer, see classification_head"),
+        ({"head": None}, r"`head` must be of type Layer \(see classification_head\)"),
         ({"seed": "a"}, "`seed` must be a whole number from 0 up"),
     ],
 )

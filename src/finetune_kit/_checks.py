@@ -28,11 +28,11 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
         )
 
 
-def check_kind(name: str, value: Any, kind: type, made_by: str) -> None:
-    """Refuse what is of another type; `made_by` says where one comes from."""
+def check_kind(name: str, value: Any, kind: type, hint: str) -> None:
+    """Refuse what is of another type; `hint` says where one comes from."""
     if not isinstance(value, kind):
         raise ValueError(
-            f"`{name}` must be of type {kind.__name__}, see {made_by}. "
+            f"`{name}` must be of type {kind.__name__} ({hint}). "
             f"Received: {name}={_brief(value)} of type {type(value).__name__}"
         )
 
@@ -60,10 +60,12 @@ def check_folder(name: str, path: Any, or_else: str = "") -> None:
 
 def check_indices(name: str, indices: NDArray[np.int64], count: int) -> None:
     """Refuse what are no indices of `count` things."""
-    if len(indices) and (indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer)):
+    whole = np.issubdtype(indices.dtype, np.integer)
+    if indices.ndim != 1 or (len(indices) and not whole):
         raise ValueError(
-            f"`{name}` must be a one-dimensional array of indices (np.flatnonzero makes one of a "
-            f"mask). Received: dtype {indices.dtype}, shape {indices.shape}"
+            f"`{name}` must be a one-dimensional array of indices, such as split.test "
+            "(np.flatnonzero makes one of a mask). "
+            f"Received: dtype {indices.dtype}, shape {indices.shape}"
         )
     if len(indices) and not (indices.min() >= 0 and indices.max() < count):
         raise ValueError(
@@ -87,6 +89,7 @@ def check_outputs(name: str, shape: Any, class_names: Sequence[str], *, many: bo
             f"{'labels' if many else 'classes'} {list(class_names)}, as "
             f"{'multilabel_head' if many else 'classification_head'}({count}) does"
             f"{' (or one in all)' if one else ''}. Received: output shape {shape}"
+            f"{'; it lacks pooling' if isinstance(shape, tuple) and len(shape) > 2 else ''}"
         )
 
 

@@ -95,6 +95,14 @@ class Comparison:
     reports: Mapping[str, Report]
     differences: tuple[Difference, ...]
 
+    def cautions(self) -> list[str]:
+        """What a reader of the figures should mind, in sentences."""
+        return [
+            f"{name}: {caution}"
+            for name, report in self.reports.items()
+            for caution in report.about.get("cautions", ())
+        ]
+
     def __str__(self) -> str:
         head = ["", *(OVERALL[name] for name in _SHOWN)]
         models = [
@@ -109,12 +117,14 @@ class Comparison:
             textwrap.fill(f"- {d.conclusion}", 100, subsequent_indent="  ")
             for d in self.differences
         )
-        return f"{aligned([head, *models])}\n\n{aligned([head, *pairs])}\n\n{told}"
+        mind = [f"Mind: {caution}" for caution in self.cautions()]
+        return "\n\n".join([*mind, aligned([head, *models]), aligned([head, *pairs]), told])
 
     def to_dict(self) -> dict[str, Any]:
         """All differences as plain values, for JSON."""
         return {
             "format": FORMAT,
+            "cautions": self.cautions(),
             "models": {
                 name: {key: figure.to_dict() for key, figure in report.figures.items()}
                 for name, report in self.reports.items()
@@ -155,7 +165,7 @@ class Comparison:
             drawing = _page.drawing("compared", picture, "Side by side", "with 95 % intervals")
         write_whole(target / "comparison.txt", f"{self}\n")
         write_whole(target / "comparison.json", json.dumps(self.to_dict(), indent=2) + "\n")
-        page = _page.of_comparison(title, figures, self.differences, drawing)
+        page = _page.of_comparison(title, figures, self.differences, drawing, self.cautions())
         write_whole(target / "comparison.html", page)
         return target
 
@@ -193,6 +203,7 @@ def compare(reports: Mapping[str, Report]) -> Comparison:
         strong is 17.5 points of accuracy above weak (
     """
     _check(reports)
+    reports = {str(name): report for name, report in reports.items()}
     drawn = {name: _draws(report) for name, report in reports.items()}
     pairs = [(a, b, *_discordant(reports[a], reports[b])) for a, b in combinations(reports, 2)]
     values = [
@@ -214,7 +225,7 @@ def compare(reports: Mapping[str, Report]) -> Comparison:
         )
         for (a, b, one, other), value, adjusted in zip(pairs, values, holm(values), strict=True)
     )
-    return Comparison(dict(reports), differences)
+    return Comparison(reports, differences)
 
 
 def holm(values: list[float]) -> list[float]:

@@ -133,7 +133,7 @@ def _check_kinds(net: Any, tuned: FineTuned | None, images: Any, indices: Any) -
             "`model` must be what fine_tune returned, or a keras.Model (keras.saving.load_model "
             f"reads one). Received: a {type(net).__name__}"
         )
-    check_kind("images", images, ImageSet, "read_image_folder or ImageSet.from_arrays")
+    check_kind("images", images, ImageSet, "see read_image_folder or ImageSet.from_arrays")
     if isinstance(indices, Split):
         raise ValueError(
             "`indices` must be a part of a split, such as split.test. Received: a Split"

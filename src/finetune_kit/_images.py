@@ -64,7 +64,10 @@ class ImageSet:
 
     def __repr__(self) -> str:
         counts = zip(self.class_names, self.counts(), strict=True)
-        return f"ImageSet({len(self):,} images; {', '.join(f'{n}: {c:,}' for n, c in counts)})"
+        many = "multi-label; " if self.labels.ndim == 2 else ""
+        return (
+            f"ImageSet({len(self):,} images; {many}{', '.join(f'{n}: {c:,}' for n, c in counts)})"
+        )
 
     def counts(self, indices: ArrayLike | None = None) -> NDArray[np.int64]:
         """How many images show each class, int array `(num_classes,)`.
@@ -133,16 +136,13 @@ class ImageSet:
             ValueError: if shapes, dtype or labels are not as above.
 
         Example:
-            >>> x = np.zeros((4, 32, 32, 3), np.uint8)
+            >>> x = np.full((4, 32, 32, 3), 128, np.uint8)
             >>> ImageSet.from_arrays(x, ["cat", "dog", "cat", "dog"])
             ImageSet(4 images; cat: 2, dog: 2)
         """
         pixels = np.asarray(x)
         if pixels.dtype != np.uint8:
-            raise ValueError(
-                "`x` must hold uint8 pixels from 0 to 255; for floats from 0 to 1 pass "
-                f"(x * 255).round().astype('uint8'). Received: dtype {pixels.dtype}"
-            )
+            raise ValueError(f"`x` must hold uint8 pixels from 0 to 255{_mending(pixels)}")
         if pixels.ndim == 3:
             pixels = pixels[..., None]
         if pixels.ndim != 4 or pixels.shape[-1] not in (1, 3):
@@ -150,13 +150,19 @@ class ImageSet:
                 "`x` must have the shape (n, h, w, 3), (n, h, w, 1) or (n, h, w). "
                 f"Received: shape {np.shape(x)}"
             )
-        if pixels.size and pixels.max() == 1:
+        if pixels.size and pixels.max() <= 1:
             warnings.warn(
                 "`x` should hold pixels from 0 to 255, and holds none above 1; if it was made from "
                 "floats from 0 to 1, pass (x * 255).round().astype('uint8')",
                 stacklevel=2,
             )
         indices, names = _labelled(np.asarray(labels), class_names, len(pixels))
+        if indices.ndim == 2 and (indices.sum(axis=1) == 1).all():
+            warnings.warn(
+                "`labels` of shape (n, k) are those of images with several labels, and each of "
+                "these has one; if they are one-hot, pass labels.argmax(axis=1)",
+                stacklevel=2,
+            )
         return cls(
             paths=tuple(f"image {i}" for i in range(len(pixels))),
             labels=indices,
@@ -164,6 +170,18 @@ class ImageSet:
             groups=None if groups is None else numbered(np.asarray(groups).tolist(), len(pixels)),
             _pixels=np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels,
         )
+
+
+def _mending(pixels: NDArray[Any]) -> str:
+    """What to do with pixels that are no uint8, and what they are."""
+    if not pixels.size or not np.issubdtype(pixels.dtype, np.number):
+        return f". Received: dtype {pixels.dtype}"
+    low, high = pixels.min(), pixels.max()
+    pass_on = "scale them to that range"
+    if low >= 0 and high <= 255:
+        pass_on = "x.round().astype('uint8')" if high > 1 else "(x * 255).round().astype('uint8')"
+        pass_on = f"pass {pass_on}"
+    return f"; {pass_on}. Received: dtype {pixels.dtype}, from {low:.4g} to {high:.4g}"
 
 
 def content_digests(images: ImageSet, indices: ArrayLike) -> list[str]:

@@ -95,9 +95,9 @@ def find_duplicates(
         >>> find_duplicates(images).clusters
         ((0, 5),)
     """
-    check_kind("images", images, ImageSet, "read_image_folder or ImageSet.from_arrays")
+    check_kind("images", images, ImageSet, "see read_image_folder or ImageSet.from_arrays")
     if split is not None:
-        check_kind("split", split, Split, "stratified_split")
+        check_kind("split", split, Split, "see stratified_split")
     if not isinstance(threshold, Real) or not -1 <= threshold <= 1:
         raise ValueError(f"`threshold` must be from -1 to 1. Received: threshold={threshold!r}")
     count = len(images)

@@ -59,9 +59,9 @@ def write_manifest(
         True
     """
     target = _checked(file)
-    check_kind("images", images, ImageSet, "read_image_folder or read_image_table")
+    check_kind("images", images, ImageSet, "see read_image_folder or read_image_table")
     if split is not None:
-        check_kind("split", split, Split, "stratified_split")
+        check_kind("split", split, Split, "see stratified_split")
     if images._pixels is not None:
         raise ValueError("`images` must be files, as those of read_image_folder. Received: arrays")
     rows = _rows(images, split, target.parent)

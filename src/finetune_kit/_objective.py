@@ -43,12 +43,15 @@ class Wanted:
                 "`metrics` must be a list of names or instances of Keras metrics. "
                 f"Received: {self.metrics!r}"
             )
-        named = getattr(self.loss, "name", self.loss)
-        if isinstance(named, str) and named.lower().replace("_", "").startswith("sparse"):
-            raise ValueError(
-                "`loss` is given one-hot labels, so it must be one without 'sparse' in its name, "
-                f"such as 'categorical_crossentropy'. Received: {self.loss!r}"
-            )
+        for role, given, instead in (
+            ("loss", [self.loss], "categorical_crossentropy"),
+            ("metrics", self.metrics or (), "categorical_accuracy"),
+        ):
+            if any(map(_is_sparse, given)):
+                raise ValueError(
+                    f"`{role}` is given one-hot labels, so it must be one without 'sparse' in its "
+                    f"name, such as {instead!r}. Received: {getattr(self, role)!r}"
+                )
         if self.loss is not None:
             keras.losses.get(self.loss)
 
@@ -152,6 +155,14 @@ def class_weights(
         )
     given = {known[key]: float(value) for key, value in class_weight.items()}
     return {i: given.get(i, 1.0) for i in range(len(names))}
+
+
+def _is_sparse(given: Any) -> bool:
+    names = (given, getattr(given, "name", None), type(given).__name__)
+    return any(
+        isinstance(name, str) and name.lower().replace("_", "").startswith("sparse")
+        for name in names
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -43,9 +43,10 @@ class Optimizers:
 
     @property
     def config(self) -> dict[str, Any]:
-        """What the optimizers are made of, as plain values and without their name."""
+        """What the optimizers are made of, as plain values, without what the spec says."""
         made: dict[str, Any] = keras.optimizers.serialize(self._kind.from_config(self._config))
-        values = {name: value for name, value in made["config"].items() if name != "name"}
+        left_out = {"name"} if self._keeps_rate else {"name", "learning_rate"}
+        values = {name: value for name, value in made["config"].items() if name not in left_out}
         return {"class_name": made["class_name"], **values}
 
     def check(self, phases: Sequence[Mapping[str, float]]) -> None:

@@ -44,6 +44,7 @@ def of_comparison(
     figures: Mapping[str, Mapping[str, Figure]],
     differences: Sequence[Any],
     picture: str,
+    cautions: Sequence[str],
 ) -> str:
     """The page of a `Comparison`: its models' figures by name, their differences, a picture."""
     models = [
@@ -60,7 +61,7 @@ def of_comparison(
     names = [f"{escape(d.second)} less {escape(d.first)}" for d in differences]
     told = "".join(f"<li>{escape(difference.conclusion)}</li>" for difference in differences)
     sections = [
-        ("What may be concluded", f"<ul>{told}</ul>{picture}"),
+        ("What may be concluded", f"{_minded(cautions)}<ul>{told}</ul>{picture}"),
         ("Figures", table(["", *map(escape, figures)], models, "Each model")),
         ("Differences", table(["", *names], pairs, "Paired, on the same images")),
     ]
@@ -116,6 +117,10 @@ def figure_cell(figure: Figure, form: str = ".3f") -> str:
     return f'<span title="{method}">{value}<br><small>{ends}</small></span>'
 
 
+def _minded(cautions: Sequence[str]) -> str:
+    return "".join(f'<p class="warning"><b>Mind:</b> {escape(text)}</p>' for text in cautions)
+
+
 def _glance(report: Any) -> str:
     tiles = "".join(
         f'<div class="tile"><b>{figure.value:.3f}</b><span>{OVERALL[name]}</span>'
@@ -124,14 +129,11 @@ def _glance(report: Any) -> str:
         if name in ("accuracy", "macro_f1", "roc_auc", "calibration_error")
         and figure.value == figure.value
     )
-    warnings = "".join(
-        f'<p class="warning"><b>Mind:</b> {escape(text)}</p>' for text in report.cautions()
-    )
     return (
         f"<p>{len(report.labels):,} images, {len(report.class_names)} "
         f"{'labels' if report.many else 'classes'}. Below each figure stands its 95 % interval: of "
         "100 test sets of this size and kind, the interval holds the true value in 95.</p>"
-        f'{warnings}<div class="tiles">{tiles}</div>'
+        f'{_minded(report.cautions())}<div class="tiles">{tiles}</div>'
     )
 
 

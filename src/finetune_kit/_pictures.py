@@ -28,6 +28,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _DASHES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _CURVES = 8  # so many classes have curves of their own
+OF_REPORT = ("confusion_matrix", "learning_curves", "curves", "calibration", "mistakes")
 _log = logging.getLogger("finetune_kit")
 
 

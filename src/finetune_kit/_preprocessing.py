@@ -87,7 +87,7 @@ def warn_of_pixels(given: keras.Layer | None, backbone: keras.Model) -> None:
         return
     low, high = pixel_range(expected, backbone)
     lowest, highest = pixel_range(given, backbone)
-    if not 1 / 4 < (highest - lowest) / (high - low) < 4:
+    if not 2 / 3 < (highest - lowest) / (high - low) < 3 / 2:
         name = "None" if given is None else repr(given.name)
         warnings.warn(
             f"Raw pixels from 0 to 255 reach {backbone.name!r} as {lowest:.3g} to {highest:.3g} "

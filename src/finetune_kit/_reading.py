@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import logging
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from finetune_kit._decoding import SUFFIXES, unreadable
 from finetune_kit._images import ImageSet, numbered
 
 _PARTS = {"train", "valid", "val", "validation", "test"}  # of a split that somebody made
+_JOINED = "; read each part by itself (the docs' page 'Data that is split already' joins them)"
 
 _log = logging.getLogger("finetune_kit")
 
@@ -77,8 +79,10 @@ def read_image_folder(
         raise ValueError(
             f"`path` must hold one folder a class with images in it, such as {root / 'CLASS'} or "
             f"{root / 'CLASS' / 'images'}. Received: {str(root)!r}, which holds "
-            f"{there[:10]}{'; read each part by itself' if _PARTS & set(there) else ''}"
+            f"{there[:10]}{_JOINED if _PARTS & set(there) else ''}"
         )
+    if classes and set(classes) <= _PARTS:
+        warnings.warn(f"The classes of {str(root)!r} are {list(classes)}{_JOINED}", stacklevel=2)
     files = [file for found in classes.values() for file in found]
     labels = np.repeat(np.arange(len(classes)), [len(found) for found in classes.values()])
     good, bad = _readable(files, on_error, closed)

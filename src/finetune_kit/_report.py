@@ -193,7 +193,9 @@ class Report:
         }
 
     def __str__(self) -> str:
-        return "\n\n".join([self._class_table(), self._overall_table(), self._counts_table()])
+        told = [f"Mind: {caution}" for caution in self.about.get("cautions", ())]
+        tables = [self._class_table(), self._overall_table(), self._counts_table()]
+        return "\n\n".join([*told, *tables])
 
     def to_dict(self) -> dict[str, Any]:
         """All figures as plain values, for JSON; see the page *Reading the report* for the keys."""
@@ -237,8 +239,11 @@ class Report:
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         pictures = _pictures.of_report(self) if _pictures.available(target) else {}
-        for name, picture in pictures.items():
-            write_whole(target / f"{name}.png", _pictures.png(picture))
+        for name in _pictures.OF_REPORT:
+            if name in pictures:
+                write_whole(target / f"{name}.png", _pictures.png(pictures[name]))
+            else:  # that of an earlier report
+                (target / f"{name}.png").unlink(missing_ok=True)
         write_whole(target / "report.txt", f"{self}\n")
         write_whole(target / "report.json", json.dumps(self.to_dict(), indent=2) + "\n")
         write_whole(target / "report.html", _page.of_report(self, title, pictures))

@@ -164,7 +164,7 @@ class FineTuneSpec:
         Raises:
             ValueError: if the backbone has a classifier, or its output does not fit the head.
         """
-        check_kind("head", head, keras.Layer, "classification_head")
+        check_kind("head", head, keras.Layer, "see classification_head")
         graph, parts = functional(backbone), partition(backbone, self.level)
         if parts.top:
             names = ", ".join(op.name for op in parts.top)
@@ -193,9 +193,8 @@ class FineTuneSpec:
         except ValueError as error:
             raise ValueError(
                 f"`head` must take the output of `backbone` ({backbone.name!r}), of shape "
-                f"{backbone.output_shape}; build one without `pooling` for a head that pools, and "
-                "make the head anew, as Keras has built it in part. "
-                f"Received: head={head.name!r}, which says: {error}"
+                f"{backbone.output_shape}; for one that is pooled already, classification_head("
+                f"..., pooling=None). Received: head={head.name!r}, which says: {error}"
             ) from error
         return keras.Model(inputs, outputs, name=f"{backbone.name}_with_{head.name}")
 

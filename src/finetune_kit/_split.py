@@ -46,10 +46,12 @@ class Split:
     def __post_init__(self) -> None:
         for part in PARTS:
             given = np.asarray(getattr(self, part))
-            if given.ndim != 1 or (len(given) and not np.issubdtype(given.dtype, np.integer)):
+            whole = np.issubdtype(given.dtype, np.integer)
+            if given.ndim != 1 or (len(given) and not (whole and given.min() >= 0)):
                 raise ValueError(
-                    f"`{part}` must be a one-dimensional array of indices (np.flatnonzero makes "
-                    f"one of a mask). Received: dtype {given.dtype}, shape {given.shape}"
+                    f"`{part}` must be a one-dimensional array of indices from 0 up "
+                    "(np.flatnonzero makes one of a mask). "
+                    f"Received: dtype {given.dtype}, shape {given.shape}"
                 )
             object.__setattr__(self, part, given.astype(np.int64))
         found, counts = np.unique(
@@ -281,6 +283,11 @@ def _shares(sizes: Sequence[float], count: int) -> NDArray[np.float64]:
 
 def _labels(labels: ArrayLike) -> NDArray[Any]:
     values = np.asarray(labels)
+    if not values.ndim:
+        raise ValueError(
+            "`labels` must be one for each sample, such as images.labels. "
+            f"Received: a {type(labels).__name__}"
+        )
     if values.ndim != 2:
         return _column("labels", values)
     if not values.size or not np.isin(values, (0, 1)).all():
@@ -341,9 +348,10 @@ def _check_counts(
     """Refuse classes that cannot be in every part."""
     parts = int((shares > 0).sum())
     counts = np.bincount(tally.indices, minlength=len(names))
-    small = [f"{name} ({n})" for name, n in zip(names, counts, strict=True) if n < parts]
+    small = [f"class {name} with {n}" for name, n in zip(names, counts, strict=True) if n < parts]
     if small:
         raise ValueError(
             f"Each class must have at least {parts} {what}, one for each part with a share above "
-            f"0. Received too few of: {', '.join(small[:10])}"
+            "0; find more, leave the class out, or give a part the size 0. "
+            f"Received: {', '.join(small[:10])}"
         )

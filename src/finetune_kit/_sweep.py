@@ -86,8 +86,8 @@ def sweep(
     if not isinstance(specs, Sequence) or not specs:
         raise ValueError(f"`specs` must be one or more FineTuneSpec. Received: {specs!r}")
     for i, spec in enumerate(specs):
-        check_kind(f"specs[{i}]", spec, FineTuneSpec, "FineTuneSpec")
-    check_kind("backbone", backbone, keras.Model, "keras.applications.MobileNetV2(...)")
+        check_kind(f"specs[{i}]", spec, FineTuneSpec, "such as FineTuneSpec(trainable_blocks=2)")
+    check_kind("backbone", backbone, keras.Model, "such as keras.applications.MobileNetV2(...)")
     check_cache_dir(options.get("cache_dir"))
     # The one that trains most comes first: the others go on from its features.
     order = sorted(range(len(specs)), key=lambda i: len(prefix_names(specs[i].plan(backbone))))
@@ -100,5 +100,8 @@ def sweep(
         for i in order:
             if run_dir is not None:
                 options["run_dir"] = os.path.join(run_dir, str(i + 1))
+            if options.get("verbose", "auto"):
+                blocks = specs[i].trainable_blocks
+                print(f"Spec {i + 1} of {len(specs)}: trainable_blocks={blocks!r}", flush=True)
             runs[i] = fine_tune(backbone, head, specs[i], images, split, **options)
     return tuple(runs[i] for i in range(len(specs)))

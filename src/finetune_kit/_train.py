@@ -186,11 +186,16 @@ def fine_tune(
     started = time.perf_counter()
     specs: list[Any] = list(spec) if isinstance(spec, Sequence) and spec else [spec]
     for phase in specs:
-        check_kind("spec", phase, FineTuneSpec, "FineTuneSpec (a list of them is phases)")
-    check_kind("backbone", backbone, keras.Model, "keras.applications.MobileNetV2(...)")
-    check_kind("head", head, keras.Layer, "classification_head")
-    check_kind("images", images, ImageSet, "read_image_folder or ImageSet.from_arrays")
-    check_kind("split", split, Split, "stratified_split")
+        check_kind(
+            "spec",
+            phase,
+            FineTuneSpec,
+            "such as FineTuneSpec(trainable_blocks=2), or a list of one or more",
+        )
+    check_kind("backbone", backbone, keras.Model, "such as keras.applications.MobileNetV2(...)")
+    check_kind("head", head, keras.Layer, "see classification_head")
+    check_kind("images", images, ImageSet, "see read_image_folder or ImageSet.from_arrays")
+    check_kind("split", split, Split, "see stratified_split")
     _check_images(images, split)
     size = image_size("backbone", backbone)
     check_count("batch_size", batch_size)
@@ -356,6 +361,13 @@ def _check_caching(
         raise ValueError(
             "`augmentation` must be a Keras layer, such as keras.layers.RandomFlip('horizontal') "
             f"or a Sequential of several. Received: {augmentation!r}"
+        )
+    mixing = (keras.layers.MixUp, keras.layers.CutMix)
+    layers = [augmentation, *getattr(augmentation, "layers", ())]
+    if augmentation is not None and any(isinstance(layer, mixing) for layer in layers):
+        raise ValueError(
+            "`augmentation` must change each image by itself, as the versions of one image are "
+            f"kept; MixUp and CutMix mix several. Received: {augmentation.name!r}"
         )
     if augmentation is not None and cache_dir is False:
         raise ValueError(
