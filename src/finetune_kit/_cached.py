@@ -57,9 +57,7 @@ def cached_features(cache_dir: str | os.PathLike[str]) -> tuple[CachedFeatures, 
             model=about["model"],
             shapes=tuple(tuple(shape) for shape in about["shapes"]),
             dtype=about["dtype"],
-            images=len(
-                {name for chunk in chunks if chunk is not None for name in row_names(chunk)}
-            ),
+            images=len({name for chunk in chunks for name in row_names(chunk)}),
             bytes=sum(path.stat().st_size for path in folder.iterdir()),
             folder=str(folder),
         )
