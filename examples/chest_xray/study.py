@@ -59,6 +59,10 @@ def recommended(blocks: int) -> Setting:
     return Setting(blocks, "avg", "frozen", "recommended", epoch="best")
 
 
+OTHERS = {  # columns of the means besides the figures of the test
+    "train_accuracy": "training accuracy, last epoch",
+    "lowest_late_val_accuracy": "lowest validation accuracy, second half of the epochs",
+}
 CHANGES: dict[str, dict[str, Any]] = {
     "BatchNorm in inference mode": {"batch_norm": "frozen"},
     "pooled head": {"pooling": "avg"},
@@ -68,7 +72,6 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 BACK: dict[str, dict[str, Any]] = {
     "BatchNorm training": {"batch_norm": "train"},
-    "flattened head": {"pooling": "flatten"},
     "BGR from 0 to 1": {"pixels": "study"},
     "last epoch instead of best": {"epoch": "last"},
 }
@@ -246,7 +249,7 @@ def reported(classes: Sequence[str]) -> list[list[str]]:
             "",
             *(f"{told[key]:.2f}" for key in ("accuracy", "macro_f1")),
             *(f"{told['recall'][name]:.2f}" if name in told["recall"] else "" for name in classes),
-            "",
+            *("" for _ in OTHERS),
         ]
         for n, told in STUDY.items()
     ]
@@ -276,19 +279,18 @@ def tables(summary: dict[str, Any], classes: Sequence[str], first: Sequence[list
     for name, rows in summary["rows"].items():
         measured = [[row["accuracy"], row["macro_f1"], *row["recalls"].values()] for row in rows]
         figures = [over([f["value"] for f in column]) for column in zip(*measured, strict=True)]
-        late = over([row["lowest_late_val_accuracy"] for row in rows])
-        means.append([name, f"{rows[0]['parameters']:,}", *figures, late])
+        others = [over([row[key] for row in rows]) for key in OTHERS]
+        means.append([name, f"{rows[0]['parameters']:,}", *figures, *others])
         for row, told in zip(rows, measured, strict=True):
             each.append([name, str(row["seed"]), *map(within, told)])
     for name, rows in summary["tests"].items():
         pairs = [f"{r['only_first']} / {r['only_second']} (p = {r['p']:.2g})" for r in rows]
         tests.append([name, *pairs])
-    late = "lowest validation accuracy, second half of the epochs"
     seeds = [f"seed {row['seed']}" for row in rows]
     return "\n\n".join(
         [
             "Mean of the seeds (lowest-highest):",
-            markdown(["", "parameters", "accuracy", "macro F1", *recalls, late], means),
+            markdown(["", "parameters", "accuracy", "macro F1", *recalls, *OTHERS.values()], means),
             "Each run, with 95 % intervals (Wilson's; macro F1: bootstrap):",
             markdown(["", "seed", "accuracy", "macro F1", *recalls], each),
             "Test images that only the first / only the second got right (exact McNemar test, with "
@@ -322,7 +324,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--experiments",
         nargs="+",
         choices=EXPERIMENTS,
-        default=["models", "depth", "collapse", "suspects"],
+        default=list(EXPERIMENTS),
     )
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     add("--epochs", type=int, default=20, help="default: 20")
