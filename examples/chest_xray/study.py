@@ -60,8 +60,8 @@ def recommended(blocks: int) -> Setting:
 
 
 OTHERS = {  # columns of the means besides the figures of the test
-    "train_accuracy": "training accuracy, last epoch",
-    "lowest_late_val_accuracy": "lowest validation accuracy, second half of the epochs",
+    "train_accuracy": "last in training",
+    "lowest_late_val_accuracy": "lowest late",
 }
 CHANGES: dict[str, dict[str, Any]] = {
     "BatchNorm in inference mode": {"batch_norm": "frozen"},
@@ -245,7 +245,7 @@ def reported(classes: Sequence[str]) -> list[list[str]]:
     """Rows of the study's own figures, of which nothing else survived."""
     return [
         [
-            f"Model {n}, as reported (4 classes, 794 test images)",
+            f"Model {n} as reported, 4 classes",
             "",
             *(f"{told[key]:.2f}" for key in ("accuracy", "macro_f1")),
             *(f"{told['recall'][name]:.2f}" if name in told["recall"] else "" for name in classes),
@@ -280,7 +280,7 @@ def tables(summary: dict[str, Any], classes: Sequence[str], first: Sequence[list
         measured = [[row["accuracy"], row["macro_f1"], *row["recalls"].values()] for row in rows]
         figures = [over([f["value"] for f in column]) for column in zip(*measured, strict=True)]
         others = [over([row[key] for row in rows]) for key in OTHERS]
-        means.append([name, f"{rows[0]['parameters']:,}", *figures, *others])
+        means.append([name, f"{rows[0]['parameters'] / 1e6:.1f} M", *figures, *others])
         for row, told in zip(rows, measured, strict=True):
             each.append([name, str(row["seed"]), *map(within, told)])
     for name, rows in summary["tests"].items():
@@ -289,10 +289,14 @@ def tables(summary: dict[str, Any], classes: Sequence[str], first: Sequence[list
     seeds = [f"seed {row['seed']}" for row in rows]
     return "\n\n".join(
         [
-            "Mean of the seeds (lowest-highest):",
+            "Mean of the seeds (lowest-highest); last in training: accuracy of the last epoch on "
+            "the training images; lowest late: on the validation images, in the second half of the "
+            "epochs.",
             markdown(["", "parameters", "accuracy", "macro F1", *recalls, *OTHERS.values()], means),
-            "Each run, with 95 % intervals (Wilson's; macro F1: bootstrap):",
+            "<details><summary>Each run, with 95 % intervals (Wilson's; macro F1: bootstrap)"
+            "</summary>",
             markdown(["", "seed", "accuracy", "macro F1", *recalls], each),
+            "</details>",
             "Test images that only the first / only the second got right (exact McNemar test, with "
             "Holm's correction for all pairs of rows):",
             markdown(["", *seeds], tests),
