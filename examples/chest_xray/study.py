@@ -75,7 +75,7 @@ BACK: dict[str, dict[str, Any]] = {
     "BGR from 0 to 1": {"pixels": "study"},
     "last epoch instead of best": {"epoch": "last"},
 }
-LIFE: dict[str, dict[str, Any]] = {
+RESCUES: dict[str, dict[str, Any]] = {
     "learning rate 1e-4": {"learning_rate": 1e-4},
     "2 epochs of the head first": {"probe_epochs": 2},
     "BatchNorm training": {"batch_norm": "train"},
@@ -90,7 +90,7 @@ EXPERIMENTS: dict[str, dict[str, Setting]] = {
     "depth": {f"{n} blocks" if n != 1 else "1 block": recommended(n) for n in range(9)},
     "collapse": {
         "5 blocks": recommended(5),
-        **{change: replace(recommended(5), **what) for change, what in LIFE.items()},
+        **{change: replace(recommended(5), **what) for change, what in RESCUES.items()},
     },
     "suspects": {
         "study's recipe": STUDY_3,
@@ -324,12 +324,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--data", type=Path, help="the database's folder (default: phantoms drawn for you)")
     add("--weights", default="imagenet", help="imagenet, none or a file (default: imagenet)")
-    add(
-        "--experiments",
-        nargs="+",
-        choices=EXPERIMENTS,
-        default=list(EXPERIMENTS),
-    )
+    add("--experiments", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS))
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     add("--epochs", type=int, default=20, help="default: 20")
     add("--batch-size", type=int, default=64, help="default: 64")

@@ -32,6 +32,15 @@ from finetune_kit._split import PARTS, Split
 from finetune_kit._train import FineTuned
 
 _SHOWN = 240  # images in a report at most: about 2 MB of page
+_SEEN = (  # parts of the split that the test should share nothing with
+    ("train", "trained on", "were trained on: the figures are too good."),
+    (
+        "validation",
+        "validated on",
+        "are from the validation part: where it chose the epoch or the settings, the figures are "
+        "too good.",
+    ),
+)
 _log = logging.getLogger("finetune_kit")
 
 
@@ -248,19 +257,12 @@ def _about(
             **tuned.settings,
             "seconds": {name: round(value, 1) for name, value in tuned.timings.items()},
         }
-        known = set(content_digests(tuned.images, split.train))
-        seen = sum(digest in known for digest in digests)
-        data["of these images trained on"] = seen
-        if seen:
-            cautions.append(f"{seen} of these images were trained on: the figures are too good.")
-        known = set(content_digests(tuned.images, split.validation))
-        seen = sum(digest in known for digest in digests)
-        data["of these images validated on"] = seen
-        if seen:
-            cautions.append(
-                f"{seen} of these images are from the validation part: where it chose the epoch or "
-                "the settings, the figures are too good."
-            )
+        for part, told, caution in _SEEN:
+            known = set(content_digests(tuned.images, getattr(split, part)))
+            seen = sum(digest in known for digest in digests)
+            data[f"of these images {told}"] = seen
+            if seen:
+                cautions.append(f"{seen} of these images {caution}")
         if duplicates is not None and tuned.images is images:
             cautions += _near(duplicates, split.train, chosen, data)
     if duplicates is not None:

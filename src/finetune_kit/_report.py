@@ -229,7 +229,8 @@ class Report:
         `plots`. Each file is written whole or not at all.
 
         Args:
-            folder: made if it does not exist; files of these names in it are replaced.
+            folder: made if it does not exist; files of these names in it are replaced, and
+                pictures that this report has not are removed.
             title: of the page and the card. Defaults to `"Report"`.
 
         Returns:
@@ -239,11 +240,10 @@ class Report:
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         pictures = _pictures.of_report(self) if _pictures.available(target) else {}
-        for name in _pictures.OF_REPORT:
-            if name in pictures:
-                write_whole(target / f"{name}.png", _pictures.png(pictures[name]))
-            else:  # that of an earlier report
-                (target / f"{name}.png").unlink(missing_ok=True)
+        for name, picture in pictures.items():
+            write_whole(target / f"{name}.png", _pictures.png(picture))
+        for name in set(_pictures.OF_REPORT) - set(pictures):  # those of an earlier report
+            (target / f"{name}.png").unlink(missing_ok=True)
         write_whole(target / "report.txt", f"{self}\n")
         write_whole(target / "report.json", json.dumps(self.to_dict(), indent=2) + "\n")
         write_whole(target / "report.html", _page.of_report(self, title, pictures))
