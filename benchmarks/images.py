@@ -5,7 +5,8 @@
 The same files, decoded and resized to 224 x 224 RGB: the data set's images as gray PNGs of
 299 x 299, as the real database has them, and as large colour JPEGs (1,200 x 1,000). Each way runs
 three times in turn; the least processor time (of all its threads) counts, so other programs
-disturb it little. Needs tensorflow for `keras.utils.image_dataset_from_directory`, which resizes
+disturb it little. With kornia-rs (the extra `fast`) ours is timed with and without it.
+Needs tensorflow for `keras.utils.image_dataset_from_directory`, which resizes
 without antialiasing (the same with it is a way of its own), and torch for a `DataLoader` with
 Pillow; what is not installed is left out.
 """
@@ -17,6 +18,7 @@ import importlib.util
 import os
 import tempfile
 import time
+import unittest.mock
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,17 @@ def ours(folder: Path) -> Callable[[], int]:
         return sum(len(images.load(rows[i : i + BATCH], SIZE)) for i in starts)
 
     return run
+
+
+def only_pillow(folder: Path) -> Callable[[], int]:
+    """The same without the extra `fast`."""
+    run = ours(folder)
+
+    def slowly() -> int:
+        with unittest.mock.patch("finetune_kit._decoding._FAST", False):
+            return run()
+
+    return slowly
 
 
 def keras_folder(folder: Path) -> Callable[[], int]:
@@ -95,9 +108,11 @@ def torch_loader(folder: Path) -> Callable[[], int]:
 
 
 WAYS: dict[str, Callable[[Path], Callable[[], int]]] = {"finetune-kit": ours}
+if importlib.util.find_spec("kornia_rs"):
+    WAYS["the same, Pillow alone"] = only_pillow
 if importlib.util.find_spec("tensorflow"):
     WAYS["image_dataset_from_directory"] = keras_folder
-    WAYS["the same, antialiased"] = tensorflow_antialiased
+    WAYS["that, antialiased"] = tensorflow_antialiased
 if importlib.util.find_spec("torch"):
     WAYS["DataLoader with Pillow"] = torch_loader
 

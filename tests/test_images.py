@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
+import unittest.mock
 import warnings
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, PngImagePlugin
 
 import finetune_kit as ftk
 
@@ -442,6 +446,79 @@ def test_mutated_files_are_named_or_read(tmp_path):
         assert images.load(size=(8, 8)).shape == (len(images), 8, 8, 3)
     named = str(caught.value).count("\n")
     assert named == 2000 - len(images) == len(images.skipped)
+
+
+def only_pillow(folder, **options):
+    """What is read without the extra `fast`."""
+    with unittest.mock.patch("finetune_kit._decoding._FAST", False):
+        images = ftk.read_image_folder(folder, **options)
+        return images, images.load(size=(8, 8))
+
+
+def png(pixels, *, orientation=None, told=False, **options):
+    """The bytes of a PNG, with chunks that do or do not matter to how it looks."""
+    info = PngImagePlugin.PngInfo()
+    if told:
+        info.add_text("Software", "IDAT eXif")
+        info.add(b"gAMA", (45455).to_bytes(4))
+    exif = Image.Exif()
+    if orientation:
+        exif[0x0112] = orientation
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "png", pnginfo=info, exif=exif, **options)
+    return content.getvalue()
+
+
+@given(
+    shape=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    colours=st.sampled_from([(), (2,), (3,), (4,)]),
+    smooth=st.booleans(),
+    orientation=st.sampled_from([None, None, 1, 3, 6]),
+    told=st.booleans(),
+    level=st.integers(0, 9),
+    seed=st.integers(0, 99),
+)
+def test_the_faster_way_to_decode_pngs_changes_no_pixel(
+    tmp_path_factory, shape, colours, smooth, orientation, told, level, seed
+):
+    pixels = np.random.default_rng(seed).integers(0, 256, (*shape, *colours), np.uint8)
+    if smooth:  # so that the encoder chooses other filters
+        pixels = np.cumsum(pixels % 3, axis=1, dtype=np.uint8)
+    folder = tmp_path_factory.mktemp("png")
+    (folder / "a").mkdir()
+    content = png(pixels, orientation=orientation, told=told, compress_level=level)
+    (folder / "a" / "x.png").write_bytes(content)
+    assert np.array_equal(ftk.read_image_folder(folder).load(size=(8, 8)), only_pillow(folder)[1])
+
+
+def test_the_faster_way_is_taken_and_leaves_no_file_open(tmp_path):
+    """Unless it were, the tests above would compare Pillow with itself."""
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 8), np.uint8)
+    write(tmp_path / "a" / "x.png", pixels)
+    with unittest.mock.patch("PIL.PngImagePlugin.PngImageFile.load", side_effect=AssertionError):
+        images = ftk.read_image_folder(tmp_path)
+        shown = images.load(size=(9, 8))[0]
+    assert np.array_equal(shown, np.stack([pixels] * 3, axis=-1))
+
+
+def test_the_faster_way_refuses_the_same_damaged_pngs(tmp_path):
+    rng = np.random.default_rng(0)
+    smooth = np.cumsum(rng.integers(0, 3, (16, 16, 3)), axis=1).astype(np.uint8)
+    seeds = [png(smooth), png(smooth[..., 0], told=True), png(smooth, orientation=6)]
+    (tmp_path / "a").mkdir()
+    for n in range(300):
+        data = bytearray(seeds[n % 3])
+        if n % 10:
+            data[rng.integers(8, len(data))] = rng.integers(256)
+        if n % 5 == 0:
+            del data[rng.integers(len(data)) :]
+        (tmp_path / "a" / f"{n}.png").write_bytes(bytes(data))
+    images = ftk.read_image_folder(tmp_path, on_error="skip")
+    slowly, pixels = only_pillow(tmp_path, on_error="skip")
+    assert 20 < len(images) < 280
+    assert images.paths == slowly.paths
+    assert images.skipped == slowly.skipped
+    assert np.array_equal(images.load(size=(8, 8)), pixels)
 
 
 def dicom(path, pixels, *, photometric="MONOCHROME2", bits=16, **elements):

@@ -26,15 +26,16 @@ Targets = Callable[[NDArray[np.int64]], Any]
 
 
 class Batches(keras.utils.PyDataset):
-    """What `fit`, `evaluate` and `predict` draw batches from.
+    """What `fit` and `predict` draw batches from, each `(load(indices, epoch), targets(indices))`.
 
-    Each item is `(load(indices, epoch), targets(indices))`. With a `seed` the order of epoch e is
-    drawn from (seed, e); without one it is that of `indices`.
+    Without a `seed` it is one pass over `indices`, in their order. With one it has no end: item i
+    is batch `i % steps` of epoch `i // steps`, whose order is drawn from (seed, epoch). `fit`, told
+    `steps_per_epoch=steps`, then draws all epochs from one iterator; a new one for each costs
+    TensorFlow 50 ms, more than the steps of a head. What an item is depends on its number alone,
+    so it does no harm that Keras looks at the first ones beforehand.
 
-    Two habits of Keras 3.15 are kept out. It looks at a first batch before the first epoch and then
-    calls `on_epoch_end`, so the callback `turn` tells which epoch it is. And with its own threads
-    (`workers` above 1), on PyTorch that look shifts the batches: an epoch begins with its second
-    batch and ends with one of the next order. So the threads here are ours.
+    With Keras' own threads (`workers` above 1) that look shifts the batches on PyTorch (3.15), so
+    the threads here are ours.
     """
 
     def __init__(
@@ -49,33 +50,37 @@ class Batches(keras.utils.PyDataset):
     ) -> None:
         super().__init__(workers=1)
         self._load, self._targets, self._indices = load, targets, indices
-        self._batch_size, self._seed = batch_size, seed
+        self._batch_size, self._seed, self._first = batch_size, seed, epoch
+        self.steps = math.ceil(len(indices) / batch_size)
         # Pillow decodes outside Python's lock, so threads are enough.
         self._pool = ThreadPoolExecutor(threads) if threads else None
         self._ahead = threads
-        self.turn = keras.callbacks.LambdaCallback(on_epoch_begin=self._begin)
-        self._begin(epoch)
+        self._pending: dict[int, Future[Any]] = {}
 
-    def __len__(self) -> int:
-        return math.ceil(len(self._indices) / self._batch_size)
+    @property
+    def num_batches(self) -> int | None:
+        """How many items there are; None: no end."""
+        return self.steps if self._seed is None else None
 
     def __getitem__(self, item: int) -> tuple[Any, Any]:
-        chosen = self._chosen(item)
+        chosen, epoch = self._chosen(item)
         if self._pool is None:
-            return self._load(chosen, self._epoch), self._targets(chosen)
-        for i in range(item, min(item + 1 + self._ahead, len(self))):
+            return self._load(chosen, epoch), self._targets(chosen)
+        last = item + self._ahead if self._seed is not None else self.steps - 1
+        for i in range(item, min(item + self._ahead, last) + 1):
             if i not in self._pending:
-                self._pending[i] = self._pool.submit(self._load, self._chosen(i), self._epoch)
+                self._pending[i] = self._pool.submit(self._load, *self._chosen(i))
         return self._pending.pop(item).result(), self._targets(chosen)
 
-    def _chosen(self, item: int) -> NDArray[np.int64]:
-        return self._order[item * self._batch_size : (item + 1) * self._batch_size]
+    def _chosen(self, item: int) -> tuple[NDArray[np.int64], int]:
+        epoch, item = divmod(item, self.steps)
+        epoch += self._first
+        return self._order(epoch)[item * self._batch_size : (item + 1) * self._batch_size], epoch
 
-    def _begin(self, epoch: int, logs: Any = None) -> None:
-        self._epoch, self._order = epoch, self._indices
-        self._pending: dict[int, Future[Any]] = {}
-        if self._seed is not None:
-            self._order = np.random.default_rng((self._seed, epoch)).permutation(self._indices)
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        if self._seed is None:
+            return self._indices
+        return np.random.default_rng((self._seed, epoch)).permutation(self._indices)
 
 
 def ahead(

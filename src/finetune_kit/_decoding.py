@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401 - likewise
 )
 from PIL import __version__ as pillow
+from PIL.PngImagePlugin import PngImageFile
 
 PICTURES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 DICOM = frozenset({".dcm", ".dicom"})
@@ -30,16 +32,20 @@ SUFFIXES = PICTURES | DICOM
 # Only what the suffixes promise: some of Pillow's other formats start programs.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 
+_FAST = importlib.util.find_spec("kornia_rs") is not None
+_FAST_BYTES = 64 << 20  # read at once; Pillow reads what is larger piece by piece
+_ORIENTED = re.compile(rb"eXIf|Raw profile type|XML:com\.adobe\.xmp")  # where Pillow looks for it
+
 # How a file becomes pixels: part of the key of whatever is computed from them and kept.
-DECODING = {"colours": "RGB", "resize": "bilinear, antialiased", "pillow": pillow, "version": 3}
+DECODING = {"colours": "RGB", "resize": "bilinear, antialiased", "pillow": pillow, "version": 4}
 
 
 def decode(file: str | os.PathLike[str], size: tuple[int, int]) -> NDArray[np.uint8]:
     """RGB pixels `(height, width, 3)` of a file, resized; a ValueError names a bad one."""
     try:
         with _opened(file) as image:
-            # A JPEG can be decoded at an eighth of its size; twice the target loses no detail.
-            image.draft(None, (2 * max(size), 2 * max(size)))
+            # A JPEG can be decoded at a half, a fourth or an eighth of its size, by means as below.
+            image.draft(None, (size[1], size[0]))
             return resize(_upright(image), size)
     except Exception as error:  # decoders raise whatever a broken file makes of them
         raise undecodable(file, error) from error
@@ -85,8 +91,7 @@ def resize(image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def _three(image: Image.Image) -> NDArray[np.uint8]:
-    pixels = np.asarray(image)
-    return np.broadcast_to(pixels[..., None], (*pixels.shape, 3)) if pixels.ndim == 2 else pixels
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _opened(file: str | os.PathLike[str]) -> Image.Image:
@@ -101,7 +106,32 @@ def _opened(file: str | os.PathLike[str]) -> Image.Image:
             return _dicom(file)
         raise
     _check_area(*image.size)
-    return image
+    return _unpacked(image, file) if _FAST and isinstance(image, PngImageFile) else image
+
+
+def _unpacked(image: PngImageFile, file: str | os.PathLike[str]) -> Image.Image:
+    """A plain PNG unpacked by kornia-rs, in less than half of Pillow's time; others as they are.
+
+    Both make the same of it, as a PNG loses nothing. What is plain: 8 bits of gray or RGB, one
+    frame, nothing transparent or interlaced, and nothing that may tell how to turn it.
+    """
+    plain = [tile.args for tile in image.tile] in (["L"], ["RGB"]) and not (
+        image.info.keys() & {"transparency", "interlace"} or image.is_animated
+    )
+    if not plain or os.path.getsize(file) > _FAST_BYTES:
+        return image
+    packed = Path(file).read_bytes()
+    if _ORIENTED.search(packed):
+        return image
+    from kornia_rs.io import decode_image_png_u8  # the extra `fast`, loaded when needed
+
+    mode = "mono" if image.mode == "L" else "rgb"
+    try:
+        pixels = decode_image_png_u8(packed, image.size[::-1], mode)
+    except Exception:  # Pillow has the last word on what is broken
+        return image
+    image.close()
+    return Image.fromarray(pixels[..., 0] if mode == "mono" else pixels)
 
 
 def _check_area(width: int, height: int) -> None:

@@ -109,11 +109,11 @@ class Run:
 
         trained.model.fit(
             train,
-            validation_data=validation if len(validation) else None,
+            steps_per_epoch=train.steps,
+            validation_data=validation if validation.steps else None,
             initial_epoch=first,
             epochs=last,
             callbacks=[
-                train.turn,
                 EpochSeeds(whole, self.seed),
                 FiniteLoss(spec.learning_rate),
                 *on_whole_model(self.callbacks, whole, trained.model),
