@@ -38,11 +38,28 @@ class EpochSeeds(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Set the state of each layer's generator."""
-        drawn = np.random.default_rng((self._seed, epoch, 2))
-        if keras.backend.backend() == "torch":  # its Dropout draws from the global generator
-            keras.utils.set_random_seed(int(drawn.integers(0, 2**31)))
+        self._drawn = np.random.default_rng((self._seed, epoch, 2))
         for state in self._states:
-            state.assign(drawn.integers(0, 2**31, 2, np.uint32))
+            state.assign(self._drawn.integers(0, 2**31, 2, np.uint32))
+
+
+class GlobalSeeds(EpochSeeds):
+    """The same on PyTorch, where Dropout draws from the global generator.
+
+    So does its DataLoader as it begins, between the beginning of an epoch and the first batch of
+    all, but of no later epoch: the generator is set after that.
+    """
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Set the global generator as the first batch begins."""
+        if batch == 0:
+            keras.utils.set_random_seed(int(self._drawn.integers(0, 2**31)))
+
+
+def epoch_seeds(model: keras.Model, seed: int) -> EpochSeeds:
+    """What sets the random generators of a model on this backend."""
+    kind = GlobalSeeds if keras.backend.backend() == "torch" else EpochSeeds
+    return kind(model, seed)
 
 
 class FiniteLoss(keras.callbacks.Callback):

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from finetune_kit._batches import Batches, Load, Targets
 from finetune_kit._callbacks import (
-    EpochSeeds,
     FiniteLoss,
     Planned,
+    epoch_seeds,
     learned,
     on_whole_model,
     recall,
@@ -114,7 +114,7 @@ class Run:
             initial_epoch=first,
             epochs=last,
             callbacks=[
-                EpochSeeds(whole, self.seed),
+                epoch_seeds(whole, self.seed),
                 FiniteLoss(spec.learning_rate),
                 *on_whole_model(self.callbacks, whole, trained.model),
                 Planned(whole),
