@@ -11,6 +11,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
 from typing import Any
 
 import keras
@@ -31,8 +32,8 @@ class Batches(keras.utils.PyDataset):
     Without a `seed` it is one pass over `indices`, in their order. With one it has no end: item i
     is batch `i % steps` of epoch `i // steps`, whose order is drawn from (seed, epoch). `fit`, told
     `steps_per_epoch=steps`, then draws all epochs from one iterator; a new one for each costs
-    TensorFlow 50 ms, more than the steps of a head. What an item is depends on its number alone,
-    so it does no harm that Keras looks at the first ones beforehand.
+    TensorFlow some 50 ms, more than the steps of a head. What an item is depends on its number
+    alone, so it does no harm that Keras looks at the first ones beforehand.
 
     With Keras' own threads (`workers` above 1) that look shifts the batches on PyTorch (3.15), so
     the threads here are ours.
@@ -56,6 +57,8 @@ class Batches(keras.utils.PyDataset):
         self._pool = ThreadPoolExecutor(threads) if threads else None
         self._ahead = threads
         self._pending: dict[int, Future[Any]] = {}
+        # Batches that are loaded ahead may be of the next epoch.
+        self._order = lru_cache(maxsize=2)(self._drawn)
 
     @property
     def num_batches(self) -> int | None:
@@ -77,7 +80,7 @@ class Batches(keras.utils.PyDataset):
         epoch += self._first
         return self._order(epoch)[item * self._batch_size : (item + 1) * self._batch_size], epoch
 
-    def _order(self, epoch: int) -> NDArray[np.int64]:
+    def _drawn(self, epoch: int) -> NDArray[np.int64]:
         if self._seed is None:
             return self._indices
         return np.random.default_rng((self._seed, epoch)).permutation(self._indices)
