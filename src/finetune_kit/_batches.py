@@ -69,8 +69,8 @@ class Batches(keras.utils.PyDataset):
         chosen, epoch = self._chosen(item)
         if self._pool is None:
             return self._load(chosen, epoch), self._targets(chosen)
-        last = item + self._ahead if self._seed is not None else self.steps - 1
-        for i in range(item, min(item + self._ahead, last) + 1):
+        end = item + 1 + self._ahead
+        for i in range(item, end if self.num_batches is None else min(end, self.num_batches)):
             if i not in self._pending:
                 self._pending[i] = self._pool.submit(self._load, *self._chosen(i))
         return self._pending.pop(item).result(), self._targets(chosen)

@@ -128,7 +128,7 @@ def _unpacked(image: PngImageFile, file: str | os.PathLike[str]) -> Image.Image:
     mode = "mono" if image.mode == "L" else "rgb"
     try:
         pixels = decode_image_png_u8(packed, image.size[::-1], mode)
-    except Exception:  # Pillow has the last word on what is broken
+    except Exception:  # Pillow decides on what it refuses
         return image
     image.close()
     return Image.fromarray(pixels[..., 0] if mode == "mono" else pixels)
