@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import queue
 import subprocess
 import sys
+import threading
+import weakref
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -109,6 +112,29 @@ def test_each_epoch_shows_every_image_once_in_another_order(threads):
     first, second = flat[:24, 0], flat[24:, 0]
     assert sorted(first) == sorted(second) == list(range(24))
     assert not np.array_equal(first, second)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="only TensorFlow waits there")
+def test_data_iterators_are_let_go_of_aside(small_backbone, tiny_images):
+    """TensorFlow may wait as long again as one has lived: nobody has to wait for that."""
+
+    class Iterators(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            step = self.model.train_function
+
+            def noting(iterator):
+                if not noted:
+                    weakref.finalize(iterator, lambda: gone.put(threading.current_thread().name))
+                    noted.append(True)
+                return step(iterator)
+
+            self.model.train_function = noting
+
+    noted, gone = [], queue.Queue()
+    # Without kept features the model that is trained is the one that callbacks see.
+    tuned = tune(small_backbone, tiny_images, callbacks=[Iterators()], cache_dir=False)
+    assert gone.get(timeout=60) == "released_aside"
+    assert np.isfinite(tuned.history["loss"]).all()
 
 
 class Optimizer(keras.callbacks.Callback):

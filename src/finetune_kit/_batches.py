@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -84,6 +86,32 @@ class Batches(keras.utils.PyDataset):
         if self._seed is None:
             return self._indices
         return np.random.default_rng((self._seed, epoch)).permutation(self._indices)
+
+
+@contextmanager
+def released_aside(model: keras.Model) -> Iterator[None]:
+    """Let go of the data iterator of a `fit` in here aside, on TensorFlow.
+
+    That may wait up to as long as the iterator has lived (`benchmarks/iterators.py`), so the last
+    hold of it is kept here, and given up by a thread that nobody waits for. Windows does not delete
+    the files that are mapped until then, so it waits.
+    """
+    if keras.backend.backend() != "tensorflow" or os.name == "nt":
+        yield
+        return
+    model.make_train_function()
+    step, held = model.train_function, list[Any]()
+
+    def holding(iterator: Any) -> Any:
+        held[:] = [iterator]
+        return step(iterator)
+
+    model.train_function = holding
+    try:
+        yield
+    finally:
+        model.train_function = step
+        threading.Thread(target=held.clear, name="released_aside").start()
 
 
 def ahead(

@@ -15,7 +15,7 @@ from typing import Any
 import keras
 from numpy.typing import NDArray
 
-from finetune_kit._batches import Batches, Load, Targets
+from finetune_kit._batches import Batches, Load, Targets, released_aside
 from finetune_kit._callbacks import (
     FiniteLoss,
     Planned,
@@ -107,22 +107,23 @@ class Run:
             self.epochs.append({**values, "epoch": epoch + 1, "phase": number})
             self._keep(whole, number, ended=False)
 
-        trained.model.fit(
-            train,
-            steps_per_epoch=train.steps,
-            validation_data=validation if validation.steps else None,
-            initial_epoch=first,
-            epochs=last,
-            callbacks=[
-                epoch_seeds(whole, self.seed),
-                FiniteLoss(spec.learning_rate),
-                *on_whole_model(self.callbacks, whole, trained.model),
-                Planned(whole),
-                _Note(lambda: self._recall(whole, state), note),  # after the user's callbacks
-            ],
-            shuffle=False,  # `Batches` draws its own order, the same on every backend
-            **self.fit_options,
-        )
+        with released_aside(trained.model):
+            trained.model.fit(
+                train,
+                steps_per_epoch=train.steps,
+                validation_data=validation if validation.steps else None,
+                initial_epoch=first,
+                epochs=last,
+                callbacks=[
+                    epoch_seeds(whole, self.seed),
+                    FiniteLoss(spec.learning_rate),
+                    *on_whole_model(self.callbacks, whole, trained.model),
+                    Planned(whole),
+                    _Note(lambda: self._recall(whole, state), note),  # after the user's callbacks
+                ],
+                shuffle=False,  # `Batches` draws its own order, the same on every backend
+                **self.fit_options,
+            )
         check_frozen(self.backbone, frozen)
         self.seconds["fit"] += time.perf_counter() - started
 
