@@ -77,6 +77,13 @@ class Batches(keras.utils.PyDataset):
                 self._pending[i] = self._pool.submit(self._load, *self._chosen(i))
         return self._pending.pop(item).result(), self._targets(chosen)
 
+    def close(self) -> None:
+        """Let go of what is loaded from: TensorFlow 2.21 keeps generators (its #123530)."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+        self._order.cache_clear()
+        del self._load, self._targets, self._indices, self._pending
+
     def _chosen(self, item: int) -> tuple[NDArray[np.int64], int]:
         epoch, item = divmod(item, self.steps)
         epoch += self._first
@@ -89,18 +96,28 @@ class Batches(keras.utils.PyDataset):
 
 
 @contextmanager
-def released_aside(model: keras.Model) -> Iterator[None]:
-    """Let go of the data iterator of a `fit` in here aside, on TensorFlow.
+def let_go(model: keras.Model, *drawn: Batches) -> Iterator[None]:
+    """Let go of the batches that a `fit` of the model in here has drawn, as it ends.
 
-    That may wait up to as long as the iterator has lived (`benchmarks/iterators.py`), so the last
-    hold of it is kept here, and given up by a thread that nobody waits for. Windows does not delete
-    the files that are mapped until then, so it waits.
+    On TensorFlow, letting go of a data iterator may take up to as long as it has lived
+    (`benchmarks/iterators.py`), so the last hold of it is kept here, and given up by a thread that
+    nobody waits for. Windows does not delete the files that are mapped until then, so it waits.
     """
+    held: list[Any] = []
+
+    def end() -> None:
+        held.clear()
+        for batches in drawn:
+            batches.close()
+
     if keras.backend.backend() != "tensorflow" or os.name == "nt":
-        yield
+        try:
+            yield
+        finally:
+            end()
         return
     model.make_train_function()
-    step, held = model.train_function, list[Any]()
+    step = model.train_function
 
     def holding(iterator: Any) -> Any:
         held[:] = [iterator]
@@ -111,7 +128,7 @@ def released_aside(model: keras.Model) -> Iterator[None]:
         yield
     finally:
         model.train_function = step
-        threading.Thread(target=held.clear, name="released_aside").start()
+        threading.Thread(target=end, name="let_go").start()
 
 
 def ahead(

@@ -13,6 +13,7 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from importlib.metadata import version
 from typing import Any
 
@@ -117,7 +118,8 @@ def evaluate(
         chosen,
         batch_size,
     )
-    scores = np.asarray(net.predict(batches, verbose=verbose), np.float64)
+    with closing(batches):
+        scores = np.asarray(net.predict(batches, verbose=verbose), np.float64)
     digests = content_digests(images, chosen)
     history = getattr(getattr(net, "history", None), "history", {})
     report = Report.from_scores(

@@ -15,7 +15,7 @@ from typing import Any
 import keras
 from numpy.typing import NDArray
 
-from finetune_kit._batches import Batches, Load, Targets, released_aside
+from finetune_kit._batches import Batches, Load, Targets, let_go
 from finetune_kit._callbacks import (
     FiniteLoss,
     Planned,
@@ -107,7 +107,7 @@ class Run:
             self.epochs.append({**values, "epoch": epoch + 1, "phase": number})
             self._keep(whole, number, ended=False)
 
-        with released_aside(trained.model):
+        with let_go(trained.model, train, validation):
             trained.model.fit(
                 train,
                 steps_per_epoch=train.steps,
