@@ -491,6 +491,8 @@ def test_callbacks_stop_the_run_and_restore_the_best_weights(small_backbone, tin
     ("options", "says"),
     [
         ({"cache_dir": True}, "`cache_dir` must be a folder"),
+        ({"cache_dir": ""}, "`cache_dir` must be a folder.*cache_dir=''$"),
+        ({"run_dir": ""}, "`run_dir` must be a folder.*run_dir=''$"),
         ({"cache_dir": __file__}, "`cache_dir` must be a folder.*which is a file"),
         ({"run_dir": __file__}, "`run_dir` must be a folder.*which is a file"),
         ({"cache_dtype": "int8"}, "`cache_dtype` must be one of"),
@@ -503,6 +505,13 @@ def test_callbacks_stop_the_run_and_restore_the_best_weights(small_backbone, tin
 def test_arguments_that_do_not_fit_are_refused(small_backbone, tiny_images, options, says):
     with pytest.raises(ValueError, match=says):
         tune(small_backbone, tiny_images, **options)
+
+
+@pytest.mark.parametrize("folder", [None, "", __file__])
+def test_what_is_no_folder_of_features_is_refused(folder):
+    for call in (ftk.cached_features, ftk.clear_cached_features):
+        with pytest.raises(ValueError, match="`cache_dir` must be a folder"):
+            call(folder)
 
 
 class Doubling(keras.layers.Layer):

@@ -15,6 +15,7 @@ HOUSE = Path(ftk.__file__).parent
 # room: the rooms it may import. Imports point down only.
 FLOORS = {
     "_checks": set(),
+    "_quiet": set(),
     "_decoding": set(),
     "_images": {"_checks", "_decoding"},
     "_reading": {"_checks", "_decoding", "_images"},
@@ -42,7 +43,7 @@ FLOORS = {
     "_batches": set(),
     "_digest": set(),
     "_features": {"_batches", "_digest", "_files"},
-    "_cached": {"_features"},
+    "_cached": {"_checks", "_features"},
     "_frozen": {
         "_batches",
         "_decoding",
@@ -67,6 +68,7 @@ FLOORS = {
         "_digest",
         "_images",
         "_leakage",
+        "_quiet",
         "_report",
         "_split",
         "_train",
@@ -96,6 +98,7 @@ FLOORS = {
         "_phases",
         "_plan",
         "_preprocessing",
+        "_quiet",
         "_spec",
         "_split",
     },

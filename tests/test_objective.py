@@ -101,12 +101,17 @@ def test_another_objective_is_another_run(small_backbone, tiny_images, tmp_path)
         (ftk.classification_head(3), {"metrics": "accuracy"}, "`metrics` must be"),
         (ftk.classification_head(3), {"loss": "sparse_categorical_crossentropy"}, "one-hot"),
         (ftk.classification_head(3), {"loss": "no such loss"}, "no such loss"),
+        (ftk.classification_head(3), {"metrics": ["acuracy"]}, "acuracy"),
+        (ftk.classification_head(4), {}, "one probability for each of the 3 classes"),
         (ftk.multilabel_head(3), {}, "of a softmax, as classification_head"),
     ],
 )
-def test_what_does_not_fit_is_refused(small_backbone, tiny_images, head, options, says):
+def test_what_does_not_fit_is_refused_before_anything_is_computed(
+    small_backbone, tiny_images, tmp_path, head, options, says
+):
     with pytest.raises(ValueError, match=says):
-        tune(small_backbone, tiny_images, head, **options)
+        tune(small_backbone, tiny_images, head, cache_dir=tmp_path, **options)
+    assert ftk.cached_features(tmp_path) == ()
 
 
 def test_several_labels_need_their_own_head(small_backbone, findings):

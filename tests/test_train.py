@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import queue
 import subprocess
@@ -333,6 +334,25 @@ def test_arguments_that_do_not_fit_are_refused(small_backbone, tiny_images, opti
     call = {"head": ftk.classification_head(3), "spec": ftk.FineTuneSpec(1), "images": tiny_images}
     with pytest.raises(ValueError, match=says):
         ftk.fine_tune(small_backbone, **{**call, "split": SPLIT, "verbose": 0, **options})
+
+
+def test_advice_against_making_models_in_a_loop_is_left_out(small_backbone, tiny_images, caplog):
+    """TensorFlow's, after five models in one process; all else that it says is heard."""
+    log = logging.getLogger("tensorflow")
+    caplog.set_level("WARNING", "tensorflow")
+    log.propagate, before = True, log.propagate
+
+    class Log(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            log.warning("5 out of the last 5 calls to %s triggered tf.function retracing.", "f")
+            log.warning("disk full")
+
+    tune(small_backbone, tiny_images, callbacks=[Log()])
+    said = [record.getMessage() for record in caplog.records if record.name == "tensorflow"]
+    log.warning("something about tf.function retracing")
+    log.propagate = before
+    assert said == ["disk full"]
+    assert "something about tf.function retracing" in caplog.messages
 
 
 def test_a_head_that_gives_logits_is_refused(small_backbone, tiny_images):

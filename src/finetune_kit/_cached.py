@@ -8,6 +8,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune_kit._checks import check_folder
 from finetune_kit._features import entry_folders, mapped, row_names
 
 
@@ -44,10 +45,14 @@ def cached_features(cache_dir: str | os.PathLike[str]) -> tuple[CachedFeatures, 
     Returns:
         A tuple of `CachedFeatures`; empty if there is no such folder.
 
+    Raises:
+        ValueError: if that is no path of a folder.
+
     Example:
         >>> cached_features("never-used")
         ()
     """
+    check_folder("cache_dir", cache_dir)
     found = []
     for folder in entry_folders(Path(cache_dir)):
         about = json.loads((folder / "entry.json").read_text(encoding="utf-8"))
@@ -76,7 +81,7 @@ def clear_cached_features(cache_dir: str | os.PathLike[str], key: str | None = N
         How many bytes that freed.
 
     Raises:
-        ValueError: if there is no entry of that key.
+        ValueError: if there is no entry of that key, or `cache_dir` is no path of a folder.
     """
     entries = cached_features(cache_dir)
     chosen = [entry for entry in entries if key in (None, entry.key)]

@@ -50,7 +50,7 @@ def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
 
 def check_folder(name: str, path: Any, or_else: str = "") -> None:
     """Refuse what is no path of a folder, there or to be made."""
-    good = isinstance(path, (str, os.PathLike))
+    good = isinstance(path, (str, os.PathLike)) and path != ""
     if not good or (Path(path).exists() and not Path(path).is_dir()):
         raise ValueError(
             f"`{name}` must be a folder{or_else}. Received: {name}={path!r}"

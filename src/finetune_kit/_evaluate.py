@@ -28,6 +28,7 @@ from finetune_kit._checks import check_count, check_indices, check_kind, check_o
 from finetune_kit._digest import described
 from finetune_kit._images import ImageSet, content_digests
 from finetune_kit._leakage import Duplicates
+from finetune_kit._quiet import quiet
 from finetune_kit._report import Example, Report, cells
 from finetune_kit._split import PARTS, Split
 from finetune_kit._train import FineTuned
@@ -45,6 +46,7 @@ _SEEN = (  # parts of the split that the test should share nothing with
 _log = logging.getLogger("finetune_kit")
 
 
+@quiet()
 def evaluate(
     model: keras.Model | FineTuned,
     images: ImageSet,

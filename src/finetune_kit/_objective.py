@@ -13,6 +13,7 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from finetune_kit._checks import check_outputs
 
+_BY_SHAPE = ("accuracy", "acc", "crossentropy", "ce")  # which one, Keras tells from the outputs
 _ACTIVATIONS = {"softmax": "softmax", "binary": "sigmoid", "multilabel": "sigmoid"}
 
 
@@ -54,6 +55,9 @@ class Wanted:
                 )
         if self.loss is not None:
             keras.losses.get(self.loss)
+        for metric in self.metrics or ():
+            if isinstance(metric, str) and metric.lower() not in _BY_SHAPE:
+                keras.metrics.get(metric)
 
     @property
     def config(self) -> dict[str, Any]:

@@ -130,6 +130,7 @@ class Run:
     def _build(self, spec: FineTuneSpec) -> keras.Model:
         started = time.perf_counter()
         whole = spec.build(self.backbone, self.head, preprocessing=self.pixels)
+        self._objective(whole)  # a head that does not fit is refused before anything is computed
         self.seconds["build"] += time.perf_counter() - started
         return whole
 

@@ -42,6 +42,7 @@ from finetune_kit._objective import Wanted, class_weights
 from finetune_kit._optimizer import Optimizers
 from finetune_kit._phases import Run
 from finetune_kit._plan import FreezePlan
+from finetune_kit._quiet import quiet
 from finetune_kit._spec import FineTuneSpec
 from finetune_kit._split import PARTS, Split
 
@@ -80,6 +81,7 @@ class FineTuned:
     manifest: str | None = None
 
 
+@quiet()
 def fine_tune(
     backbone: keras.Model,
     head: keras.Layer,
