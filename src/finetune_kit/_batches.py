@@ -103,32 +103,30 @@ def let_go(model: keras.Model, *drawn: Batches) -> Iterator[None]:
     (`benchmarks/iterators.py`), so the last hold of it is kept here, and given up by a thread that
     nobody waits for. Windows does not delete the files that are mapped until then, so it waits.
     """
+    aside = keras.backend.backend() == "tensorflow"
     held: list[Any] = []
+
+    def holding(iterator: Any) -> Any:
+        held[:] = [iterator]
+        return step(iterator)
 
     def end() -> None:
         held.clear()
         for batches in drawn:
             batches.close()
 
-    if keras.backend.backend() != "tensorflow" or os.name == "nt":
-        try:
-            yield
-        finally:
-            end()
-        return
-    model.make_train_function()
-    step = model.train_function
-
-    def holding(iterator: Any) -> Any:
-        held[:] = [iterator]
-        return step(iterator)
-
-    model.train_function = holding
+    if aside:
+        model.make_train_function()
+        step, model.train_function = model.train_function, holding
     try:
         yield
     finally:
-        model.train_function = step
-        threading.Thread(target=end, name="let_go").start()
+        if aside:
+            model.train_function = step
+        ending = threading.Thread(target=end, name="let_go")
+        ending.start()
+        if not aside or os.name == "nt":
+            ending.join()
 
 
 def ahead(
