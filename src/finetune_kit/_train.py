@@ -142,7 +142,8 @@ def fine_tune(
         preprocessing: `"auto"` (default: see `preprocessing`), a Keras layer that takes raw
             0-255 RGB, or None for a backbone that takes raw pixels. It becomes part of the model.
         seed: of the head's first weights, dropout, shuffles and augmentation; it is given to
-            `keras.utils.set_random_seed`. Defaults to 0.
+            `keras.utils.set_random_seed`, so two runs at once in threads of one process disturb
+            each other's draws. Defaults to 0.
         augmentation: plain Keras layers that change pixels at random, such as
             `keras.layers.RandomFlip("horizontal")`, and keep their shape and their range of 0-255.
             Only training images pass through it. Default: none. (For new versions in each epoch,
