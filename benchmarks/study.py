@@ -14,6 +14,9 @@ the pooled and the flattened head, over 20 epochs without validation:
   computations cost without a library around them. Its models are built beforehand.
 - study: `sweep` over the three models against the three plain runs.
 
+The JSON also has what bounds the ratio: the median `epoch` of plain training, and one `pass`
+through the frozen part, batch after batch, compiled already; and the `timings` of ours.
+
 One plain run comes before them, uncounted: whatever is first in a process is slower.
 """
 
@@ -89,16 +92,17 @@ class Bench:
         )
         return [timer.seconds[0] + total - sum(timer.seconds), *timer.seconds[1:]]
 
-    def plain(self, blocks: int, pooling: str) -> float:
+    def plain(self, blocks: int, pooling: str) -> tuple[float, float]:
         backbone = self.backbone()
         ftk.FineTuneSpec(blocks).apply(backbone)
         inputs = keras.Input((224, 224, 3))
         x = backbone(keras.layers.Rescaling(1 / 127.5, offset=-1.0)(inputs))
         model = keras.Model(inputs, self.head(pooling)(x))
         first, *rest = self.fit(model, self.x, self.args.plain_epochs)
-        return first + (self.args.epochs - 1) * statistics.median(rest)
+        epoch = statistics.median(rest)
+        return first + (self.args.epochs - 1) * epoch, epoch
 
-    def floor(self, blocks: int, pooling: str) -> float:
+    def floor(self, blocks: int, pooling: str) -> tuple[float, float]:
         backbone = self.backbone()
         ftk.FineTuneSpec(blocks).apply(backbone)
         prefix, suffix = ftk.cut(backbone, blocks)
@@ -113,7 +117,13 @@ class Bench:
         features = keras.Input(prefix.output_shape[1:])
         rest = keras.Model(features, head(suffix(features) if suffix else features))
         once, kept = seconds(lambda: prefix.predict(self.x, self.args.batch_size, verbose=0))
-        return once + sum(self.fit(rest, kept, self.args.epochs))
+        total = once + sum(self.fit(rest, kept, self.args.epochs))
+        batches = range(0, len(self.x), self.args.batch_size)
+        prefix.predict_on_batch(self.x[: self.args.batch_size])
+        one_pass, _ = seconds(
+            lambda: [prefix.predict_on_batch(self.x[i : i + self.args.batch_size]) for i in batches]
+        )
+        return total, one_pass
 
     def ours(self, blocks: int, pooling: str, cache_dir: str) -> tuple[float, ftk.FineTuned]:
         backbone, head = self.backbone(), self.head(pooling)
@@ -195,13 +205,14 @@ def main() -> None:
             plains = []
             for blocks in args.blocks:
                 cache = str(Path(folder) / f"cache-{pooling}-{blocks}")
-                plain = bench.plain(blocks, pooling)
+                plain, epoch = bench.plain(blocks, pooling)
                 ours, tuned = bench.ours(blocks, pooling, cache)
                 warm, _ = bench.ours(blocks, pooling, cache)
-                floor = bench.floor(blocks, pooling)
+                floor, one_pass = bench.floor(blocks, pooling)
                 plains.append(plain)
                 run = {"head": pooling, "blocks": blocks, "plain": plain, "ours": ours}
-                run |= {"warm": warm, "floor": floor, "timings": dict(tuned.timings)}
+                run |= {"warm": warm, "floor": floor, "epoch": epoch, "pass": one_pass}
+                run["timings"] = dict(tuned.timings)
                 results["runs"].append(run)
                 print(
                     f"{pooling:8} {blocks} {plain:9.1f} {ours:8.1f} {warm:8.1f} {floor:8.1f}"

@@ -1,4 +1,4 @@
-"""Nothing comes in; what is called in here is spared advice that cannot apply.
+"""A call comes in; it is spared advice of TensorFlow's that cannot apply.
 
 TensorFlow counts how often the same line of code is traced. For Keras that is one line for all
 models, so after five of them it warns of a loop that makes functions anew, and means the user's.
