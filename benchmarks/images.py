@@ -50,7 +50,7 @@ def only_pillow(folder: Path) -> Callable[[], int]:
     run = ours(folder)
 
     def slowly() -> int:
-        with unittest.mock.patch("finetune_kit._decoding._FAST", False):
+        with unittest.mock.patch("finetune_kit._data.decoding._FAST", False):
             return run()
 
     return slowly

@@ -17,7 +17,7 @@ import numpy as np
 from sklearn import metrics
 
 import finetune_kit as ftk
-from finetune_kit._metrics import Figure, count
+from finetune_kit._report.metrics import Figure, count
 
 MEASURED = 3  # draws of the slow way
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import finetune_kit as ftk
-from finetune_kit._compare import holm
+from finetune_kit._report.compare import holm
 
 
 def report(labels, right, **options) -> ftk.Report:

@@ -91,10 +91,15 @@ def test_the_examples_of_the_pages_give_what_they_say(page):
 def test_the_examples_of_the_docstrings_give_what_they_say():
     names = {"np": np, "keras": keras, "ftk": ftk} | {n: getattr(ftk, n) for n in ftk.__all__}
     finder, runner = doctest.DocTestFinder(), doctest.DocTestRunner(optionflags=WORDS)
-    for info in pkgutil.iter_modules(ftk.__path__):
-        module = importlib.import_module(f"finetune_kit.{info.name}")
+    with_examples, run = set(), set()
+    for info in pkgutil.walk_packages(ftk.__path__, "finetune_kit."):
+        module = importlib.import_module(info.name)
+        if ">>> " in Path(module.__file__).read_text(encoding="utf-8"):
+            with_examples.add(info.name)
         for test in finder.find(module, extraglobs=names):
-            runner.run(test)
+            if runner.run(test).attempted:
+                run.add(info.name)
+    assert run == with_examples
     attempted, failed = runner.tries, runner.failures
     assert attempted > 50
     assert not failed

@@ -165,7 +165,7 @@ def test_whatever_changes_the_features_is_another_entry(
 
 @pytest.mark.parametrize(
     ("room", "name", "value"),
-    [("_features", "FORMAT", "another"), ("_frozen", "DECODING", {"resize": "nearest"})],
+    [("store", "FORMAT", "another"), ("frozen", "DECODING", {"resize": "nearest"})],
     ids=["format", "decoding"],
 )
 def test_another_format_or_decoding_is_another_entry(
@@ -173,7 +173,7 @@ def test_another_format_or_decoding_is_another_entry(
 ):
     tune(small_backbone, tiny_images, ftk.FineTuneSpec(0), cache_dir=tmp_path)
     before = chunks(tmp_path)
-    monkeypatch.setattr(f"finetune_kit.{room}.{name}", value)
+    monkeypatch.setattr(f"finetune_kit._features.{room}.{name}", value)
     tune(small_backbone, tiny_images, ftk.FineTuneSpec(0), cache_dir=tmp_path)
     (new,) = chunks(tmp_path) - before
     assert new.parent not in {path.parent for path in before}
@@ -309,7 +309,7 @@ def test_half_precision_takes_half_the_space(small_backbone, tiny_images, tmp_pa
 FILLER = """
 import sys, json, numpy as np, keras
 import finetune_kit as ftk
-from finetune_kit import _features
+from finetune_kit._features import store as _features
 _features._CHUNK_ROWS = 4
 backbone = keras.models.load_model(sys.argv[1])
 pixels = np.load(sys.argv[2])
@@ -420,7 +420,7 @@ def test_views_are_drawn_once_and_never_of_validation_images(small_backbone, tin
 
 
 def test_each_epoch_draws_a_view(small_backbone, tiny_images):
-    from finetune_kit._frozen import Augmentation
+    from finetune_kit._features.frozen import Augmentation
 
     flip = Augmentation(augmentation(), 4, seed=0)
     pixels = tiny_images.load(np.arange(2), (32, 32))
@@ -529,7 +529,7 @@ class Doubling(keras.layers.Layer):
 
 
 def test_a_layer_without_a_config_is_refused(tiny_images):
-    from finetune_kit._digest import described
+    from finetune_kit._model.digest import described
 
     with pytest.raises(ValueError, match=r"get_config.*cache_dir=False"):
         described(Doubling(2.0))

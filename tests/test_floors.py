@@ -1,8 +1,10 @@
-"""The house: which room may import which."""
+"""The architecture: which package may import which, and what nothing may import."""
 
 from __future__ import annotations
 
 import ast
+import importlib
+import pkgutil
 import re
 import subprocess
 import sys
@@ -10,102 +12,23 @@ from pathlib import Path
 
 import finetune_kit as ftk
 
-HOUSE = Path(ftk.__file__).parent
-
-# room: the rooms it may import. Imports point down only.
-FLOORS = {
-    "_checks": set(),
-    "_quiet": set(),
-    "_decoding": set(),
-    "_images": {"_checks", "_decoding"},
-    "_reading": {"_checks", "_decoding", "_images"},
-    "_assignment": set(),
-    "_split": {"_assignment", "_checks"},
-    "_manifest": {"_checks", "_files", "_images", "_split"},
-    "_leakage": {"_checks", "_decoding", "_images", "_split"},
-    "_graph": set(),
-    "_naming": {"_graph"},
-    "_blocks": {"_checks", "_graph", "_naming"},
-    "_head": {"_checks"},
-    "_preprocessing": set(),
-    "_surgery": {"_blocks", "_graph"},
-    "_gradient": {"_graph"},
-    "_attribution": {"_blocks", "_checks", "_gradient", "_graph", "_surgery"},
-    "_files": set(),
-    "_bootstrap": set(),
-    "_metrics": {"_bootstrap"},
-    "_pictures": {"_metrics"},
-    "_page": {"_metrics", "_pictures"},
-    "_card": {"_metrics"},
-    "_plan": {"_blocks"},
-    "_spec": {"_blocks", "_checks", "_graph", "_plan"},
-    "_report": {"_card", "_checks", "_files", "_metrics", "_page", "_pictures", "_plan"},
-    "_batches": set(),
-    "_digest": set(),
-    "_features": {"_batches", "_digest", "_files"},
-    "_cached": {"_checks", "_features"},
-    "_frozen": {
-        "_batches",
-        "_decoding",
-        "_digest",
-        "_features",
-        "_graph",
-        "_images",
-        "_plan",
-        "_split",
-        "_surgery",
-    },
-    "_callbacks": {"_graph"},
-    "_objective": {"_checks"},
-    "_optimizer": set(),
-    "_schedules": {"_checks", "_spec"},
-    "_sweep": {"_checks", "_features", "_frozen", "_images", "_spec", "_split", "_train"},
-    "_compare": {"_bootstrap", "_checks", "_files", "_metrics", "_page", "_pictures", "_report"},
-    "_evaluate": {
-        "_attribution",
-        "_batches",
-        "_checks",
-        "_digest",
-        "_images",
-        "_leakage",
-        "_quiet",
-        "_report",
-        "_split",
-        "_train",
-    },
-    "_checkpoints": {"_files"},
-    "_phases": {
-        "_batches",
-        "_callbacks",
-        "_checkpoints",
-        "_frozen",
-        "_objective",
-        "_optimizer",
-        "_plan",
-        "_spec",
-    },
-    "_train": {
-        "_callbacks",
-        "_checkpoints",
-        "_checks",
-        "_digest",
-        "_features",
-        "_frozen",
-        "_graph",
-        "_images",
-        "_objective",
-        "_optimizer",
-        "_phases",
-        "_plan",
-        "_preprocessing",
-        "_quiet",
-        "_spec",
-        "_split",
-    },
+PACKAGE = Path(ftk.__file__).parent
+MODULES = {
+    info.name.removeprefix("finetune_kit."): Path(importlib.util.find_spec(info.name).origin)
+    for info in pkgutil.walk_packages(ftk.__path__, "finetune_kit.")
+}
+GROUND = {"_checks", "_files", "_quiet"}
+# Each package may import the ground floor, itself, and the packages named here.
+BELOW = {
+    "_data": set(),
+    "_model": set(),
+    "_features": {"_data", "_model"},
+    "_train": {"_data", "_model", "_features"},
+    "_report": {"_data", "_model", "_train"},
 }
 
 
-def _imports(file: Path) -> set[str]:
+def imports(file: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -115,18 +38,24 @@ def _imports(file: Path) -> set[str]:
     return found
 
 
-def test_each_room_imports_only_the_rooms_below_it():
-    rooms = {file.stem: file for file in HOUSE.glob("*.py") if file.stem != "__init__"}
-    assert set(rooms) == set(FLOORS)
-    for room, file in rooms.items():
-        inside = {name.split(".")[1] for name in _imports(file) if name.startswith("finetune_kit.")}
-        assert inside <= FLOORS[room], room
+def test_every_file_is_a_module_of_a_package():
+    files = {path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"}
+    assert set(MODULES.values()) == files
+    assert {name for name in MODULES if "." not in name} == {*GROUND, *BELOW}
 
 
-def test_no_room_imports_a_backend():
-    for file in HOUSE.glob("*.py"):
-        tops = {name.split(".")[0] for name in _imports(file)}
-        assert not tops & {"tensorflow", "jax", "torch"}, file.name
+def test_imports_point_down():
+    for module, file in MODULES.items():
+        package = module.split(".")[0]
+        allowed = GROUND | BELOW.get(package, set()) | {package}
+        inside = {n.split(".")[1] for n in imports(file) if n.startswith("finetune_kit.")}
+        assert inside <= allowed, module
+
+
+def test_no_module_imports_a_backend():
+    for module, file in MODULES.items():
+        tops = {name.split(".")[0] for name in imports(file)}
+        assert not tops & {"tensorflow", "jax", "torch"}, module
 
 
 def test_every_public_name_is_exported_and_documented():

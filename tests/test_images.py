@@ -450,7 +450,7 @@ def test_mutated_files_are_named_or_read(tmp_path):
 
 def only_pillow(folder, **options):
     """What is read without the extra `fast`."""
-    with unittest.mock.patch("finetune_kit._decoding._FAST", False):
+    with unittest.mock.patch("finetune_kit._data.decoding._FAST", False):
         images = ftk.read_image_folder(folder, **options)
         return images, images.load(size=(8, 8))
 

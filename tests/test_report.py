@@ -97,7 +97,7 @@ def test_figures_equal_scikit_learns(n, k, seed, many, ties):
 @pytest.mark.parametrize("many", [False, True])
 def test_the_bootstrap_draws_what_scikit_learn_would_count(many):
     """One draw, told by its weights: the same figures as scikit-learn's with these weights."""
-    from finetune_kit import _bootstrap
+    from finetune_kit._report import bootstrap as _bootstrap
 
     labels, scores = drawn(80, 3, 1, many=many, ties=True)
     strata = np.zeros(80, int) if many else labels

@@ -91,7 +91,7 @@ def test_a_split_without_validation_trains_too(small_backbone, tiny_images):
 @pytest.mark.parametrize("threads", [0, 2])
 def test_each_epoch_shows_every_image_once_in_another_order(threads):
     """Seen from inside `fit`: Keras' own threads would shift the batches on PyTorch."""
-    from finetune_kit._batches import Batches
+    from finetune_kit._data.batches import Batches
 
     def load(indices, epoch):
         return np.stack([indices, np.full(len(indices), epoch)], axis=1).astype("float32")

@@ -86,7 +86,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         told = Parser().parsestr(archive.read(next(n for n in names if "METADATA" in n)).decode())
-    rooms = {f"finetune_kit/{path.name}" for path in (ROOT / "src" / "finetune_kit").glob("*.py")}
+    source = ROOT / "src"
+    rooms = {path.relative_to(source).as_posix() for path in source.rglob("*.py")}
     assert {n for n in names if not n.split("/")[0].endswith(".dist-info")} == {
         *rooms,
         "finetune_kit/py.typed",

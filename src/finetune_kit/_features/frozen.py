@@ -20,15 +20,15 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune_kit._batches import WORKERS, Load
-from finetune_kit._decoding import DECODING
-from finetune_kit._digest import described
-from finetune_kit._features import Entry, Features, earlier_cuts, row_name
-from finetune_kit._graph import random_states
-from finetune_kit._images import ImageSet, content_digests
-from finetune_kit._plan import FreezePlan
-from finetune_kit._split import Split
-from finetune_kit._surgery import cut_after, shift_pure_front
+from finetune_kit._data.batches import WORKERS, Load
+from finetune_kit._data.decoding import DECODING
+from finetune_kit._data.images import ImageSet, content_digests
+from finetune_kit._data.split import Split
+from finetune_kit._features.store import Entry, Features, earlier_cuts, row_name
+from finetune_kit._model.digest import described
+from finetune_kit._model.graph import random_states
+from finetune_kit._model.plan import FreezePlan
+from finetune_kit._model.surgery import cut_after, shift_pure_front
 
 Decode: TypeAlias = Callable[[NDArray[np.int64]], Any]
 

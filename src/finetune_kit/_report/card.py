@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from finetune_kit._metrics import OVERALL, PER_CLASS
+from finetune_kit._report.metrics import OVERALL, PER_CLASS
 
 _OPEN = "*To be written by those who know.*"
 

@@ -22,16 +22,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from finetune_kit._attribution import grad_cam, overlay
-from finetune_kit._batches import Batches
 from finetune_kit._checks import check_count, check_indices, check_kind, check_outputs, image_size
-from finetune_kit._digest import described
-from finetune_kit._images import ImageSet, content_digests
-from finetune_kit._leakage import Duplicates
+from finetune_kit._data.batches import Batches
+from finetune_kit._data.duplicates import Duplicates
+from finetune_kit._data.images import ImageSet, content_digests
+from finetune_kit._data.split import PARTS, Split
+from finetune_kit._model.digest import described
 from finetune_kit._quiet import quiet
-from finetune_kit._report import Example, Report, cells
-from finetune_kit._split import PARTS, Split
-from finetune_kit._train import FineTuned
+from finetune_kit._report.attribution import grad_cam, overlay
+from finetune_kit._report.report import Example, Report, cells
+from finetune_kit._train.fine_tune import FineTuned
 
 _SHOWN = 240  # images in a report at most: about 2 MB of page
 _SEEN = (  # parts of the split that the test should share nothing with

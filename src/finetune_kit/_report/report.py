@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from finetune_kit import _card, _page, _pictures
 from finetune_kit._checks import check_count, check_folder
 from finetune_kit._files import write_whole
-from finetune_kit._metrics import OVERALL, Figure, count, predictions
-from finetune_kit._plan import FreezePlan
+from finetune_kit._model.plan import FreezePlan
+from finetune_kit._report import card as _card
+from finetune_kit._report import page as _page
+from finetune_kit._report import pictures as _pictures
+from finetune_kit._report.metrics import OVERALL, Figure, count, predictions
 
 FORMAT = "finetune-kit report 1"
 OUTCOMES = ("found", "missed", "false alarm", "rightly absent")  # of one label

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune_kit._graph import copy, made_by
+from finetune_kit._model.graph import copy, made_by
 
 
 class Probe(keras.Model):

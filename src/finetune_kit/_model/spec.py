@@ -14,10 +14,10 @@ from typing import Any
 
 import keras
 
-from finetune_kit._blocks import LEVELS, Partition, as_block, chosen_blocks, partition
 from finetune_kit._checks import check_choice, check_count, check_kind, is_count
-from finetune_kit._graph import fresh_inputs, functional, is_layer, is_stochastic, rewire
-from finetune_kit._plan import FreezePlan
+from finetune_kit._model.blocks import LEVELS, Partition, as_block, chosen_blocks, partition
+from finetune_kit._model.graph import fresh_inputs, functional, is_layer, is_stochastic, rewire
+from finetune_kit._model.plan import FreezePlan
 
 BATCH_NORM = ("frozen", "train")
 

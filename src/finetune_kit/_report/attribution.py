@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from finetune_kit._blocks import Part, chosen_blocks, partition
 from finetune_kit._checks import check_count
-from finetune_kit._gradient import Probe
-from finetune_kit._graph import functional, made_by
-from finetune_kit._surgery import cut_after
+from finetune_kit._model.blocks import Part, chosen_blocks, partition
+from finetune_kit._model.graph import functional, made_by
+from finetune_kit._model.surgery import cut_after
+from finetune_kit._report.gradient import Probe
 
 
 def grad_cam(

@@ -12,12 +12,12 @@ from typing import TypedDict, Unpack
 import keras
 
 from finetune_kit._checks import check_folder, check_kind
-from finetune_kit._features import CacheDir
-from finetune_kit._frozen import prefix_names
-from finetune_kit._images import ImageSet
-from finetune_kit._spec import FineTuneSpec
-from finetune_kit._split import Split
-from finetune_kit._train import FineTuned, check_cache_dir, features_folder, fine_tune
+from finetune_kit._data.images import ImageSet
+from finetune_kit._data.split import Split
+from finetune_kit._features.frozen import prefix_names
+from finetune_kit._features.store import CacheDir
+from finetune_kit._model.spec import FineTuneSpec
+from finetune_kit._train.fine_tune import FineTuned, check_cache_dir, features_folder, fine_tune
 
 
 class Options(TypedDict, total=False):

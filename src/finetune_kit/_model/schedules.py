@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from finetune_kit._checks import check_count
-from finetune_kit._spec import FineTuneSpec
+from finetune_kit._model.spec import FineTuneSpec
 
 
 def linear_probe_then_fine_tune(

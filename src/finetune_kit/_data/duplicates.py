@@ -22,9 +22,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from finetune_kit._checks import check_indices, check_kind
-from finetune_kit._decoding import picture
-from finetune_kit._images import ImageSet, content_digests
-from finetune_kit._split import PARTS, Split
+from finetune_kit._data.decoding import picture
+from finetune_kit._data.images import ImageSet, content_digests
+from finetune_kit._data.split import PARTS, Split
 
 _SIDE = 64  # of the thumbnails that are compared
 _NEIGHBOURS = 6

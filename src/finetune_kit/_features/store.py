@@ -29,9 +29,9 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune_kit._batches import WORKERS, ahead
-from finetune_kit._digest import described
+from finetune_kit._data.batches import WORKERS, ahead
 from finetune_kit._files import write_whole
+from finetune_kit._model.digest import described
 
 FORMAT = "finetune-kit features 1"
 DTYPES = ("float32", "float16")

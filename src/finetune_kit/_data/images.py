@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from finetune_kit._checks import check_indices, is_count
-from finetune_kit._decoding import decode, resize, undecodable
+from finetune_kit._data.decoding import decode, resize, undecodable
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_kit._checks import check_folder
-from finetune_kit._features import entry_folders, mapped, row_names
+from finetune_kit._features.store import entry_folders, mapped, row_names
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,14 @@ from scipy.special import expit
 from scipy.stats import binomtest, norm
 from sklearn import metrics
 
-from finetune_kit._bootstrap import BINS, bins_of, bootstrap, calibrated_errors, confidence, losses
+from finetune_kit._report.bootstrap import (
+    BINS,
+    bins_of,
+    bootstrap,
+    calibrated_errors,
+    confidence,
+    losses,
+)
 
 OVERALL = {  # what each is called in tables, in their order
     "accuracy": "accuracy",

@@ -15,8 +15,11 @@ from typing import Any
 import keras
 from numpy.typing import NDArray
 
-from finetune_kit._batches import Batches, Load, Targets, let_go
-from finetune_kit._callbacks import (
+from finetune_kit._data.batches import Batches, Load, Targets, let_go
+from finetune_kit._features.frozen import Source, Trained, check_frozen, frozen_values
+from finetune_kit._model.plan import FreezePlan
+from finetune_kit._model.spec import FineTuneSpec
+from finetune_kit._train.callbacks import (
     FiniteLoss,
     Planned,
     epoch_seeds,
@@ -24,12 +27,9 @@ from finetune_kit._callbacks import (
     on_whole_model,
     recall,
 )
-from finetune_kit._checkpoints import Checkpoints, State
-from finetune_kit._frozen import Source, Trained, check_frozen, frozen_values
-from finetune_kit._objective import Objective, Wanted, objective
-from finetune_kit._optimizer import Optimizers
-from finetune_kit._plan import FreezePlan
-from finetune_kit._spec import FineTuneSpec
+from finetune_kit._train.checkpoints import Checkpoints, State
+from finetune_kit._train.objective import Objective, Wanted, objective
+from finetune_kit._train.optimizer import Optimizers
 
 _log = logging.getLogger("finetune_kit")
 

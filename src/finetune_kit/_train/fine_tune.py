@@ -22,9 +22,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from finetune_kit import _preprocessing
-from finetune_kit._callbacks import check_callbacks
-from finetune_kit._checkpoints import Checkpoints
 from finetune_kit._checks import (
     check_choice,
     check_count,
@@ -33,18 +30,21 @@ from finetune_kit._checks import (
     check_kind,
     image_size,
 )
-from finetune_kit._digest import described
-from finetune_kit._features import DTYPES, CacheDir, opened
-from finetune_kit._frozen import Augmentation, Source
-from finetune_kit._graph import copy, is_stochastic
-from finetune_kit._images import ImageSet, content_digests
-from finetune_kit._objective import Wanted, class_weights
-from finetune_kit._optimizer import Optimizers
-from finetune_kit._phases import Run
-from finetune_kit._plan import FreezePlan
+from finetune_kit._data.images import ImageSet, content_digests
+from finetune_kit._data.split import PARTS, Split
+from finetune_kit._features.frozen import Augmentation, Source
+from finetune_kit._features.store import DTYPES, CacheDir, opened
+from finetune_kit._model import preprocessing as _preprocessing
+from finetune_kit._model.digest import described
+from finetune_kit._model.graph import copy, is_stochastic
+from finetune_kit._model.plan import FreezePlan
+from finetune_kit._model.spec import FineTuneSpec
 from finetune_kit._quiet import quiet
-from finetune_kit._spec import FineTuneSpec
-from finetune_kit._split import PARTS, Split
+from finetune_kit._train.callbacks import check_callbacks
+from finetune_kit._train.checkpoints import Checkpoints
+from finetune_kit._train.objective import Wanted, class_weights
+from finetune_kit._train.optimizer import Optimizers
+from finetune_kit._train.phases import Run
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from finetune_kit._graph import Graph, is_composite
+from finetune_kit._model.graph import Graph, is_composite
 
 # The repeating units of keras.applications: how their builders name the layers, and what a block
 # is called here. What no pattern matches (stems, top convolutions, shortcuts, unnamed joins) is

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from finetune_kit._checks import check_indices, check_kind
+from finetune_kit._data.images import ImageSet, content_digests
+from finetune_kit._data.split import PARTS, Split
 from finetune_kit._files import write_whole
-from finetune_kit._images import ImageSet, content_digests
-from finetune_kit._split import PARTS, Split
 
 _FORMAT = "finetune-kit manifest 1"
 # What reading something else as a manifest may raise.

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune_kit._checks import check_choice
-from finetune_kit._decoding import SUFFIXES, unreadable
-from finetune_kit._images import ImageSet, numbered
+from finetune_kit._data.decoding import SUFFIXES, unreadable
+from finetune_kit._data.images import ImageSet, numbered
 
 _PARTS = {"train", "valid", "val", "validation", "test"}  # of a split that somebody made
 _JOINED = "; read each part by itself (the docs' page 'Data that is split already' joins them)"

@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from finetune_kit._graph import random_states
+from finetune_kit._model.graph import random_states
 
 # What Keras' own callbacks learn from epoch to epoch.
 _LEARNED = {

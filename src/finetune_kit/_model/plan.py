@@ -9,7 +9,7 @@ import html
 import math
 from dataclasses import dataclass
 
-from finetune_kit._blocks import Block
+from finetune_kit._model.blocks import Block
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from typing import Any
 import keras
 
 from finetune_kit._checks import check_choice
-from finetune_kit._graph import Graph, functional, is_layer, read
-from finetune_kit._naming import name_of_block, proposed_names
+from finetune_kit._model.graph import Graph, functional, is_layer, read
+from finetune_kit._model.naming import name_of_block, proposed_names
 
 LEVELS = ("stage", "block", "layer")
 

@@ -19,12 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from finetune_kit import _page, _pictures
-from finetune_kit._bootstrap import bootstrap
 from finetune_kit._checks import check_folder
 from finetune_kit._files import write_whole
-from finetune_kit._metrics import OVERALL, Figure
-from finetune_kit._report import Report, aligned
+from finetune_kit._report import page as _page
+from finetune_kit._report import pictures as _pictures
+from finetune_kit._report.bootstrap import bootstrap
+from finetune_kit._report.metrics import OVERALL, Figure
+from finetune_kit._report.report import Report, aligned
 
 FORMAT = "finetune-kit comparison 1"
 _SHOWN = ("accuracy", "macro_f1", "roc_auc", "log_loss")

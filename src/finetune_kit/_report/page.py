@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from finetune_kit import _pictures
-from finetune_kit._metrics import OVERALL, PER_CLASS, Figure
+from finetune_kit._report import pictures as _pictures
+from finetune_kit._report.metrics import OVERALL, PER_CLASS, Figure
 
 _LABELS = {
     "learning_curves": ("Learning curves", "training and validation, epoch by epoch"),

@@ -9,8 +9,8 @@ from collections.abc import Container
 
 import keras
 
-from finetune_kit._blocks import chosen_blocks, partition
-from finetune_kit._graph import (
+from finetune_kit._model.blocks import chosen_blocks, partition
+from finetune_kit._model.graph import (
     fresh_inputs,
     functional,
     is_layer,

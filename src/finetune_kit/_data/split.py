@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import coo_array, csr_array
 
-from finetune_kit._assignment import assign, deal, held, rounded
 from finetune_kit._checks import check_count, is_count
+from finetune_kit._data.assignment import assign, deal, held, rounded
 
 PARTS = ("train", "validation", "test")
 

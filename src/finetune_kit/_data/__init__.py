@@ -1,0 +1,1 @@
+"""What the images are and what they show. Knows no model."""

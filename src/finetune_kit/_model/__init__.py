@@ -1,0 +1,1 @@
+"""A backbone, its blocks, and which of them train. Knows no images."""
