@@ -1,0 +1,36 @@
+"""Small pieces of text that messages and tables share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def aligned(rows: Sequence[Sequence[str]], left: tuple[int, ...] = (0,)) -> str:
+    """Lay out a table as text; the columns in `left` are left-aligned, the others right-aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i in left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def plural(count: int, noun: str) -> str:
+    """Return a count with its noun: `1 image`, `2,000 images`, `3 classes`."""
+    ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
+    return f"{count:,} {noun}{ending}"
+
+
+def shortened(value: Any, length: int = 60) -> str:
+    """Return the repr of a value, cut off after `length` characters."""
+    text = repr(value)
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def listed(names: Sequence[str], shown: int = 4) -> str:
+    """Join names with commas and count the rest; names with line breaks are quoted."""
+    first = ", ".join(name if name.isprintable() else repr(name) for name in names[:shown])
+    return first + (f" and {len(names) - shown:,} more" if len(names) > shown else "")
