@@ -42,7 +42,7 @@ class ImageSet:
     groups: NDArray[np.str_] | None = None
     skipped: tuple[str, ...] = field(default=(), repr=False)
     manifest: str | None = None
-    rows: NDArray[np.int64] = field(default=None, repr=False)  # type: ignore[assignment]
+    rows: NDArray[np.int64] = field(default=None, repr=False)  # type: ignore[arg-type]
 
     def __post_init__(self) -> None:
         rows = np.arange(len(self.source)) if self.rows is None else np.asarray(self.rows)
