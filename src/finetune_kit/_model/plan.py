@@ -117,8 +117,8 @@ class FreezePlan:
         if any(self.trainable):
             mode = "inference mode" if self.batch_norm == "frozen" else "training mode"
             notes.append(f"BatchNormalization in the trainable blocks: {mode}.")
-        factors = self.rate_factors
-        if factors and min(factors) < 1:
+        factors = [factor for factor in self.rate_factors if factor < 1]
+        if factors:
             notes.append(
                 f"Learning rate: x{max(factors):.3g} in the last trainable block, "
                 f"x{min(factors):.3g} in the first."
