@@ -529,7 +529,7 @@ class Doubling(keras.layers.Layer):
 
 
 def test_a_layer_without_a_config_is_refused(tiny_images):
-    from finetune_kit._model.digest import described
+    from finetune_kit._model.digest import fingerprint
 
     with pytest.raises(ValueError, match=r"get_config.*cache_dir=False"):
-        described(Doubling(2.0))
+        fingerprint(Doubling(2.0))

@@ -17,7 +17,8 @@ from PIL import Image
 
 from finetune_kit._checks import check_count
 from finetune_kit._model.blocks import Part, chosen_blocks, partition
-from finetune_kit._model.graph import functional, made_by
+from finetune_kit._model.flattening import flattened as functional
+from finetune_kit._model.flattening import made_by
 from finetune_kit._model.surgery import cut_after
 from finetune_kit._report.gradient import Probe
 

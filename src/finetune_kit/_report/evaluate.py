@@ -27,7 +27,7 @@ from finetune_kit._data.batches import Batches
 from finetune_kit._data.duplicates import Duplicates
 from finetune_kit._data.images import ImageSet
 from finetune_kit._data.split import PARTS, Split
-from finetune_kit._model.digest import described
+from finetune_kit._model.digest import fingerprint
 from finetune_kit._quiet import quiet
 from finetune_kit._report.attribution import grad_cam, overlay
 from finetune_kit._report.report import Example, Report, cells
@@ -248,7 +248,7 @@ def _about(
         "model": {
             "name": model.name,
             "parameters": model.count_params(),
-            "SHA-256 of graph and weights": described(model),
+            "SHA-256 of graph and weights": fingerprint(model),
         },
         "data": data,
         "environment": _environment(),

@@ -13,6 +13,7 @@ from finetune_kit._features.augmentation import Augmentation, as_augmentation
 from finetune_kit._features.cache import FeatureCache, as_cache
 from finetune_kit._model import preprocessing as pixel_conventions
 from finetune_kit._model.graph import copy, is_stochastic
+from finetune_kit._model.head import check_not_swapped
 from finetune_kit._model.spec import FineTuneSpec
 from finetune_kit._text import listed
 from finetune_kit._train.callbacks import as_callbacks, check_callbacks
@@ -71,12 +72,7 @@ def _check_models(backbone: Any, head: Any) -> tuple[int, int]:
     """Check backbone and head, and return height and width of the images."""
     check_kind("backbone", backbone, keras.Model, "such as keras.applications.MobileNetV2(...)")
     check_kind("head", head, keras.Layer, "see classification_head")
-    takes_images = len(getattr(head, "input_shape", None) or ()) == 4 if head.built else False
-    if not getattr(backbone, "inputs", None) and takes_images:
-        raise ValueError(
-            "`backbone` and `head` seem to be swapped; call fine_tune(backbone, head, spec, ...). "
-            f"Received: backbone={backbone.name!r}, head={head.name!r}"
-        )
+    check_not_swapped(backbone, head)
     return image_size("backbone", backbone)
 
 
@@ -147,7 +143,7 @@ def _check_preprocessing(
             f"Received: {preprocessing.name!r}"
         )
     layer = None if preprocessing is None else copy(preprocessing)
-    pixel_conventions.warn_of_pixels(layer, backbone)
+    pixel_conventions.warn_of_pixel_range(layer, backbone)
     return layer
 
 
