@@ -23,7 +23,7 @@ from scipy.sparse.csgraph import connected_components
 
 from finetune_kit._checks import check_indices, check_kind
 from finetune_kit._data.decoding import picture
-from finetune_kit._data.images import ImageSet, content_digests
+from finetune_kit._data.images import ImageSet
 from finetune_kit._data.split import PARTS, Split
 
 _SIDE = 64  # of the thumbnails that are compared
@@ -107,7 +107,7 @@ def find_duplicates(
         return Duplicates((), np.empty(0, np.int64), (), ())
     first: dict[str, int] = {}
     pairs: list[tuple[int, int, str, float]] = []
-    for i, digest in enumerate(content_digests(images, np.arange(count))):
+    for i, digest in enumerate(images.digests()):
         if first.setdefault(digest, i) != i:
             pairs.append((first[digest], i, "bytes", 1.0))
     unique = np.array(sorted(first.values()), np.int64)

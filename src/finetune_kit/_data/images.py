@@ -1,84 +1,173 @@
-"""Images and what they show, as one frozen value: `ImageSet`.
-
-Pixels are decoded only when asked for, batch by batch, so a data set may be far larger than memory.
-It knows no model and no split.
-"""
+"""A set of images with their labels: `ImageSet`."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
 
 from finetune_kit._checks import check_indices, is_count
-from finetune_kit._data.decoding import decode, resize, undecodable
+from finetune_kit._data.labels import class_indices, group_names, rgb_pixels
+from finetune_kit._data.pixels import Arrays, Source, joined
+from finetune_kit._data.split import stratified_split
+from finetune_kit._text import plural
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images and what they show: a frozen value that decodes nothing until `load` is called.
+    """Images with their labels. Nothing is decoded until `load` is called.
 
-    Made by `read_image_folder`, `read_image_table`, `read_manifest` or `ImageSet.from_arrays`.
+    Made by `read_image_folder`, `read_image_table`, `read_manifest` or `ImageSet.from_arrays`. A
+    set never changes: `take`, `split` and `+` return new sets, which share the images.
 
     Attributes:
-        paths: the image files, or names made up for images in memory.
+        source: where the pixels come from.
         labels: class index of each image, int array `(n,)`; or, for multi-label images, 0 or 1 for
             each label, int array `(n, num_labels)`.
         class_names: the classes (or labels) in the order of their indices.
-        groups: group number of each image (such as the patient), int array `(n,)`, or None.
-        skipped: files and folders that were found but are no samples.
-        manifest: fingerprint of the manifest that it was read from, or None.
+        groups: the group of each image (such as the patient) as text, array `(n,)`, or None.
+        skipped: files and folders that were found but left out.
+        manifest: fingerprint of the manifest that lists the images, or None.
+        rows: the number of each image in `source`, int array `(n,)`. Defaults to all, in order.
     """
 
-    paths: tuple[str, ...]
+    source: Source = field(repr=False)
     labels: NDArray[np.int64]
     class_names: tuple[str, ...]
-    groups: NDArray[np.int64] | None = None
+    groups: NDArray[np.str_] | None = None
     skipped: tuple[str, ...] = field(default=(), repr=False)
     manifest: str | None = None
-    _pixels: NDArray[np.uint8] | None = field(default=None, repr=False)
+    rows: NDArray[np.int64] = field(default=None, repr=False)  # type: ignore[arg-type]
 
     def __post_init__(self) -> None:
-        count = len(self.paths)
-        labels, names = _labelled(np.asarray(self.labels), self.class_names, count)
-        known: dict[str, Any] = {
-            "paths": tuple(map(os.fspath, self.paths)),
-            "labels": labels,
-            "class_names": names,
-        }
-        if self.groups is not None and np.asarray(self.groups).dtype != np.int64:
-            known["groups"] = numbered(np.asarray(self.groups).tolist(), count)
-        for name, value in known.items():  # frozen: set once, here
+        rows = np.arange(len(self.source)) if self.rows is None else np.asarray(self.rows)
+        labels, names = class_indices(np.asarray(self.labels), self.class_names, len(rows))
+        groups = None if self.groups is None else group_names(np.asarray(self.groups), len(rows))
+        checked = {"rows": rows, "labels": labels, "class_names": names, "groups": groups}
+        for name, value in checked.items():  # the class is frozen; this is where values are set
             object.__setattr__(self, name, value)
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.labels)
 
     def __repr__(self) -> str:
         counts = zip(self.class_names, self.counts(), strict=True)
-        many = "multi-label; " if self.labels.ndim == 2 else ""
-        return (
-            f"ImageSet({len(self):,} images; {many}{', '.join(f'{n}: {c:,}' for n, c in counts)})"
+        kind = "multi-label; " if self.multi_label else ""
+        numbers = ", ".join(f"{name}: {count:,}" for name, count in counts)
+        return f"ImageSet({plural(len(self), 'image')}; {kind}{numbers})"
+
+    def __add__(self, other: ImageSet) -> ImageSet:
+        """Join two sets of the same classes: `train + validation`."""
+        if not isinstance(other, ImageSet):
+            return NotImplemented
+        _check_joinable(self, other)
+        source, rows, more = self.source, self.rows, other.rows
+        if other.source is not source:
+            source, more = joined([source, other.source]), more + len(source)
+        groups = None
+        if self.groups is not None and other.groups is not None:
+            groups = np.concatenate([self.groups, other.groups])
+        return ImageSet(
+            source,
+            np.concatenate([self.labels, other.labels]),
+            self.class_names,
+            groups,
+            tuple(dict.fromkeys(self.skipped + other.skipped)),
+            self.manifest if self.manifest == other.manifest else None,
+            np.concatenate([rows, more]),
         )
 
-    def counts(self, indices: ArrayLike | None = None) -> NDArray[np.int64]:
-        """How many images show each class, int array `(num_classes,)`.
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have several labels."""
+        return self.labels.ndim == 2
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The image files, or made-up names for images in memory."""
+        return tuple(self.source.name(row) for row in self.rows.tolist())
+
+    def counts(self) -> NDArray[np.int64]:
+        """Return the number of images of each class, int array `(num_classes,)`."""
+        if self.multi_label:
+            return self.labels.sum(axis=0)
+        return np.bincount(self.labels, minlength=len(self.class_names))
+
+    def take(self, indices: ArrayLike) -> ImageSet:
+        """Return some of the images as a set of their own.
 
         Args:
-            indices: which images to count; None (default): all.
+            indices: which images, in this order, int array `(m,)`.
+
+        Returns:
+            An `ImageSet` with their labels and groups.
+
+        Raises:
+            ValueError: if an index does not exist.
+
+        Example:
+            >>> images = ImageSet.from_arrays(np.full((4, 8, 8, 3), 9, np.uint8), list("abab"))
+            >>> images.take([0, 2])
+            ImageSet(2 images; a: 2, b: 0)
         """
-        labels = self.labels if indices is None else self.labels[np.asarray(indices, np.int64)]
-        if labels.ndim == 2:
-            return labels.sum(axis=0)
-        return np.bincount(labels, minlength=len(self.class_names))
+        chosen = np.asarray(indices)
+        check_indices("indices", chosen, len(self))
+        chosen = chosen.astype(np.int64)  # an empty list is an array of floats
+        return replace(
+            self,
+            labels=self.labels[chosen],
+            groups=None if self.groups is None else self.groups[chosen],
+            rows=self.rows[chosen],
+        )
+
+    def split(
+        self,
+        sizes: Sequence[float] = (0.70, 0.15, 0.15),
+        *,
+        seed: int = 0,
+        groups: ArrayLike | None = None,
+    ) -> tuple[ImageSet, ImageSet, ImageSet]:
+        """Split the images into train, validation and test sets with the same class shares.
+
+        Images of one group (such as the patient) stay together. The method is that of
+        `stratified_split`, which does the same for any labels.
+
+        Args:
+            sizes: shares of the three sets, which sum to 1; or whole counts, which sum to the
+                number of images. Each may be 0. Defaults to 70, 15 and 15 %.
+            seed: of the shuffle; the same seed gives the same sets. Defaults to 0.
+            groups: group of each image, any values, `(n,)`; such as `Duplicates.groups`. Defaults
+                to `ImageSet.groups`.
+
+        Returns:
+            The sets `(train, validation, test)`.
+
+        Raises:
+            ValueError: if the sizes do not sum up, or a class has fewer images (or groups) than
+                there are sets to fill.
+
+        Example:
+            >>> images = ImageSet.from_arrays(np.full((8, 8, 8, 3), 9, np.uint8), list("abababab"))
+            >>> train, validation, test = images.split((0.5, 0.25, 0.25), seed=0)
+            >>> print(train)
+            ImageSet(4 images; a: 2, b: 2)
+        """
+        groups = self.groups if groups is None else groups
+        parts = stratified_split(self.labels, sizes, groups=groups, seed=seed)
+        return self.take(parts.train), self.take(parts.validation), self.take(parts.test)
+
+    def digests(self) -> tuple[str, ...]:
+        """Return the SHA-256 of the content of each image: of its file, or of its pixels.
+
+        Each file is read once in a process, and again only if its size or time has changed.
+        """
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            return tuple(pool.map(self.source.digest, self.rows.tolist()))
 
     def load(
         self, indices: ArrayLike | None = None, size: tuple[int, int] = (224, 224)
@@ -86,7 +175,7 @@ class ImageSet:
         """Decode images.
 
         Args:
-            indices: which images, in this order; None (default): all.
+            indices: which images, in this order. Defaults to all.
             size: height and width in pixels that each image is resized to (bilinear, with
                 antialiasing), aspect ratio not kept. Defaults to 224 x 224.
 
@@ -94,7 +183,7 @@ class ImageSet:
             RGB pixels from 0 to 255, uint8 `(n, height, width, 3)`.
 
         Raises:
-            ValueError: if a file cannot be decoded (names it), or there is no such index.
+            ValueError: if a file cannot be decoded, or an index does not exist.
         """
         chosen = np.arange(len(self)) if indices is None else np.asarray(indices)
         check_indices("indices", chosen, len(self))
@@ -104,11 +193,8 @@ class ImageSet:
                 f"Received: size={size!r}"
             )
         batch = np.empty((len(chosen), *size, 3), np.uint8)
-        for row, index in enumerate(chosen):
-            if self._pixels is None:
-                batch[row] = decode(self.paths[index], size)
-            else:
-                batch[row] = resize(Image.fromarray(self._pixels[index]), size)
+        for i, row in enumerate(self.rows[chosen.astype(np.int64)].tolist()):
+            batch[i] = self.source.load(row, (size[0], size[1]))
         return batch
 
     @classmethod
@@ -119,7 +205,7 @@ class ImageSet:
         class_names: Sequence[str] | None = None,
         groups: ArrayLike | None = None,
     ) -> ImageSet:
-        """Images that are in memory already.
+        """Make a set of images that are in memory.
 
         Args:
             x: pixels from 0 to 255, uint8 `(n, h, w, 3)` RGB, `(n, h, w, 1)` or `(n, h, w)` gray.
@@ -140,119 +226,28 @@ class ImageSet:
             >>> ImageSet.from_arrays(x, ["cat", "dog", "cat", "dog"])
             ImageSet(4 images; cat: 2, dog: 2)
         """
-        pixels = np.asarray(x)
-        if pixels.dtype != np.uint8:
-            raise ValueError(f"`x` must hold uint8 pixels from 0 to 255{_mending(pixels)}")
-        if pixels.ndim == 3:
-            pixels = pixels[..., None]
-        if pixels.ndim != 4 or pixels.shape[-1] not in (1, 3):
-            raise ValueError(
-                "`x` must have the shape (n, h, w, 3), (n, h, w, 1) or (n, h, w). "
-                f"Received: shape {np.shape(x)}"
-            )
-        if pixels.size and pixels.max() <= 1:
-            warnings.warn(
-                "`x` should hold pixels from 0 to 255, and holds none above 1; if it was made from "
-                "floats from 0 to 1, pass (x * 255).round().astype('uint8')",
-                stacklevel=2,
-            )
-        indices, names = _labelled(np.asarray(labels), class_names, len(pixels))
+        rgb = rgb_pixels(x)
+        indices, names = class_indices(np.asarray(labels), class_names, len(rgb))
         if indices.ndim == 2 and (indices.sum(axis=1) == 1).all():
             warnings.warn(
-                "`labels` of shape (n, k) are those of images with several labels, and each of "
-                "these has one; if they are one-hot, pass labels.argmax(axis=1)",
+                "`labels` of shape (n, k) are multi-label, and every image here has exactly one "
+                "label. If they are one-hot, pass labels.argmax(axis=1)",
                 stacklevel=2,
             )
-        return cls(
-            paths=tuple(f"image {i}" for i in range(len(pixels))),
-            labels=indices,
-            class_names=names,
-            groups=None if groups is None else numbered(np.asarray(groups).tolist(), len(pixels)),
-            _pixels=np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels,
-        )
+        return cls(Arrays(rgb), indices, names, None if groups is None else np.asarray(groups))
 
 
-def _mending(pixels: NDArray[Any]) -> str:
-    """What to do with pixels that are no uint8, and what they are."""
-    if not pixels.size or not np.issubdtype(pixels.dtype, np.number):
-        return f". Received: dtype {pixels.dtype}"
-    low, high = pixels.min(), pixels.max()
-    pass_on = "scale them to that range"
-    if low >= 0 and high <= 255:
-        pass_on = "x.round().astype('uint8')" if high > 1 else "(x * 255).round().astype('uint8')"
-        pass_on = f"pass {pass_on}"
-    return f"; {pass_on}. Received: dtype {pixels.dtype}, from {low:.4g} to {high:.4g}"
-
-
-def content_digests(images: ImageSet, indices: ArrayLike) -> list[str]:
-    """SHA-256 of what each image holds: of its file, or of its pixels in memory, as hexadecimal."""
-
-    def digest(index: int) -> str:
-        if images._pixels is not None:
-            pixels = np.ascontiguousarray(images._pixels[index])
-            return hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).hexdigest()
-        try:
-            with open(images.paths[index], "rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise undecodable(images.paths[index], error) from error
-
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return list(pool.map(digest, np.asarray(indices).tolist(), chunksize=16))
-
-
-def numbered(groups: Sequence[Any], count: int) -> NDArray[np.int64]:
-    """Group numbers from 0, in the order in which the groups appear."""
-    if len(groups) != count:
+def _check_joinable(one: ImageSet, other: ImageSet) -> None:
+    kinds = [(s.class_names, s.multi_label, s.groups is None) for s in (one, other)]
+    if kinds[0] == kinds[1]:
+        return
+    if kinds[0][:2] == kinds[1][:2]:
         raise ValueError(
-            f"`groups` must be one for each of {count} images. Received: {len(groups)}"
+            "Sets that are joined must both have groups, or neither. Received: one with and one "
+            "without; read both with groups="
         )
-    if any(isinstance(group, list) or group is None or group != group for group in groups):
-        raise ValueError(
-            "`groups` must be one value for each image, such as the patient, and none missing. "
-            f"Received: {[g for g in groups if isinstance(g, list) or g is None or g != g][:3]}"
-        )
-    rank = {group: i for i, group in enumerate(dict.fromkeys(groups))}
-    return np.array([rank[group] for group in groups], np.int64)
-
-
-def _labelled(
-    labels: NDArray[Any], class_names: Sequence[str] | None, count: int
-) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Labels as class indices (or a matrix of 0 and 1), and the names of the classes."""
-    if labels.ndim == 2 and len(labels) == count:
-        return _matrix(labels, class_names)
-    if labels.shape != (count,):
-        raise ValueError(
-            f"`labels` must be one for each of the {count} images. Received: shape {labels.shape}"
-        )
-    if labels.dtype == object or np.issubdtype(labels.dtype, np.floating):
-        nothing = [i for i, label in enumerate(labels) if label is None or label != label]
-        if nothing:
-            raise ValueError(
-                f"`labels` must hold no gaps. Received: none for images {nothing[:10]}"
-            )
-        labels = labels.astype(str) if labels.dtype == object else labels
-    found = np.unique(labels)
-    by_index = np.issubdtype(labels.dtype, np.integer) and class_names is not None
-    known = [str(n) for n in (found if class_names is None else class_names)]
-    bad = [n for n in found.tolist() if not (0 <= n < len(known) if by_index else str(n) in known)]
-    if bad:
-        raise ValueError(f"`labels` must be among the classes {known}. Received: {bad[:10]}")
-    rank = {name: i for i, name in enumerate(known)}
-    indices = labels if by_index else [rank[str(name)] for name in labels]
-    return np.asarray(indices, np.int64), tuple(known)
-
-
-def _matrix(
-    labels: NDArray[Any], class_names: Sequence[str] | None
-) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    width = labels.shape[1]
-    names = tuple(map(str, range(width) if class_names is None else class_names))
-    if not width or len(names) != width or not np.isin(labels, (0, 1)).all():
-        raise ValueError(
-            "`labels` of shape (n, num_labels) must be 0 or 1, one column for each name in "
-            f"`class_names`. Received: shape {labels.shape}, {len(names)} names, values "
-            f"{np.unique(labels)[:5].tolist()}"
-        )
-    return labels.astype(np.int64), names
+    raise ValueError(
+        "Sets that are joined must have the same classes in the same order; pass "
+        "class_names= when you read them. Received: "
+        f"{list(one.class_names)} and {list(other.class_names)}"
+    )

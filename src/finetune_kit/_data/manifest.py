@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from finetune_kit._checks import check_indices, check_kind
-from finetune_kit._data.images import ImageSet, content_digests
+from finetune_kit._data.images import ImageSet
+from finetune_kit._data.pixels import Files
 from finetune_kit._data.split import PARTS, Split
 from finetune_kit._files import write_whole
 
@@ -111,7 +112,7 @@ def read_manifest(file: str | os.PathLike[str]) -> tuple[ImageSet, Split | None]
         ) from error
     missing = [path for path in images.paths if not os.path.isfile(path)]
     there = [i for i, path in enumerate(images.paths) if os.path.isfile(path)]
-    digests = content_digests(images, there)
+    digests = images.take(there).digests()
     changed = [
         images.paths[i]
         for i, digest in zip(there, digests, strict=True)
@@ -142,7 +143,7 @@ def _rows(images: ImageSet, split: Split | None, folder: Path) -> list[dict[str,
         check_indices(f"split.{name}", indices, count)
         for i in indices.tolist():
             part[i] = name
-    digests = content_digests(images, np.arange(count))
+    digests = images.digests()
     return [
         {
             "path": Path(os.path.relpath(images.paths[i], folder)).as_posix(),
@@ -233,7 +234,7 @@ def _images(rows: Sequence[dict[str, Any]], names: Sequence[str], folder: Path) 
     labels = np.array([row["label"] for row in rows], np.int64)
     groups = [row["group"] for row in rows]
     return ImageSet(
-        paths=tuple(str(folder / row["path"]) for row in rows),
+        source=Files(tuple(str(folder / row["path"]) for row in rows)),
         labels=labels,
         class_names=tuple(names),
         groups=None if None in groups else np.array(groups, np.int64),

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from finetune_kit._checks import check_choice
 from finetune_kit._data.decoding import SUFFIXES, unreadable
-from finetune_kit._data.images import ImageSet, numbered
+from finetune_kit._data.images import ImageSet
+from finetune_kit._data.pixels import Files
 
 _PARTS = {"train", "valid", "val", "validation", "test"}  # of a split that somebody made
 _JOINED = "; read each part by itself (the docs' page 'Data that is split already' joins them)"
@@ -88,10 +89,10 @@ def read_image_folder(
     good, bad = _readable(files, on_error, closed)
     told = groups and [groups(files[i].relative_to(root).as_posix()) for i in good]
     images = ImageSet(
-        paths=tuple(str(files[i]) for i in good),
+        source=Files(tuple(str(files[i]) for i in good)),
         labels=labels[good],
         class_names=tuple(classes),
-        groups=None if told is None else numbered(told, len(good)),
+        groups=told,
         skipped=tuple(str(file) for file in [*skipped, *bad]),
     )
     if images.skipped:
@@ -163,10 +164,10 @@ def read_image_table(
     if bad:
         _log.warning("%s: skipped what is no image: %s", source, _list(list(map(str, bad))))
     return ImageSet(
-        paths=tuple(str(files[i]) for i in good),
+        source=Files(tuple(str(files[i]) for i in good)),
         labels=values,
         class_names=tuple(names),
-        groups=None if group is None else numbered([row[group] for row in chosen], len(good)),
+        groups=None if group is None else [row[group] for row in chosen],
         skipped=tuple(map(str, bad)),
     )
 

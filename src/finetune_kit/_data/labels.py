@@ -1,0 +1,103 @@
+"""Checks of the arrays that describe images: pixels, labels and groups."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+def rgb_pixels(x: ArrayLike) -> NDArray[np.uint8]:
+    """Return pixels as uint8 RGB `(n, height, width, 3)`; gray images get three channels."""
+    pixels = np.asarray(x)
+    if pixels.dtype != np.uint8:
+        raise ValueError(f"`x` must hold uint8 pixels from 0 to 255{_remedy(pixels)}")
+    if pixels.ndim == 3:
+        pixels = pixels[..., None]
+    if pixels.ndim != 4 or pixels.shape[-1] not in (1, 3):
+        raise ValueError(
+            "`x` must have the shape (n, h, w, 3), (n, h, w, 1) or (n, h, w). "
+            f"Received: shape {np.shape(x)}"
+        )
+    if pixels.size and pixels.max() <= 1:
+        warnings.warn(
+            "`x` should hold pixels from 0 to 255, but holds none above 1. If it was made from "
+            "floats from 0 to 1, pass (x * 255).round().astype('uint8')",
+            stacklevel=3,
+        )
+    return np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
+
+
+def _remedy(pixels: NDArray[Any]) -> str:
+    """Say how to convert pixels that are not uint8, and what was received."""
+    if not pixels.size or not np.issubdtype(pixels.dtype, np.number):
+        return f". Received: dtype {pixels.dtype}"
+    low, high = pixels.min(), pixels.max()
+    remedy = "scale them to that range"
+    if low >= 0 and high <= 255:
+        scaled = "x.round().astype('uint8')" if high > 1 else "(x * 255).round().astype('uint8')"
+        remedy = f"pass {scaled}"
+    return f"; {remedy}. Received: dtype {pixels.dtype}, from {low:.4g} to {high:.4g}"
+
+
+def group_names(groups: NDArray[Any], count: int) -> NDArray[np.str_]:
+    """Return the group of each image as text."""
+    values = groups.tolist()
+    if not isinstance(values, list) or len(values) != count:
+        raise ValueError(
+            f"`groups` must hold one group for each of the {count} images. "
+            f"Received: shape {groups.shape}"
+        )
+    bad = [group for group in values if isinstance(group, list) or group is None or group != group]
+    if bad:
+        raise ValueError(
+            "`groups` must hold one value for each image, such as the patient, and none may be "
+            f"missing. Received: {bad[:3]}"
+        )
+    return np.array([str(group) for group in values], dtype=np.str_)
+
+
+def class_indices(
+    labels: NDArray[Any], class_names: Sequence[str] | None, count: int
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Return labels as class indices (or a matrix of 0 and 1), and the class names."""
+    if labels.ndim == 2 and len(labels) == count:
+        return _matrix(labels, class_names)
+    if labels.shape != (count,):
+        raise ValueError(
+            f"`labels` must be one for each of the {count} images. Received: shape {labels.shape}"
+        )
+    if labels.dtype == object or np.issubdtype(labels.dtype, np.floating):
+        missing = [i for i, label in enumerate(labels) if label is None or label != label]
+        if missing:
+            raise ValueError(
+                "`labels` must hold a label for each image. "
+                f"Received: none for images {missing[:10]}"
+            )
+        labels = labels.astype(str) if labels.dtype == object else labels
+    found = np.unique(labels)
+    by_index = np.issubdtype(labels.dtype, np.integer) and class_names is not None
+    known = [str(n) for n in (found if class_names is None else class_names)]
+    bad = [n for n in found.tolist() if not (0 <= n < len(known) if by_index else str(n) in known)]
+    if bad:
+        raise ValueError(f"`labels` must be among the classes {known}. Received: {bad[:10]}")
+    rank = {name: i for i, name in enumerate(known)}
+    indices = labels if by_index else [rank[str(name)] for name in labels]
+    return np.asarray(indices, np.int64), tuple(known)
+
+
+def _matrix(
+    labels: NDArray[Any], class_names: Sequence[str] | None
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    width = labels.shape[1]
+    names = tuple(map(str, range(width) if class_names is None else class_names))
+    if not width or len(names) != width or not np.isin(labels, (0, 1)).all():
+        raise ValueError(
+            "`labels` of shape (n, num_labels) must be 0 or 1, one column for each name in "
+            f"`class_names`. Received: shape {labels.shape}, {len(names)} names, values "
+            f"{np.unique(labels)[:5].tolist()}"
+        )
+    return labels.astype(np.int64), names
