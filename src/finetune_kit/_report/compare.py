@@ -18,7 +18,7 @@ from finetune_kit._report.estimate import Estimate
 from finetune_kit._report.markup import drawing
 from finetune_kit._report.metrics import OVERALL
 from finetune_kit._report.report import Report
-from finetune_kit._report.saving import is_page, write_files
+from finetune_kit._report.saving import page_or_folder, write_files
 from finetune_kit._text import aligned, listed, plural, shortened
 
 FORMAT = "finetune-kit comparison 1"
@@ -127,7 +127,7 @@ class Comparison:
             ValueError: if `path` is a file that does not end in `.html`.
             OSError: if it cannot be written to.
         """
-        one_page, target = is_page(path), Path(path)
+        target, one_page = page_or_folder(path)
         count = len(next(iter(self.reports.values())).labels)
         title = title or f"{listed(list(self.reports))} on {plural(count, 'image')}"
         models = {name: report.metrics for name, report in self.reports.items()}
@@ -142,11 +142,13 @@ class Comparison:
             title, self.summary, models, self.differences, picture=figure, cautions=self.cautions()
         )
         if one_page:
-            return write_files(target.parent, {target.name: html}, target)
+            write_files(target.parent, {target.name: html})
+            return target
         files["comparison.txt"] = f"{self}\n"
         files["comparison.json"] = json.dumps(self.to_dict(), indent=2) + "\n"
         files["comparison.html"] = html
-        return write_files(target, files, target)
+        write_files(target, files)
+        return target
 
     def _depths(self) -> tuple[list[str], str]:
         """Return tick labels and axis label: numbers of trainable blocks, if they differ."""

@@ -84,22 +84,23 @@ def of_comparison(
         [escape(label), *(estimate_cell(pair.metrics[name], "+.3f") for pair in differences)]
         for name, label in OVERALL.items()
     ]
-    names = [f"{escape(pair.second)} &minus; {escape(pair.first)}" for pair in differences]
+    names = [f"{escape(pair.second)}<br>&minus; {escape(pair.first)}" for pair in differences]
     items = "".join(f"<li>{escape(pair.conclusion)}</li>" for pair in differences)
     conclusions = (
-        f"<p><b>{escape(summary[0])}</b></p><p>{escape(' '.join(summary[1:]))}</p>"
-        f"<details><summary>Every pair of models</summary><ul>{items}</ul></details>"
+        f"<p>{escape(' '.join(summary[1:]))}</p>"
+        f"<details><summary>Each pair of models</summary><ul>{items}</ul></details>{picture}"
     )
     every = [estimate for metrics in models.values() for estimate in metrics.values()]
     gaps = [estimate for pair in differences for estimate in pair.metrics.values()]
     metrics = table(["", *map(escape, models)], rows, "Metrics of each model", hint=True)
     gap_table = table(["", *names], pairs, "Differences between models", hint=True)
     sections = [
-        ("Conclusions", conclusions + picture),
+        ("Conclusions", conclusions),
         ("Metrics", metrics + footnote(every)),
         ("Differences", f"<p>{_SUBTRACTION}</p>{gap_table}{footnote(gaps)}"),
     ]
-    return document(title, cautions_box(cautions), sections)
+    top = f"<p><b>{escape(summary[0])}</b></p>{cautions_box(cautions)}"
+    return document(title, top, sections)
 
 
 def _kind(report: Results) -> str:

@@ -171,7 +171,7 @@ def reliability(report: Results) -> Any:
     for axes in (top, bottom):
         axes.grid(alpha=0.3)
         axes.set_axisbelow(True)
-    top.legend(fontsize="small", frameon=False, loc="upper left")
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure
 
 
@@ -182,7 +182,7 @@ def misclassified(report: Results, examples: Sequence[Example]) -> Any:
     columns = min(3 if maps else 4, len(shown))
     rows = -(-len(shown) // columns)
     cell = 4.4 if maps else 2.9
-    figure = _figure(max(5.0, cell * columns), 0.6 + 2.9 * rows)
+    figure = _figure(max(5.0, cell * columns), 0.6 + 2.75 * rows)
     grid = np.ravel(figure.subplots(rows, columns))
     for axes in grid:
         axes.axis("off")
@@ -198,15 +198,17 @@ def misclassified(report: Results, examples: Sequence[Example]) -> Any:
 
 
 def _beside(example: Example, *, wide: bool) -> NDArray[np.uint8]:
-    """Return the pixels of an example; if `wide`, beside its heat map or an empty place."""
+    """Return the pixels of an example; if `wide`, beside its heat map or between empty margins."""
     picture = np.asarray(Image.open(io.BytesIO(example.picture)).convert("RGB"))
+    height, width = picture.shape[:2]
     if not wide:
         return picture
-    right = np.full_like(picture, 255)
-    if example.heat_map:
-        right = np.asarray(Image.open(io.BytesIO(example.heat_map)).convert("RGB"))
-    gap = np.full((len(picture), max(1, picture.shape[1] // 40), 3), 255, np.uint8)
-    return np.concatenate([picture, gap, right], axis=1)
+    if example.heat_map is None:
+        margin = np.full((height, (width + width // 40) // 2, 3), 255, np.uint8)
+        return np.concatenate([margin, picture, margin], axis=1)
+    heat = np.asarray(Image.open(io.BytesIO(example.heat_map)).convert("RGB"))
+    gap = np.full((height, width // 40, 3), 255, np.uint8)
+    return np.concatenate([picture, gap, heat], axis=1)
 
 
 def compared(models: Mapping[str, Mapping[str, Estimate]], names: Sequence[str], axis: str) -> Any:

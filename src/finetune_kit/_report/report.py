@@ -18,7 +18,7 @@ from finetune_kit._checks import check_count
 from finetune_kit._report import card, page, pictures
 from finetune_kit._report.metrics import OVERALL, measure
 from finetune_kit._report.results import Results
-from finetune_kit._report.saving import is_page, write_files
+from finetune_kit._report.saving import page_or_folder, write_files
 from finetune_kit._text import aligned
 
 FORMAT = "finetune-kit report 1"
@@ -169,12 +169,13 @@ class Report(Results):
             ValueError: if `path` is a file that does not end in `.html`.
             OSError: if it cannot be written to.
         """
-        one_page, target = is_page(path), Path(path)
+        target, one_page = page_or_folder(path)
         title = self.title if title is None else title
         drawn = pictures.of_report(self) if pictures.available(target) else {}
         html = page.of_report(self, title, drawn)
         if one_page:
-            return write_files(target.parent, {target.name: html}, target)
+            write_files(target.parent, {target.name: html})
+            return target
         files: dict[str, bytes | str] = {
             "report.txt": f"{self}\n",
             "report.json": json.dumps(self.to_dict(), indent=2) + "\n",
@@ -182,7 +183,7 @@ class Report(Results):
             "model_card.md": card.of_report(self, title),
         }
         files |= {f"{name}.png": pictures.png(picture) for name, picture in drawn.items()}
-        write_files(target, files, target)
+        write_files(target, files)
         for name in set(pictures.OF_REPORT) - set(drawn):  # pictures of an earlier report
             (target / f"{name}.png").unlink(missing_ok=True)
         return target

@@ -138,6 +138,8 @@ class Results:
     def title(self) -> str:
         """A title that names the model and the data, if they are known."""
         model = self.about.get("model", {}).get("name")
+        if self.plans:
+            model = self.plans[-1].backbone
         data = self.about.get("data", {}).get("name")
         return f"{model or 'Report'} on {data or plural(len(self.labels), 'image')}"
 

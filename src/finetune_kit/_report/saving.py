@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from finetune_kit._files import write_whole
+from finetune_kit._files import make_folder, write_whole
 
 
-def is_page(path: Any) -> bool:
-    """Return whether a path names one HTML page, not a folder; check that it is a path.
+def page_or_folder(path: Any) -> tuple[Path, bool]:
+    """Return the path to save to, and whether it is one HTML page, not a folder.
 
     Raises:
         ValueError: if it is not a path, or names a file that does not end in `.html`.
@@ -21,29 +21,22 @@ def is_page(path: Any) -> bool:
             "`path` must be a folder, or a file that ends in .html. "
             f"Received: path={path!r} of type {type(path).__name__}"
         )
-    target = Path(path)
+    target = Path(path).expanduser()
     one_page = target.suffix.lower() == ".html"
     if target.is_dir() if one_page else target.exists() and not target.is_dir():
         raise ValueError(
             "`path` must be a folder, or a file that ends in .html. "
             f"Received: path={str(path)!r}, which is a {'folder' if one_page else 'file'}"
         )
-    return one_page
+    return target, one_page
 
 
-def write_files(folder: Path, files: Mapping[str, bytes | str], returned: Path) -> Path:
-    """Write files into a folder, each completely or not at all, and return `returned`.
+def write_files(folder: Path, files: Mapping[str, bytes | str]) -> None:
+    """Write files into a folder, each completely or not at all.
 
     Raises:
         OSError: if the folder cannot be made or written to.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            write_whole(folder / name, content)
-    except OSError as error:
-        raise OSError(
-            f"`path` must be in a folder that can be written to. Received: path={str(returned)!r} "
-            f"({error.strerror or error})"
-        ) from error
-    return returned
+    target = make_folder("path", folder)
+    for name, content in files.items():
+        write_whole(target / name, content)

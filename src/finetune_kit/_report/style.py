@@ -9,7 +9,8 @@ STYLE = """
 body{margin:0 auto;max-width:75rem;padding:0 1rem 3rem;font:1rem/1.5 system-ui,sans-serif;
 color:var(--ink);background:var(--paper)}
 a{color:var(--link)}
-h1{margin:1.2rem 0 .2rem;font-size:clamp(1.25rem,5vw,1.8rem);line-height:1.25;overflow-wrap:anywhere}
+h1{margin:1.2rem 0 .2rem;font-size:clamp(1.25rem,5vw,1.8rem);line-height:1.25;
+overflow-wrap:anywhere}
 h2{margin:2rem 0 .6rem;padding-top:.5rem;border-top:1px solid var(--line);font-size:1.35rem}
 h3{margin:1.2rem 0 .4rem;font-size:1.05rem}
 p{margin:.5rem 0;max-width:60rem}.lead{margin:0 0 .5rem;opacity:.85;overflow-wrap:anywhere}
