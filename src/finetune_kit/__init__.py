@@ -23,9 +23,10 @@ from finetune_kit._model.preprocessing import preprocessing
 from finetune_kit._model.schedules import gradual_unfreezing, linear_probe_then_fine_tune
 from finetune_kit._model.spec import FineTuneSpec
 from finetune_kit._model.surgery import cut, stitch
-from finetune_kit._report.attribution import grad_cam, occlusion, overlay
+from finetune_kit._report.attribution import grad_cam, occlusion
 from finetune_kit._report.compare import compare
 from finetune_kit._report.evaluate import evaluate
+from finetune_kit._report.overlay import overlay
 from finetune_kit._report.report import Report
 from finetune_kit._train.fine_tune import fine_tune
 from finetune_kit._train.sweep import sweep
