@@ -98,14 +98,13 @@ def _entries(folder: Path, found: ClassFolders) -> list[Path]:
 def check_classes(found: ClassFolders, class_names: Sequence[str] | None) -> None:
     """Check that the folder has classes and that they fit `class_names`, if these are given."""
     root, names = str(found.root), list(found.images)
-    example = f"such as read_image_folder({str(found.root / 'train')!r})"
     if not found.closed and (not names or names == ["images"]):
-        there = sorted(p.name for p in found.root.iterdir() if not p.name.startswith("."))
-        parts = f"; if it is split already, read each part by itself, {example}"
+        there = [entry.name for entry in _entries(found.root, found)]
+        parts = [name for name in there if name in _PARTS]
         raise ValueError(
-            f"`path` must hold one folder per class with images in it, such as "
-            f"{found.root / 'CLASS'} or {found.root / 'CLASS' / 'images'}"
-            f"{parts if _PARTS & set(there) else ''}. Received: {root!r}, which holds {there[:10]}"
+            "`path` must hold one folder per class with images in it, such as "
+            f"{found.root / 'CLASS'} or {found.root / 'CLASS' / 'images'}{_by_part(found, parts)}. "
+            f"Received: {root!r}, which holds {there[:10]}"
         )
     unknown = [name for name in names if class_names is not None and name not in class_names]
     if unknown:
@@ -113,20 +112,29 @@ def check_classes(found: ClassFolders, class_names: Sequence[str] | None) -> Non
             f"The class folders of `path` must be among class_names={list(class_names or ())}. "
             f"Received: {root!r} with the folders {unknown[:10]} too"
         )
-    if class_names is not None:
-        return
+
+
+def warn_of_classes(found: ClassFolders) -> None:
+    """Warn if the class folders look like parts of a split, or if there is only one."""
+    root, names = str(found.root), list(found.images)
     if names and set(names) <= _PARTS:
         warnings.warn(
-            f"The class folders of {root!r} are {names}. If they are parts of a split, read each "
-            f"part by itself, {example}",
+            f"The class folders of {root!r} are {names}{_by_part(found, names)}",
             stacklevel=3,
         )
     elif len(names) == 1:
         warnings.warn(
-            f"{root!r} holds the images of one class only, {names[0]!r}. If this is intended, pass "
+            f"{root!r} holds images of one class only, {names[0]!r}; if this is intended, pass "
             f"class_names={names}",
             stacklevel=3,
         )
+
+
+def _by_part(found: ClassFolders, parts: Sequence[str]) -> str:
+    if not parts:
+        return ""
+    example = f"read_image_folder({str(found.root / parts[0])!r})"
+    return f"; if it is a split, read each part by itself, such as {example}"
 
 
 def checked_groups(groups: Any) -> Callable[[str], Hashable] | re.Pattern[str]:

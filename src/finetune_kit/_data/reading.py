@@ -22,6 +22,7 @@ from finetune_kit._data.folders import (
     checked_groups,
     class_folders,
     groups_of,
+    warn_of_classes,
 )
 from finetune_kit._data.images import ImageSet
 from finetune_kit._data.labels import unique_names
@@ -82,6 +83,8 @@ def read_image_folder(
     root = checked_folder(path)
     found = class_folders(root)
     check_classes(found, fixed)
+    if fixed is None:
+        warn_of_classes(found)
     names = tuple(found.images) if fixed is None else fixed
     lists = [found.images.get(name, []) for name in names]
     files = [file for part in lists for file in part]
