@@ -1,7 +1,8 @@
-"""A call comes in; it is spared advice of TensorFlow's that cannot apply.
+"""Silence TensorFlow's retracing warnings.
 
-TensorFlow counts how often the same line of code is traced. For Keras that is one line for all
-models, so after five of them it warns of a loop that makes functions anew, and means the user's.
+TensorFlow counts how often one line of code is traced. In Keras that line is the same for all
+models, so training several of them triggers a warning about user code that creates functions in a
+loop.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Leave TensorFlow's warnings of retracing out of the log; also a decorator."""
+    """Keep TensorFlow's retracing warnings out of the log. Also a decorator."""
 
     def keep(record: logging.LogRecord) -> bool:
         return "tf.function retracing" not in record.getMessage()

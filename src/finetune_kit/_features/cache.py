@@ -1,30 +1,37 @@
-"""The folder of a features cache comes in, what it holds goes out, and can be deleted."""
+"""Where the features of frozen prefixes are kept: `FeatureCache`."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from finetune_kit._checks import check_folder
-from finetune_kit._features.store import entry_folders, mapped, row_names
+from finetune_kit._checks import check_choice, check_folder
+from finetune_kit._features.store import entry_folders, open_chunk
+from finetune_kit._files import make_folder
+
+DTYPES = ("float32", "float16")
 
 
 @dataclass(frozen=True)
-class CachedFeatures:
-    """One entry of a features cache: what one frozen prefix put out for some images.
+class CacheEntry:
+    """One entry of a feature cache: the output of one frozen prefix for some images.
 
     Attributes:
-        key: name of its folder; changes with the prefix's graph and weights, the preprocessing,
-            the image size and the storage type.
+        key: name of its folder. It depends on the graph and weights of the prefix, the
+            preprocessing, the image size and the storage type.
         model: name of the model that the prefix was cut from.
         shapes: shape of the features of one image, for each tensor that crosses the cut.
         dtype: storage type, such as `"float32"`.
-        images: number of images (or augmented views) it holds.
-        bytes: its size on disk.
-        folder: where it lies.
+        images: number of images (or augmented copies).
+        bytes: size on disk.
+        folder: path of its folder.
     """
 
     key: str
@@ -36,60 +43,116 @@ class CachedFeatures:
     folder: str
 
 
-def cached_features(cache_dir: str | os.PathLike[str]) -> tuple[CachedFeatures, ...]:
-    """List what a features cache holds, the entry used last at the end.
+@dataclass(frozen=True)
+class FeatureCache:
+    """A folder in which the output of the frozen prefix is kept for each image.
+
+    Pass it as `fine_tune(..., features=...)`. A later run with the same frozen prefix, image size
+    and images starts to train at once. A path alone is a short form of `FeatureCache(path)`, None
+    of `FeatureCache()`, and False switches the cache off.
 
     Args:
-        cache_dir: the folder that was given to `fine_tune(cache_dir=...)`.
-
-    Returns:
-        A tuple of `CachedFeatures`; empty if there is no such folder.
+        folder: created if it does not exist. None (default): a temporary folder, removed after the
+            run; with `run_dir` it lies there, so that it survives an interruption.
+        dtype: how features are stored: `"float32"` (default) or `"float16"`, which takes half the
+            space and rounds them to three decimal digits.
 
     Raises:
-        ValueError: if that is no path of a folder.
+        ValueError: if `folder` is not a folder, or there is no such `dtype`.
 
     Example:
-        >>> cached_features("never-used")
-        ()
+        >>> cache = FeatureCache("never-used")
+        >>> cache.entries(), cache.size
+        ((), 0)
     """
-    check_folder("cache_dir", cache_dir)
-    found = []
-    for folder in entry_folders(Path(cache_dir)):
-        about = json.loads((folder / "entry.json").read_text(encoding="utf-8"))
-        chunks = [chunk for path in folder.glob("*.npy") if (chunk := mapped(path)) is not None]
-        entry = CachedFeatures(
-            key=folder.name,
-            model=about["model"],
-            shapes=tuple(tuple(shape) for shape in about["shapes"]),
-            dtype=about["dtype"],
-            images=len({name for chunk in chunks for name in row_names(chunk)}),
-            bytes=sum(path.stat().st_size for path in folder.iterdir()),
-            folder=str(folder),
-        )
-        found.append(((folder / "entry.json").stat().st_mtime, entry))
-    return tuple(entry for _, entry in sorted(found, key=lambda pair: pair[0]))
+
+    folder: str | os.PathLike[str] | None = None
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.folder is not None:
+            check_folder("folder", self.folder)
+        check_choice("dtype", self.dtype, DTYPES)
+
+    def entries(self) -> tuple[CacheEntry, ...]:
+        """Return what the cache holds, the entry used last at the end."""
+        if self.folder is None:
+            return ()
+        folders = entry_folders(Path(self.folder).expanduser())
+        used = {folder: (folder / "entry.json").stat().st_mtime for folder in folders}
+        return tuple(_entry(folder) for folder in sorted(folders, key=lambda f: used[f]))
+
+    @property
+    def size(self) -> int:
+        """Size on disk, in bytes."""
+        return sum(entry.bytes for entry in self.entries())
+
+    def clear(self, key: str | None = None) -> int:
+        """Delete entries of the cache, and nothing else in its folder.
+
+        Args:
+            key: of the entry to delete, see `entries`. Defaults to all entries.
+
+        Returns:
+            The number of bytes that were freed.
+
+        Raises:
+            ValueError: if there is no entry with that key.
+        """
+        entries = self.entries()
+        chosen = [entry for entry in entries if key in (None, entry.key)]
+        if key is not None and not chosen:
+            raise ValueError(
+                f"`key` must be that of an entry of {str(self.folder)!r}, one of "
+                f"{[entry.key for entry in entries]}. Received: key={key!r}"
+            )
+        for entry in chosen:
+            shutil.rmtree(entry.folder)
+        return sum(entry.bytes for entry in chosen)
 
 
-def clear_cached_features(cache_dir: str | os.PathLike[str], key: str | None = None) -> int:
-    """Delete the entries of a features cache, and nothing else that lies in its folder.
+def as_cache(features: Any) -> FeatureCache | None:
+    """Return the cache for what a user passed; None if features are switched off."""
+    if features is False:
+        return None
+    if features is None or isinstance(features, FeatureCache):
+        return features or FeatureCache()
+    options = ", a FeatureCache, None (a temporary folder) or False (off)"
+    check_folder("features", features, or_else=options)
+    return FeatureCache(features)
 
-    Args:
-        cache_dir: the folder that was given to `fine_tune(cache_dir=...)`.
-        key: of the entry to delete, see `cached_features`. Defaults to all.
 
-    Returns:
-        How many bytes that freed.
+@contextmanager
+def opened(
+    cache: FeatureCache | None, run_dir: str | os.PathLike[str] | None
+) -> Iterator[Path | None]:
+    """Provide the folder to keep features in; None if there is no cache.
 
-    Raises:
-        ValueError: if there is no entry of that key, or `cache_dir` is no path of a folder.
+    Without a folder of its own, a cache lies in `run_dir`, where it survives an interruption, or
+    else in a temporary folder. Both are removed when the run has ended.
     """
-    entries = cached_features(cache_dir)
-    chosen = [entry for entry in entries if key in (None, entry.key)]
-    if key is not None and not chosen:
-        raise ValueError(
-            f"`key` must be that of an entry of {str(cache_dir)!r}, one of "
-            f"{[entry.key for entry in entries]}. Received: key={key!r}"
-        )
-    for entry in chosen:
-        shutil.rmtree(entry.folder)
-    return sum(entry.bytes for entry in chosen)
+    if cache is None:
+        yield None
+    elif cache.folder is not None:
+        yield make_folder("features", cache.folder)
+    elif run_dir is not None:
+        folder = make_folder("run_dir", Path(run_dir) / "features")
+        yield folder
+        shutil.rmtree(folder)
+    else:
+        with tempfile.TemporaryDirectory(prefix="finetune-kit-") as temporary:
+            yield Path(temporary)
+
+
+def _entry(folder: Path) -> CacheEntry:
+    about = json.loads((folder / "entry.json").read_text(encoding="utf-8"))
+    chunks = [chunk for path in folder.glob("*.npy") if (chunk := open_chunk(path)) is not None]
+    return CacheEntry(
+        key=folder.name,
+        model=about["model"],
+        shapes=tuple(tuple(shape) for shape in about["shapes"]),
+        dtype=about["dtype"],
+        images=len({name for chunk in chunks for name in chunk.names}),
+        bytes=sum(path.stat().st_size for path in folder.iterdir()),
+        folder=str(folder),
+    )

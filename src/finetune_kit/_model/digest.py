@@ -15,23 +15,32 @@ import keras
 import numpy as np
 
 
-def described(model: keras.Layer) -> str:
-    """The graph and weights of a model or layer in one digest, whatever its layers are called."""
+def described(model: keras.Layer, known: Mapping[int, str] | None = None) -> str:
+    """Return one digest of the graph and weights of a model or layer.
+
+    The names of its layers do not matter. `known` holds digests of variables by their `id`, so that
+    weights that stay the same are hashed once.
+    """
     try:
         config = keras.saving.serialize_keras_object(model)
         graph = json.dumps(_canonical(config), sort_keys=True, default=str)
     except (NotImplementedError, TypeError) as error:
         raise ValueError(
             "Each layer of the frozen part must have a config, because kept features are "
-            "recognised by it; give the layer a get_config method, or pass cache_dir=False. "
+            "recognised by it; give the layer a get_config method, or pass features=False. "
             f"Received: {model.name!r}, which says: {error}"
         ) from error
     digest = hashlib.sha256(graph.encode())
     for weight in model.weights:
-        value = np.ascontiguousarray(keras.ops.convert_to_numpy(weight))
-        digest.update(f"{value.shape} {value.dtype}".encode())
-        digest.update(value.tobytes())
+        digest.update(((known or {}).get(id(weight)) or variable_digest(weight)).encode())
     return digest.hexdigest()
+
+
+def variable_digest(variable: Any) -> str:
+    """Return the SHA-256 of a variable's shape, type and value."""
+    value = np.ascontiguousarray(keras.ops.convert_to_numpy(variable))
+    content = f"{value.shape} {value.dtype}".encode() + value.tobytes()
+    return hashlib.sha256(content).hexdigest()
 
 
 def _canonical(config: Any) -> Any:

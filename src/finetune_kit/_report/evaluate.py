@@ -25,13 +25,13 @@ from PIL import Image
 from finetune_kit._checks import check_count, check_indices, check_kind, check_outputs, image_size
 from finetune_kit._data.batches import Batches
 from finetune_kit._data.duplicates import Duplicates
-from finetune_kit._data.images import ImageSet, content_digests
+from finetune_kit._data.images import ImageSet
 from finetune_kit._data.split import PARTS, Split
 from finetune_kit._model.digest import described
 from finetune_kit._quiet import quiet
 from finetune_kit._report.attribution import grad_cam, overlay
 from finetune_kit._report.report import Example, Report, cells
-from finetune_kit._train.fine_tune import FineTuned
+from finetune_kit._train.tuned import FineTuned
 
 _SHOWN = 240  # images in a report at most: about 2 MB of page
 _SEEN = (  # parts of the split that the test should share nothing with
@@ -111,7 +111,7 @@ def evaluate(
     check_count("examples", examples, least=0)
     check_count("heat_maps", heat_maps, least=0)
     many = images.labels.ndim == 2
-    check_outputs("model", net.output_shape, images.class_names, many=many)
+    check_outputs("model", net.output_shape, images.class_names, multi_label=many)
     size = image_size("model", net)
     labels = images.labels[chosen]
     batches = Batches(
@@ -122,7 +122,7 @@ def evaluate(
     )
     with closing(batches):
         scores = np.asarray(net.predict(batches, verbose=verbose), np.float64)
-    digests = content_digests(images, chosen)
+    digests = images.take(chosen).digests()
     history = getattr(getattr(net, "history", None), "history", {})
     report = Report.from_scores(
         labels,
@@ -262,7 +262,7 @@ def _about(
             "seconds": {name: round(value, 1) for name, value in tuned.timings.items()},
         }
         for part, told, caution in _SEEN:
-            known = set(content_digests(tuned.images, getattr(split, part)))
+            known = set(getattr(tuned, part).digests())
             seen = sum(digest in known for digest in digests)
             data[f"of these images {told}"] = seen
             if seen:

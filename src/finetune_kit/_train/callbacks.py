@@ -1,7 +1,8 @@
-"""Callbacks come in, callbacks go out: the user's, shown the whole model, and our own.
+"""The callbacks of a run: the user's, which see the whole model, and our own.
 
-`fit` runs on a model that begins behind the frozen part. What a user's callback is given, saves,
-stops or turns the learning rate of is the whole model, which shares its layers and optimizer.
+`fit` runs on a model that begins behind the frozen part. A user's callback is given the whole
+model, which shares its layers and its optimizer: that is what it saves, stops, or changes the
+learning rate of.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import numpy as np
 
 from finetune_kit._model.graph import random_states
 
-# What Keras' own callbacks learn from epoch to epoch.
-_LEARNED = {
+# The state that Keras' own callbacks keep from epoch to epoch.
+_STATE = {
     keras.callbacks.EarlyStopping: ("best", "best_epoch", "best_weights", "wait", "stopped_epoch"),
     keras.callbacks.ReduceLROnPlateau: ("best", "wait", "cooldown_counter"),
     keras.callbacks.ModelCheckpoint: ("best",),
@@ -27,9 +28,9 @@ _HOOKS = ("train_begin", "train_end", "epoch_begin", "epoch_end", "test_begin", 
 
 
 class EpochSeeds(keras.callbacks.Callback):
-    """Sets the random generators as each epoch begins, from (seed, epoch) alone.
+    """Seeds the random generators at the start of each epoch, from (seed, epoch) alone.
 
-    Dropout is then the same whether features or pixels are trained on, and after a pause.
+    Dropout is then the same whether features or pixels are trained on, and after an interruption.
     """
 
     def __init__(self, model: keras.Model, seed: int) -> None:
@@ -37,40 +38,40 @@ class EpochSeeds(keras.callbacks.Callback):
         self._states, self._seed = random_states(model), seed
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Set the state of each layer's generator."""
-        self._drawn = np.random.default_rng((self._seed, epoch, 2))
+        """Seed the generator of each layer."""
+        self._rng = np.random.default_rng((self._seed, epoch, 2))
         for state in self._states:
-            state.assign(self._drawn.integers(0, 2**31, 2, np.uint32))
+            state.assign(self._rng.integers(0, 2**31, 2, np.uint32))
 
 
 class GlobalSeeds(EpochSeeds):
-    """The same on PyTorch, where Dropout draws from the global generator.
+    """The same on PyTorch, where Dropout uses the global generator.
 
-    So does its DataLoader as it begins, between the beginning of an epoch and the first batch of
-    all, but of no later epoch: the generator is set after that.
+    The DataLoader uses it too when it starts, between the start of the first epoch and its first
+    batch. The generator is therefore seeded after that.
     """
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Set the global generator as the first batch begins."""
+        """Seed the global generator at the first batch."""
         if batch == 0:
-            keras.utils.set_random_seed(int(self._drawn.integers(0, 2**31)))
+            keras.utils.set_random_seed(int(self._rng.integers(0, 2**31)))
 
 
 def epoch_seeds(model: keras.Model, seed: int) -> EpochSeeds:
-    """What sets the random generators of a model on this backend."""
+    """Return the callback that seeds a model's random generators on this backend."""
     kind = GlobalSeeds if keras.backend.backend() == "torch" else EpochSeeds
     return kind(model, seed)
 
 
 class FiniteLoss(keras.callbacks.Callback):
-    """Stops a run whose loss is no number any more, in words."""
+    """Stops a run whose loss is not finite any more."""
 
     def __init__(self, learning_rate: float) -> None:
         super().__init__()
         self._learning_rate = learning_rate
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Look at the training loss."""
+        """Check the training loss."""
         loss = float((logs or {}).get("loss", 0.0))
         if not math.isfinite(loss):
             rate = getattr(self.model.optimizer, "learning_rate", self._learning_rate)
@@ -82,75 +83,82 @@ class FiniteLoss(keras.callbacks.Callback):
 
 
 class Planned(keras.callbacks.Callback):
-    """Refuses a change of `trainable` inside a phase, which Keras ignores or applies by half."""
+    """Stops a run if `trainable` changes within a phase, which Keras ignores in part or whole."""
 
     def __init__(self, whole: keras.Model) -> None:
         super().__init__()
         self._whole, self._paths = whole, {v.path for v in whole.trainable_variables}
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         changed = self._paths ^ {v.path for v in self._whole.trainable_variables}
         if changed:
             raise RuntimeError(
-                "What trains must stay the same inside a phase. A callback changed `trainable` of "
+                "What trains must stay the same within a phase. A callback changed `trainable` of "
                 f"{len(changed)} variables: {', '.join(sorted(changed)[:5])}. Give `fine_tune` a "
                 "list of specs instead"
             )
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Look before a step is taken, which JAX would not survive."""
-        self._look()
+        """Check before the first step, which would fail on JAX."""
+        self._check()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Look before the epoch is kept."""
-        self._look()
+        """Check before the epoch is saved."""
+        self._check()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Look before the phase is kept."""
-        self._look()
+        """Check before the phase is saved."""
+        self._check()
 
 
-def check_callbacks(callbacks: Any, *, once: bool) -> None:
-    """Refuse what is no list of callbacks, or would spoil a run; `once`: one phase, not kept."""
+def as_callbacks(callbacks: Any) -> list[keras.callbacks.Callback]:
+    """Return the callbacks as a list; a single one counts as a list of one."""
+    if isinstance(callbacks, keras.callbacks.Callback):
+        callbacks = [callbacks]
     if not isinstance(callbacks, Sequence) or not all(
         isinstance(callback, keras.callbacks.Callback) for callback in callbacks
     ):
         raise ValueError(
             f"`callbacks` must be a list of Keras callbacks. Received: callbacks={callbacks!r}"
         )
+    return list(callbacks)
+
+
+def check_callbacks(callbacks: Sequence[keras.callbacks.Callback], *, once: bool) -> None:
+    """Check that no callback would spoil the run; `once`: a single phase without `run_dir`."""
     for callback in callbacks:
         if isinstance(callback, keras.callbacks.BackupAndRestore):
             raise ValueError(
                 "`callbacks` cannot hold BackupAndRestore, whose backup does not fit the next "
-                "phase's optimizer; pass run_dir= instead, and an interrupted run goes on"
+                "phase's optimizer; pass run_dir= instead, which makes the run resumable"
             )
         if isinstance(callback, keras.callbacks.SwapEMAWeights) and not once:
             raise ValueError(
-                "`callbacks` can hold SwapEMAWeights in a run of one phase without run_dir: it "
-                "leaves averages where the next phase expects weights. use_ema=True alone puts "
-                "the averages in place as each phase ends"
+                "`callbacks` can hold SwapEMAWeights only in a run of one phase without run_dir: "
+                "it leaves averages where the next phase expects weights. use_ema=True alone "
+                "uses the averages at the end of each phase"
             )
 
 
-def learned(callbacks: Sequence[keras.callbacks.Callback]) -> list[dict[str, Any]]:
-    """What Keras' own callbacks know of the epochs so far, by the callback's place."""
+def callback_states(callbacks: Sequence[keras.callbacks.Callback]) -> list[dict[str, Any]]:
+    """Return the state of Keras' own callbacks, in the order of the callbacks."""
     return [{n: _plain(getattr(c, n, None)) for n in _names(c)} for c in callbacks]
 
 
-def recall(
-    callbacks: Sequence[keras.callbacks.Callback], known: Sequence[Mapping[str, Any]]
+def restore_states(
+    callbacks: Sequence[keras.callbacks.Callback], states: Sequence[Mapping[str, Any]]
 ) -> bool:
-    """Tell callbacks what they, or ones like them, had learned; False if they are others."""
-    if [*map(_names, callbacks)] != [tuple(values) for values in known]:
+    """Restore the state of callbacks; return False if they are not of the same kinds."""
+    if [*map(_names, callbacks)] != [tuple(values) for values in states]:
         return False
-    for callback, values in zip(callbacks, known, strict=True):
+    for callback, values in zip(callbacks, states, strict=True):
         for name, value in values.items():
             setattr(callback, name, value)
     return True
 
 
 def _names(callback: keras.callbacks.Callback) -> tuple[str, ...]:
-    return next((names for kind, names in _LEARNED.items() if isinstance(callback, kind)), ())
+    return next((names for kind, names in _STATE.items() if isinstance(callback, kind)), ())
 
 
 def _plain(value: Any) -> Any:
@@ -160,14 +168,14 @@ def _plain(value: Any) -> Any:
 def on_whole_model(
     callbacks: Sequence[keras.callbacks.Callback], whole: keras.Model, trained: keras.Model
 ) -> list[keras.callbacks.Callback]:
-    """The callbacks to give to `trained.fit`, so that theirs is the whole model."""
+    """Return callbacks for `trained.fit` that show the whole model to the user's."""
     if not callbacks or trained is whole:
         return list(callbacks)
     return [_WholeModel(callbacks, whole)]
 
 
 class _WholeModel(keras.callbacks.Callback):
-    """Passes each call on to callbacks whose `model` is the whole one."""
+    """Passes each call on to callbacks whose `model` is the whole model."""
 
     def __init__(self, callbacks: Sequence[keras.callbacks.Callback], whole: keras.Model) -> None:
         super().__init__()
@@ -177,14 +185,14 @@ class _WholeModel(keras.callbacks.Callback):
         self._batches = any(_overrides(c, hook) for c in callbacks for hook in _OVERRIDABLE)
 
     def set_params(self, params: dict[str, Any]) -> None:
-        """Number of epochs and steps."""
+        """Pass on the number of epochs and steps."""
         super().set_params(params)
         for callback in self._callbacks:
             callback.set_params(params)
 
     def pass_on(self, hook: str, *args: Any, **kwargs: Any) -> None:
-        """Call the hook of each callback, between two states that both models share."""
-        # On JAX the weights live in the training loop; asking for `model` brings them back.
+        """Call the hook of each callback."""
+        # On JAX the weights live in the training loop; reading `model` brings them back.
         trained = self.model
         if hook == "train_begin":
             self._whole.stop_training = False
@@ -205,6 +213,15 @@ def _relay(hook: str) -> Callable[..., None]:
             self.pass_on(hook, *args, **kwargs)
 
     return call
+
+
+def kept_epoch(callbacks: Sequence[keras.callbacks.Callback], last: int) -> int:
+    """Return the epoch, from 1, whose weights the model has: early stopping may restore one."""
+    for callback in callbacks:
+        early = isinstance(callback, keras.callbacks.EarlyStopping)
+        if early and callback.restore_best_weights and callback.best_weights is not None:
+            return int(callback.best_epoch) + 1
+    return last
 
 
 for _hook in (*_HOOKS, *_BATCH_HOOKS):

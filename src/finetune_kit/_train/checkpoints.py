@@ -1,9 +1,8 @@
-"""The state of a run comes in, a folder from which it can go on goes out; and back.
+"""Checkpoints from which an interrupted run resumes.
 
 A checkpoint is one `.npz` file, written whole and then renamed, whose name ends in the SHA-256 of
-its bytes: half-written or damaged ones are passed over for the one before. `run.json` says what the
-run was started with; another run in the same folder is refused. Nothing in it is executable. This
-room knows neither models nor images.
+its bytes. A half-written or damaged one is skipped for the one before. `run.json` holds the
+settings of the run; a run with other settings cannot use the folder. Nothing in it is executable.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune_kit._files import write_whole
+from finetune_kit._files import make_folder, write_whole
 
 FORMAT = "finetune-kit run 2"
 _KEPT = 2  # the newest, and the one before in case it is damaged
@@ -28,7 +27,7 @@ _KEPT = 2  # the newest, and the one before in case it is damaged
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """Where a run is: `position` as plain values, and arrays by name."""
+    """The state of a run: `position` as plain values, and arrays by name."""
 
     position: dict[str, Any]
     arrays: dict[str, NDArray[Any]]
@@ -37,21 +36,20 @@ class State:
 class Checkpoints:
     """The checkpoints of one run in a folder."""
 
-    def __init__(self, run_dir: str | os.PathLike[str], started_with: Mapping[str, Any]) -> None:
-        self._folder = Path(run_dir)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        for draft in self._folder.glob("*.part"):  # of a process that was killed as it wrote
+    def __init__(self, run_dir: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
+        self._folder = make_folder("run_dir", run_dir)
+        for draft in self._folder.glob("*.part"):  # of a process that was killed while writing
             draft.unlink(missing_ok=True)
-        content = json.loads(json.dumps({"format": FORMAT, **started_with}))
+        content = json.loads(json.dumps({"format": FORMAT, **settings}))
         about = self._folder / "run.json"
         if any(self._folder.glob("checkpoint-*.npz")):
             _check_same(self._folder, _read(about), content)
-        else:  # nothing of what may have begun here is there to go on from
+        else:  # a run may have begun here, but left no checkpoint
             write_whole(about, json.dumps(content, indent=2) + "\n")
         self._count = 0
 
     def latest(self) -> State | None:
-        """The newest state that is whole, or None."""
+        """Return the newest undamaged state, or None."""
         for path in sorted(self._folder.glob("checkpoint-*.npz"), reverse=True):
             content = path.read_bytes()
             if path.stem.endswith(hashlib.sha256(content).hexdigest()):
@@ -63,7 +61,7 @@ class Checkpoints:
         return None
 
     def write(self, state: State) -> None:
-        """Keep a state, then let go of the ones before the last."""
+        """Write a state, and delete all but the last two."""
         position = np.frombuffer(json.dumps(state.position).encode(), np.uint8)
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, position=position, **state.arrays)
@@ -80,12 +78,12 @@ def _check_same(folder: Path, there: Mapping[str, Any], given: Mapping[str, Any]
     if lines:
         raise ValueError(
             "`run_dir` must be a folder of its own for each run, or hold what the same call left. "
-            f"Received: {str(folder)!r}, whose run differs in\n" + "\n".join(lines)
+            f"Received: {str(folder)!r}, whose run differs in:\n" + "\n".join(lines)
         )
 
 
 def _differences(name: str, there: Any, given: Any) -> list[str]:
-    """A line for each value that differs, by its place in mappings and lists."""
+    """Return a line for each value that differs, with its place in mappings and lists."""
     if there == given:
         return []
     if isinstance(there, Mapping) and isinstance(given, Mapping):
@@ -109,7 +107,7 @@ def _read(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise ValueError(
-            f"{str(path)!r} must be what a run wrote; delete its folder to start anew. "
+            f"{str(path)!r} must be a file that a run wrote; delete its folder to start anew. "
             f"Received: {error}"
         ) from error
     return content if isinstance(content, dict) else {"format": content}

@@ -1,7 +1,8 @@
-"""A head and labels come in, what it is trained toward goes out: loss, metrics, class weights."""
+"""Loss, metrics and class weights, chosen from the head and the labels."""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,35 +14,22 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from finetune_kit._checks import check_outputs
 
-_BY_SHAPE = ("accuracy", "acc", "crossentropy", "ce")  # which one, Keras tells from the outputs
-_ACTIVATIONS = {"softmax": "softmax", "binary": "sigmoid", "multilabel": "sigmoid"}
+_BY_SHAPE = ("accuracy", "acc", "crossentropy", "ce")  # Keras picks the variant from the outputs
+_ACTIVATIONS = {"softmax": "softmax", "binary": "sigmoid", "multi_label": "sigmoid"}
 
 
 @dataclass(frozen=True, eq=False)
-class Wanted:
-    """What a user says of loss and metrics; `loss` and `metrics` None: chosen from the head."""
+class Choices:
+    """The user's loss and metrics. None: chosen from the head."""
 
     loss: Any = None
     metrics: Sequence[Any] | None = None
-    label_smoothing: float = 0.0
 
     def check(self) -> None:
-        """Refuse what Keras has no loss or metric for, or what contradicts itself."""
-        if not (isinstance(self.label_smoothing, (int, float)) and 0 <= self.label_smoothing < 1):
+        """Check that Keras knows the loss and metrics, and that they take one-hot labels."""
+        if self.metrics is not None and not all(map(_is_metric, self.metrics)):
             raise ValueError(
-                "`label_smoothing` must be from 0 to below 1. "
-                f"Received: label_smoothing={self.label_smoothing!r}"
-            )
-        if self.label_smoothing and self.loss is not None:
-            raise ValueError(
-                "`label_smoothing` belongs to the loss that is chosen from the head; give your own "
-                "`loss` its own label_smoothing. Received both"
-            )
-        if isinstance(self.metrics, str) or not (
-            self.metrics is None or all(isinstance(m, (str, keras.Metric)) for m in self.metrics)
-        ):
-            raise ValueError(
-                "`metrics` must be a list of names or instances of Keras metrics. "
+                "`metrics` must be names, functions or instances of Keras metrics. "
                 f"Received: {self.metrics!r}"
             )
         for role, given, instead in (
@@ -57,45 +45,39 @@ class Wanted:
             keras.losses.get(self.loss)
         for metric in self.metrics or ():
             if isinstance(metric, str) and metric.lower() not in _BY_SHAPE:
-                keras.metrics.get(metric)
+                _check_metric_name(metric)
 
     @property
     def config(self) -> dict[str, Any]:
         """The same as plain values."""
         metrics = self.metrics and [m if isinstance(m, str) else _plain(m) for m in self.metrics]
-        return {
-            "loss": self.loss and _plain(keras.losses.get(self.loss)),
-            "metrics": metrics,
-            "label_smoothing": self.label_smoothing,
-        }
+        return {"loss": self.loss and _plain(keras.losses.get(self.loss)), "metrics": metrics}
 
 
 @dataclass(frozen=True, eq=False)
 class Objective:
-    """What a model is trained toward."""
+    """What a model is trained to do: its targets, loss and metrics."""
 
-    kind: str  # softmax, binary or multilabel
-    wanted: Wanted
+    kind: str  # softmax, binary or multi_label
+    choices: Choices
     labels: NDArray[np.int64]
-    count: int
+    outputs: int
 
     def targets(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
-        """What the loss compares the model's output with, in its shape."""
+        """Return what the loss compares the model's outputs with, in their shape."""
         labels = self.labels[indices]
         if self.kind == "softmax":
-            return np.eye(self.count, dtype=np.float32)[labels]
+            return np.eye(self.outputs, dtype=np.float32)[labels]
         return labels.reshape(len(labels), -1).astype(np.float32)
 
-    def compiled(self) -> dict[str, Any]:
-        """Loss and metrics for `compile`, new ones: a metric belongs to one model."""
-        loss: Any = self.wanted.loss
+    def compile_options(self) -> dict[str, Any]:
+        """Return new loss and metrics for `compile`, because a metric belongs to one model."""
+        loss: Any = self.choices.loss
         if loss is None:
-            loss = (
-                keras.losses.CategoricalCrossentropy
-                if self.kind == "softmax"
-                else keras.losses.BinaryCrossentropy
-            )(label_smoothing=self.wanted.label_smoothing)
-        metrics = ("accuracy",) if self.wanted.metrics is None else self.wanted.metrics
+            softmax = self.kind == "softmax"
+            losses = keras.losses
+            loss = (losses.CategoricalCrossentropy if softmax else losses.BinaryCrossentropy)()
+        metrics = ("accuracy",) if self.choices.metrics is None else self.choices.metrics
         return {"loss": loss, "metrics": [self._metric(metric) for metric in metrics]}
 
     def _metric(self, metric: Any) -> Any:
@@ -106,29 +88,42 @@ class Objective:
         return metric
 
 
+def as_choices(loss: Any, metrics: Any) -> Choices:
+    """Return the checked choices; a single metric counts as a list of one."""
+    if metrics is not None and _is_metric(metrics):
+        metrics = [metrics]
+    if metrics is not None and not isinstance(metrics, Sequence):
+        raise ValueError(
+            f"`metrics` must be a list of Keras metrics, or None. Received: metrics={metrics!r}"
+        )
+    choices = Choices(loss, metrics)
+    choices.check()
+    return choices
+
+
 def objective(
-    model: keras.Model,
+    outputs: Any,
     head: keras.Layer,
     labels: NDArray[np.int64],
     class_names: Sequence[str],
-    wanted: Wanted,
+    choices: Choices,
 ) -> Objective:
-    """Tell from head and labels what the model is trained toward; refuse what does not fit."""
-    check_outputs("head", model.output_shape, class_names, many=labels.ndim == 2)
-    count = model.output_shape[1]
-    kind = "multilabel" if labels.ndim == 2 else "binary" if count == 1 else "softmax"
+    """Choose the objective from the head's output shape and the labels, and check that they fit."""
+    multi_label = labels.ndim == 2
+    check_outputs("head", outputs, class_names, multi_label=multi_label)
+    kind = "multi_label" if multi_label else "binary" if outputs[1] == 1 else "softmax"
     last = head.layers[-1] if isinstance(head, keras.Model) else head
     activation = getattr(getattr(last, "activation", None), "__name__", None)
     expected = _ACTIVATIONS[kind]
     if activation in {"linear", "softmax", "sigmoid"} - {expected}:
-        builder = "multilabel_head" if kind == "multilabel" else "classification_head"
+        hint = "" if multi_label else " (labels of shape (n, k) are multi-label)"
+        builder = f"classification_head({'..., multi_label=True' if multi_label else '...'})"
         raise ValueError(
-            f"`head` must end in probabilities, for these labels of a {expected}, as {builder}() "
-            f"does; give its last layer activation={expected!r}"
-            f"{'' if kind == 'multilabel' else ' (labels of shape (n, k) are multi-label)'}. "
+            f"`head` must end in probabilities, for these labels of a {expected}, as {builder} "
+            f"does; give its last layer activation={expected!r}{hint}. "
             f"Received: {last.name!r} with a {activation} activation"
         )
-    return Objective(kind, wanted, labels, count)
+    return Objective(kind, choices, labels, outputs[1])
 
 
 def class_weights(
@@ -136,17 +131,18 @@ def class_weights(
     labels: NDArray[np.int64],
     names: Sequence[str],
 ) -> dict[int, float] | None:
+    """Return the weight of each class by its index, or None."""
     if class_weight is None:
         return None
     if labels.ndim == 2:
         raise ValueError(
-            "`class_weight` is for images of one class each; for multi-label ones give a `loss` "
-            "that balances, such as keras.losses.BinaryFocalCrossentropy("
+            "`class_weight` is for images with one class each; for multi-label images pass a "
+            "`loss` that balances, such as keras.losses.BinaryFocalCrossentropy("
             f"apply_class_balancing=True). Received: class_weight={class_weight!r}"
         )
     if class_weight == "balanced":
-        found = np.arange(len(names))
-        balanced = compute_class_weight("balanced", classes=found, y=labels)
+        classes = np.arange(len(names))
+        balanced = compute_class_weight("balanced", classes=classes, y=labels)
         return dict(enumerate(balanced.tolist()))
     known: dict[int | str, int] = {
         **{i: i for i in range(len(names))},
@@ -154,11 +150,28 @@ def class_weights(
     }
     if not isinstance(class_weight, Mapping) or not set(class_weight) <= set(known):
         raise ValueError(
-            "`class_weight` must be 'balanced' or a mapping from class names or indices, the "
-            f"classes being {list(names)}. Received: class_weight={class_weight!r}"
+            "`class_weight` must be 'balanced' or a mapping from class names or indices to "
+            f"weights; the classes are {list(names)}. Received: class_weight={class_weight!r}"
         )
     given = {known[key]: float(value) for key, value in class_weight.items()}
     return {i: given.get(i, 1.0) for i in range(len(names))}
+
+
+def _is_metric(value: Any) -> bool:
+    return isinstance(value, (str, keras.Metric)) or callable(value)
+
+
+def _check_metric_name(name: str) -> None:
+    try:
+        keras.metrics.get(name)
+    except ValueError as error:
+        classes = {known.lower(): known for known in dir(keras.metrics) if known[0].isupper()}
+        near = difflib.get_close_matches(name.lower(), classes, n=3, cutoff=0.4)
+        hint = ", ".join(f"keras.metrics.{classes[found]}()" for found in near)
+        raise ValueError(
+            "`metrics` must hold names that Keras knows, or instances of Keras metrics"
+            f"{f', such as {hint}' if hint else ''}. Received: {name!r}"
+        ) from error
 
 
 def _is_sparse(given: Any) -> bool:

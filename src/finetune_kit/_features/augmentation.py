@@ -1,0 +1,103 @@
+"""Random changes of training images, of which several versions are kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from finetune_kit._checks import check_count
+from finetune_kit._model.graph import random_states
+
+
+@dataclass(frozen=True, eq=False)
+class Augmentation:
+    """What changes training images at random, and how many versions of each image are kept.
+
+    The frozen part is computed once for each augmented copy, and each epoch uses one copy of each
+    image. Validation images are not augmented.
+
+    Args:
+        layer: a plain Keras layer that changes pixels at random, such as
+            `keras.layers.RandomFlip("horizontal")`, or a Sequential of several. It must keep the
+            shape of the images and their range of 0-255.
+        views: augmented copies for each image, at least 1. Defaults to 8.
+
+    Raises:
+        ValueError: if `layer` is not a Keras layer, or mixes several images (MixUp, CutMix).
+
+    Example:
+        >>> Augmentation(keras.layers.RandomFlip("horizontal"), views=4).views
+        4
+    """
+
+    layer: keras.Layer
+    views: int = 8
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.layer, keras.Layer):
+            raise ValueError(
+                "`augmentation` must be a Keras layer, such as "
+                "keras.layers.RandomFlip('horizontal'), a Sequential of several, or an "
+                f"Augmentation. Received: {self.layer!r}"
+            )
+        check_count("views", self.views)
+        mixing = (keras.layers.MixUp, keras.layers.CutMix)
+        layers = [self.layer, *getattr(self.layer, "layers", ())]
+        if any(isinstance(layer, mixing) for layer in layers):
+            raise ValueError(
+                "`augmentation` must change each image by itself, because copies of single images "
+                f"are kept; MixUp and CutMix mix several. Received: {self.layer.name!r}"
+            )
+
+
+def as_augmentation(given: Any) -> Augmentation | None:
+    """Return the augmentation for what a user passed: a bare layer gets the default views."""
+    if given is None or isinstance(given, Augmentation):
+        return given
+    return Augmentation(given)
+
+
+def augmented(
+    layer: keras.Layer, pixels: NDArray[np.uint8], keys: list[tuple[str, int]], seed: int
+) -> NDArray[np.uint8]:
+    """Change each image on its own.
+
+    The random numbers depend on the seed and the key (digest of the image, number of the copy)
+    alone, so a copy is the same whenever it is made.
+    """
+    states = random_states(layer)
+    changed = []
+    for image, (digest, view) in zip(pixels, keys, strict=True):
+        rng = np.random.default_rng((seed, view, int(digest[:16], 16)))
+        for state in states:
+            state.assign(rng.integers(0, 2**31, 2, np.uint32))
+        result = layer(keras.ops.cast(image[None], "float32"), training=True)
+        changed.append(keras.ops.convert_to_numpy(result)[0])
+    copies = np.stack(changed)
+    _check_copies(layer.name, pixels, copies)
+    return np.clip(np.rint(copies), 0, 255).astype(np.uint8)
+
+
+@lru_cache(maxsize=2)
+def views_of_epoch(seed: int, epoch: int, count: int, views: int) -> NDArray[np.int64]:
+    """Return the augmented copy that an epoch uses of each image, int array `(count,)`."""
+    return np.random.default_rng((seed, epoch, 1)).integers(views, size=count)
+
+
+def _check_copies(name: str, pixels: NDArray[np.uint8], copies: NDArray[Any]) -> None:
+    if copies.shape != pixels.shape:
+        raise ValueError(
+            f"`augmentation` must keep the shape of the images, {pixels.shape[1:]}. "
+            f"Received: {name!r}, which returns {copies.shape[1:]}"
+        )
+    if pixels.max() > 1 and 0 < np.abs(copies).max() <= 1:
+        raise ValueError(
+            "`augmentation` must keep pixels in their range of 0-255; rescaling is part of "
+            f"`preprocessing`. Received: {name!r}, which returns values from "
+            f"{copies.min():.3g} to {copies.max():.3g}"
+        )

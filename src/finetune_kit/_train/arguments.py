@@ -1,0 +1,187 @@
+"""Checks of the arguments of `fine_tune`, before anything is computed or seeded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+
+from finetune_kit._checks import check_count, check_folder, check_kind, image_size
+from finetune_kit._data.images import ImageSet
+from finetune_kit._features.augmentation import Augmentation, as_augmentation
+from finetune_kit._features.cache import FeatureCache, as_cache
+from finetune_kit._model import preprocessing as pixel_conventions
+from finetune_kit._model.graph import copy, is_stochastic
+from finetune_kit._model.spec import FineTuneSpec
+from finetune_kit._text import listed
+from finetune_kit._train.callbacks import as_callbacks, check_callbacks
+from finetune_kit._train.objective import Choices, as_choices, class_weights, objective
+from finetune_kit._train.optimizer import Optimizers
+from finetune_kit._train.setup import Phase, Setup
+
+
+def make_setup(
+    backbone: keras.Model,
+    head: keras.Layer,
+    spec: Any,
+    train: ImageSet,
+    validation: ImageSet | None,
+    options: Mapping[str, Any],
+) -> Setup:
+    """Check all arguments of `fine_tune`, and return them as one value."""
+    size = _check_models(backbone, head)
+    validation = _check_images(train, validation)
+    phases = _check_specs(backbone, spec)
+    check_count("batch_size", options["batch_size"])
+    check_count("seed", options["seed"], least=0)
+    _check_run_dir(options["run_dir"])
+    callbacks = as_callbacks(options["callbacks"])
+    check_callbacks(callbacks, once=len(phases) == 1 and options["run_dir"] is None)
+    choices = as_choices(options["loss"], options["metrics"])
+    cache = as_cache(options["features"])
+    factors = [
+        dict(zip(p.plan.trainable_variables, p.plan.rate_factors, strict=True)) for p in phases
+    ]
+    Optimizers(options["optimizer"]).check(factors)
+    _check_head(backbone, head, train, choices)
+    return Setup(
+        backbone=backbone,
+        head=head,
+        preprocessing=_check_preprocessing(
+            options["preprocessing"], backbone, cached=cache is not None
+        ),
+        phases=phases,
+        train=train,
+        validation=validation,
+        size=size,
+        batch_size=options["batch_size"],
+        choices=choices,
+        optimizer=options["optimizer"],
+        class_weight=class_weights(options["class_weight"], train.labels, train.class_names),
+        callbacks=callbacks,
+        augmentation=_check_augmentation(options["augmentation"], cache),
+        cache=cache,
+        seed=options["seed"],
+        verbose=options["verbose"],
+    )
+
+
+def _check_models(backbone: Any, head: Any) -> tuple[int, int]:
+    """Check backbone and head, and return height and width of the images."""
+    check_kind("backbone", backbone, keras.Model, "such as keras.applications.MobileNetV2(...)")
+    check_kind("head", head, keras.Layer, "see classification_head")
+    takes_images = len(getattr(head, "input_shape", None) or ()) == 4 if head.built else False
+    if not getattr(backbone, "inputs", None) and takes_images:
+        raise ValueError(
+            "`backbone` and `head` seem to be swapped; call fine_tune(backbone, head, spec, ...). "
+            f"Received: backbone={backbone.name!r}, head={head.name!r}"
+        )
+    return image_size("backbone", backbone)
+
+
+def _check_specs(backbone: keras.Model, spec: Any) -> tuple[Phase, ...]:
+    """Return the phases of one spec or a list of specs."""
+    specs = list(spec) if isinstance(spec, Sequence) and spec else [spec]
+    hint = "such as FineTuneSpec(trainable_blocks=2), or a list of one or more"
+    for each in specs:
+        check_kind("spec", each, FineTuneSpec, hint)
+    return tuple(Phase(i, each, each.plan(backbone)) for i, each in enumerate(specs, start=1))
+
+
+def _check_images(train: Any, validation: Any) -> ImageSet | None:
+    """Check the two sets, and return the validation set; None if it holds no image."""
+    hint = "see read_image_folder or ImageSet.from_arrays"
+    check_kind("train", train, ImageSet, hint)
+    if not len(train):
+        raise ValueError("`train` must hold at least one image. Received: an empty ImageSet")
+    missing = [n for n, count in zip(train.class_names, train.counts(), strict=True) if not count]
+    if missing:
+        raise ValueError(
+            "`train` must hold images of every class, as the sets of ImageSet.split do. "
+            f"Received none of: {missing}"
+        )
+    if validation is None:
+        return None
+    check_kind("validation", validation, ImageSet, hint)
+    if validation.class_names != train.class_names or validation.multi_label != train.multi_label:
+        raise ValueError(
+            "`validation` must have the classes of `train` in the same order; pass class_names= "
+            f"when you read it. Received: {list(validation.class_names)}, and for `train` "
+            f"{list(train.class_names)}"
+        )
+    _check_disjoint(train, validation)
+    return validation if len(validation) else None
+
+
+def _check_disjoint(train: ImageSet, validation: ImageSet) -> None:
+    known = set(zip(train.paths, train.digests(), strict=True))
+    both = [
+        path
+        for path, digest in zip(validation.paths, validation.digests(), strict=True)
+        if (path, digest) in known
+    ]
+    if both:
+        raise ValueError(
+            "`validation` must not hold images of `train`, or its metrics are too good; "
+            f"ImageSet.split makes disjoint sets. Received {len(both):,} images that are in both: "
+            f"{listed(both)}"
+        )
+
+
+def _check_preprocessing(
+    preprocessing: Any, backbone: keras.Model, *, cached: bool
+) -> keras.Layer | None:
+    """Return the layer that raw pixels pass through, or None."""
+    if preprocessing == "auto":
+        return pixel_conventions.preprocessing(backbone)
+    if preprocessing is not None and not isinstance(preprocessing, keras.Layer):
+        raise ValueError(
+            "`preprocessing` must be 'auto', None or a Keras layer that takes raw 0-255 RGB. "
+            f"Received: {preprocessing!r}"
+        )
+    if cached and preprocessing is not None and is_stochastic(preprocessing):
+        raise ValueError(
+            "`preprocessing` must be deterministic, because the frozen part is computed once for "
+            "each image; pass random layers as `augmentation`, or features=False. "
+            f"Received: {preprocessing.name!r}"
+        )
+    layer = None if preprocessing is None else copy(preprocessing)
+    pixel_conventions.warn_of_pixels(layer, backbone)
+    return layer
+
+
+def _check_augmentation(augmentation: Any, cache: FeatureCache | None) -> Augmentation | None:
+    """Return the augmentation, which needs a feature cache."""
+    checked = as_augmentation(augmentation)
+    if checked is not None and cache is None:
+        raise ValueError(
+            "`augmentation` makes copies of the images and keeps their features, which "
+            "features=False switches off; put its layers into `preprocessing`, where each epoch "
+            f"changes the images anew. Received: augmentation={checked.layer.name!r} with "
+            "features=False"
+        )
+    return checked
+
+
+def _check_run_dir(run_dir: Any) -> None:
+    """Check the folder of a run, and that its state can be saved."""
+    if run_dir is None:
+        return
+    check_folder("run_dir", run_dir)
+    if keras.config.dtype_policy().compute_dtype == "float16":
+        raise ValueError(
+            "`run_dir` does not save the scale of the loss; use the policy 'mixed_bfloat16'. "
+            "Received: 'mixed_float16'"
+        )
+
+
+def _check_head(
+    backbone: keras.Model, head: keras.Layer, train: ImageSet, choices: Choices
+) -> None:
+    """Check that the head fits labels and backbone, as far as can be known without building it."""
+    try:
+        outputs = head.compute_output_shape(backbone.output_shape)
+    except Exception:  # a layer of the user's own may not know: building it will show
+        return
+    objective(outputs, head, train.labels, train.class_names, choices)

@@ -1,0 +1,178 @@
+"""The settings of a run, as one frozen value."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from finetune_kit._data.images import ImageSet
+from finetune_kit._features.augmentation import Augmentation
+from finetune_kit._features.cache import FeatureCache
+from finetune_kit._features.frozen import FeatureSource
+from finetune_kit._model.digest import described, variable_digest
+from finetune_kit._model.graph import copy
+from finetune_kit._model.plan import FreezePlan
+from finetune_kit._model.preprocessing import pixel_range
+from finetune_kit._model.spec import FineTuneSpec
+from finetune_kit._train.objective import Choices
+from finetune_kit._train.optimizer import Optimizers
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase of a run: its number from 1, its spec, and what that means for the backbone."""
+
+    number: int
+    spec: FineTuneSpec
+    plan: FreezePlan
+
+
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """The settings of a run. Backbone, head and layers are the run's own copies once it starts."""
+
+    backbone: keras.Model
+    head: keras.Layer
+    preprocessing: keras.Layer | None
+    phases: tuple[Phase, ...]
+    train: ImageSet
+    validation: ImageSet | None
+    size: tuple[int, int]
+    batch_size: int
+    choices: Choices
+    optimizer: Any
+    class_weight: Mapping[int, float] | None
+    callbacks: Sequence[keras.callbacks.Callback]
+    augmentation: Augmentation | None
+    cache: FeatureCache | None
+    seed: int
+    verbose: str | int
+
+    def copied(self) -> Setup:
+        """Return the same settings with copies of backbone, head and augmentation.
+
+        They are made after the random seed was set, because copying draws initial weights.
+        """
+        backbone, head = copy(self.backbone), copy(self.head)
+        drawn = self.augmentation
+        return replace(
+            self,
+            backbone=backbone,
+            head=head,
+            augmentation=drawn and Augmentation(copy(drawn.layer), drawn.views),
+            phases=tuple(replace(p, plan=p.spec.plan(backbone)) for p in self.phases),
+        )
+
+    def source(self, folder: Path | None) -> FeatureSource:
+        """Return what the features are computed from; `folder`: of the cache, or None."""
+        known = self.constant_digests
+        return FeatureSource(
+            images=self.images,
+            train_count=len(self.train),
+            size=self.size,
+            batch_size=self.batch_size,
+            verbose=self.verbose,
+            folder=folder,
+            dtype="float32" if self.cache is None else self.cache.dtype,
+            augmentation=self.augmentation,
+            seed=self.seed,
+            digests=() if folder is None else self.images.digests(),
+            weights={id(v): known[v.path] for v in self.backbone.weights if v.path in known},
+        )
+
+    @cached_property
+    def images(self) -> ImageSet:
+        """The training images, then the validation images."""
+        if self.validation is None:
+            return self.train
+        return _without_groups(self.train) + _without_groups(self.validation)
+
+    @cached_property
+    def constant_digests(self) -> dict[str, str]:
+        """Digests of the backbone's variables that stay the same in all phases, by path."""
+        moving = {path for phase in self.phases for path in _moving_paths(phase.plan)}
+        return {v.path: variable_digest(v) for v in self.backbone.weights if v.path not in moving}
+
+    def frozen_digests(self, phase: Phase) -> dict[str, str]:
+        """Return digests of the variables that stay the same in a phase, by path."""
+        moving, known = _moving_paths(phase.plan), self.constant_digests
+        return {
+            v.path: known.get(v.path) or variable_digest(v)
+            for v in self.backbone.weights
+            if v.path not in moving
+        }
+
+    def moving(self, whole: keras.Model, phase: int) -> dict[str, Any]:
+        """Return the variables that may have moved up to a phase, by their place in the model.
+
+        A place, because the layers of a head may have other names in another process.
+        """
+        moving = {path for p in self.phases[:phase] for path in _moving_paths(p.plan)}
+        held = {id(v) for v in self.backbone.weights if v.path not in moving}
+        return {str(i): v for i, v in enumerate(whole.weights) if id(v) not in held}
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the result of the run, as plain values."""
+        layer = self.preprocessing
+        drawn = self.augmentation
+        return {
+            "specs": [phase.spec.to_dict() for phase in self.phases],
+            "backbone": described(self.backbone),
+            "head": described(self.head),
+            "preprocessing": None if layer is None else described(layer),
+            "class_names": list(self.train.class_names),
+            **_contents("train", self.train),
+            **_contents("validation", self.validation),
+            "batch_size": self.batch_size,
+            "optimizer": Optimizers(self.optimizer).config,
+            "objective": self.choices.config,
+            "class_weight": self.class_weight,
+            "augmentation": None if drawn is None else [described(drawn.layer), drawn.views],
+            "features": self.cache and self.cache.dtype,
+            "seed": self.seed,
+            "keras": [keras.__version__, keras.backend.backend()],
+        }
+
+    def settings(self, kept_epoch: int) -> dict[str, Any]:
+        """Return how the model was trained, for `FineTuned.settings` and reports."""
+        drawn, chosen = self.augmentation, self.choices.config
+        low, high = pixel_range(self.preprocessing, self.backbone)
+        return {
+            "specs": [phase.spec.to_dict() for phase in self.phases],
+            "optimizer": Optimizers(self.optimizer).config,
+            "batch_size": self.batch_size,
+            "loss": chosen["loss"] or "the cross-entropy that fits the head",
+            "metrics": ["accuracy"] if chosen["metrics"] is None else chosen["metrics"],
+            "class_weight": self.class_weight,
+            "preprocessing": f"pixels from 0 to 255 become {low:.3g} to {high:.3g}",
+            "augmentation": drawn and f"{drawn.layer.name}, {drawn.views} copies of each image",
+            "seed": self.seed,
+            "kept_epoch": kept_epoch,
+        }
+
+
+def _moving_paths(plan: FreezePlan) -> set[str]:
+    return {*plan.trainable_variables, *plan.moving_statistics}
+
+
+def _without_groups(images: ImageSet) -> ImageSet:
+    """Return the set without groups: training does not need them, and any two can be joined."""
+    return ImageSet(images.source, images.labels, images.class_names, rows=images.rows)
+
+
+def _contents(part: str, images: ImageSet | None) -> dict[str, Any]:
+    """Return contents, labels and order of a set, as a digest."""
+    if images is None:
+        return {f"{part} images": 0}
+    pairs = json.dumps([list(images.digests()), images.labels.tolist()])
+    return {
+        f"{part} images": len(images),
+        f"{part} data": hashlib.sha256(pairs.encode()).hexdigest(),
+    }
