@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -146,24 +147,16 @@ def _check_parts(parts: Mapping[str, ImageSet]) -> None:
 
 
 def _check_disjoint(parts: Mapping[str, ImageSet]) -> None:
-    """Check that no image is in two parts, and no file is twice in one."""
-    owner: dict[str, tuple[str, str]] = {}  # by digest: name of the part, path
-    twice: list[str] = []
-    for name, images in parts.items():
-        paths: set[str] = set()
-        for path, digest in zip(images.paths, images.digests(), strict=True):
-            part, other = owner.setdefault(digest, (name, path))
-            if part != name:
-                twice.append(f"{other!r} in {part!r} and {path!r} in {name!r}")
-            elif os.path.abspath(path) in paths:
-                twice.append(f"{path!r} twice in {name!r}")
-            paths.add(os.path.abspath(path))
+    """Check that no file is in two parts, or twice in one."""
+    pairs = [(os.path.abspath(p), name) for name, images in parts.items() for p in images.paths]
+    counts = Counter(path for path, _ in pairs)
+    twice = {path for path, count in counts.items() if count > 1}
     if twice:
-        lines = "\n".join(f"  {line}" for line in twice[:20])
+        lines = [f"  {path!r} in {name!r}" for path, name in sorted(pairs) if path in twice]
         raise ValueError(
-            "An image may be in one part of a manifest only; find_duplicates gives groups that "
-            f"keep equal images together. Received: {plural(len(twice), 'image')} more than once:\n"
-            f"{lines}"
+            "An image may be in one part of a manifest only, and once. "
+            f"Received: {plural(len(twice), 'image')} with more than one entry:\n"
+            + "\n".join(lines[:20])
         )
 
 
@@ -202,7 +195,8 @@ def _image_set(
         labels = np.array([rank[row["label"]] for row in rows], np.int64)
     grouped = rows[0]["group"] is not None
     return ImageSet(
-        Files(tuple(str(folder / row["path"]) for row in rows)),
+        # Without `..`, which would lead elsewhere from a folder that is a link.
+        Files(tuple(os.path.normpath(folder / row["path"]) for row in rows)),
         labels,
         names,
         groups=np.array([row["group"] for row in rows]) if grouped else None,

@@ -144,16 +144,17 @@ def joined(sources: Sequence[Source]) -> Source:
     return flat[0] if len(flat) == 1 else Joined(tuple(flat))
 
 
-# By path: size, times of last change in ns, SHA-256.
+# By absolute path: size and times of last change in ns, SHA-256.
 _KNOWN: dict[str, tuple[tuple[int, int, int], str]] = {}
 
 
 def file_digest(path: str) -> str:
     """Return the SHA-256 of a file. It is read again only after its size or a time has changed."""
-    where = os.path.abspath(path)
     try:
+        # Not abspath, which would take `link/../a.png` for `a.png`.
+        where = os.path.join(os.getcwd(), path)
         stat = os.stat(where)
-        # The second time catches a file that was replaced by one with the same time of last write.
+        # The last time reveals a file that was replaced by one of the same size and write time.
         state = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
         known, digest = _KNOWN.get(where, (None, ""))
         if known == state:

@@ -83,13 +83,13 @@ def read_image_folder(
     root = checked_folder(path)
     found = class_folders(root)
     check_classes(found, fixed)
-    if fixed is None:
-        warn_of_classes(found)
     names = tuple(found.images) if fixed is None else fixed
     lists = [found.images.get(name, []) for name in names]
     files = [file for part in lists for file in part]
     labels = np.repeat(np.arange(len(names)), [len(part) for part in lists])
     good, bad = _readable(files, on_error, found.closed)
+    if fixed is None:
+        warn_of_classes(found)
     paths = [files[i].relative_to(root).as_posix() for i in good]
     images = ImageSet(
         Files(tuple(str(files[i]) for i in good)),

@@ -14,7 +14,7 @@ from scipy.sparse import coo_array, csr_array
 from finetune_kit._checks import check_count, is_count
 from finetune_kit._data.assignment import assign, class_counts, deal, rounded
 from finetune_kit._data.labels import missing
-from finetune_kit._text import shortened
+from finetune_kit._text import plural, shortened
 
 PARTS = ("train", "validation", "test")
 
@@ -63,7 +63,8 @@ class Split:
             twice = found[counts > 1]
             raise ValueError(
                 "A sample may be in one part of a Split only, and once. "
-                f"Received: {len(twice)} samples more than once, such as {twice[:5].tolist()}"
+                f"Received: {plural(len(twice), 'sample')} more than once, such as "
+                f"{twice[:5].tolist()}"
             )
 
     def __repr__(self) -> str:
