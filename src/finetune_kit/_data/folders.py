@@ -24,14 +24,13 @@ _PARTS = {"train", "valid", "val", "validation", "test"}  # usual folder names o
 def checked_folder(path: Any) -> Path:
     """Return the folder as a path, with `~` expanded, if it exists."""
     if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
-        hint = ""
+        hint, received = "", f"path={shortened(path)} of type {type(path).__name__}"
         if hasattr(path, "columns"):
-            hint = "; read_image_table reads a DataFrame"
+            hint, received = "; read_image_table reads a DataFrame", f"a {type(path).__name__}"
         elif isinstance(path, (list, tuple, set)):
             hint = "; read each folder by itself and join the sets with +"
         raise ValueError(
-            f"`path` must be one folder, as text or a path object{hint}. "
-            f"Received: path={shortened(path)} of type {type(path).__name__}"
+            f"`path` must be one folder, as text or a path object{hint}. Received: {received}"
         )
     root = Path(os.path.expanduser(path))
     if not root.is_dir():
