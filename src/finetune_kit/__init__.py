@@ -10,10 +10,11 @@ Models are plain Keras models, before and after. What is saved loads with Keras 
 """
 
 from finetune_kit._data.duplicates import Duplicates, find_duplicates
+from finetune_kit._data.folds import StratifiedFolds, stratified_folds
 from finetune_kit._data.images import ImageSet
 from finetune_kit._data.manifest import read_manifest, write_manifest
 from finetune_kit._data.reading import read_image_folder, read_image_table
-from finetune_kit._data.split import Split, StratifiedFolds, stratified_folds, stratified_split
+from finetune_kit._data.split import Split, stratified_split
 from finetune_kit._features.augmentation import Augmentation
 from finetune_kit._features.cache import FeatureCache
 from finetune_kit._model.blocks import Block, conv_blocks
