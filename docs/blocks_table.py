@@ -1,4 +1,4 @@
-"""Write `docs/blocks.md`: what `conv_blocks` finds in each of keras.applications.
+"""Write `docs/blocks.md`: the blocks of each of keras.applications.
 
     python docs/blocks_table.py > docs/blocks.md
 
@@ -13,22 +13,23 @@ import finetune_kit as ftk
 
 HEAD = """# Blocks of keras.applications
 
-What `conv_blocks` finds in each of the 40 `keras.applications` (without top), from the input to the
-output. This page is written by `docs/blocks_table.py`, and the tests check each row of it.
+The blocks that `conv_blocks` finds in each of the 40 `keras.applications`, without their
+classifier: the number of blocks at each level, and the names of the first three and the last two
+at the default level. `docs/blocks_table.py` writes this page, and the tests check each row.
 
-Stages are counted on small images, 64 x 64 where the architecture takes them.
+Stages are counted on small images, 64 x 64 pixels where the architecture accepts them.
 
 | application | stages | blocks | layers | first blocks | last blocks |
 |---|---|---|---|---|---|"""
 
-# The smallest size that passes each architecture's valid convolutions; NASNetMobile takes one size.
+# The smallest size that each architecture accepts; NASNetMobile accepts only one.
 SIZES = {"InceptionV3": 96, "InceptionResNetV2": 96, "Xception": 96, "NASNetMobile": 224}
 LEVELS = ("stage", "block", "layer")
 NAMES = sorted(name for name in dir(keras.applications) if name[0].isupper())
 
 
 def build(name: str) -> keras.Model:
-    """One application with random weights, for small images."""
+    """Build an application with random weights for small images."""
     side = SIZES.get(name, 64)
     return getattr(keras.applications, name)(
         weights=None, include_top=False, input_shape=(side, side, 3)
@@ -36,7 +37,7 @@ def build(name: str) -> keras.Model:
 
 
 def row(name: str, backbone: keras.Model) -> str:
-    """Its line of the table."""
+    """Return the application's row of the table."""
     stages, blocks, layers = (ftk.conv_blocks(backbone, level) for level in LEVELS)
     first, last = blocks[:3], blocks[-2:]
     cells = [
