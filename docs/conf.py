@@ -26,7 +26,9 @@ html_css_files = ["style.css"]
 exclude_patterns = ["_build", "study"]  # study: tables that chest_xray.md includes
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3  # links to headings within and across pages
-copybutton_selector = "div.highlight-python pre, div.highlight-default pre, div.highlight-console pre"
+copybutton_selector = (
+    "div.highlight-python pre, div.highlight-default pre, div.highlight-console pre"
+)
 copybutton_prompt_text = "$ "  # copies the commands without the prompt
 default_role = "code"  # single backticks in docstrings mean code, as in Markdown
 add_module_names = False  # `ImageSet`, not `finetune_kit.ImageSet`; hides the private modules too
@@ -34,6 +36,7 @@ autodoc_typehints = "none"  # the docstrings describe types, shapes and units
 autodoc_member_order = "bysource"
 autodoc_class_signature = "mixed"
 napoleon_use_ivar = True  # `Attributes:` as a list, not as a second entry of each field
+napoleon_attr_annotations = False  # annotations name private modules; the docstrings do not
 napoleon_use_rtype = False  # the type is in the signature already
 toc_object_entries = False
 
