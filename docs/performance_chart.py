@@ -7,7 +7,6 @@ Run it whenever the table changes. `tests/test_docs.py` checks that the chart sh
 
 from __future__ import annotations
 
-import itertools
 import re
 from pathlib import Path
 
@@ -18,8 +17,8 @@ COLORS = ("#e69f00", "#d55e00", "#0072b2")  # Okabe and Ito: distinguishable by 
 
 def speedups() -> tuple[list[str], dict[str, list[str]]]:
     """Return the backends, and for each model that was trained its speedups as text."""
-    lines = (DOCS / "performance.md").read_text(encoding="utf-8").splitlines()
-    table = itertools.takewhile(bool, lines[next(i for i, x in enumerate(lines) if "|" in x) :])
+    page = (DOCS / "performance.md").read_text(encoding="utf-8")
+    table = re.search(r"^(\|.*\n)+", page, re.MULTILINE).group().splitlines()
     header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table)
     return header[1:], {row[0].replace("`", ""): row[1:] for row in rows}
 
