@@ -1,9 +1,9 @@
-"""Write `docs/preprocessing.md`: the pixel scaling of each of keras.applications.
+"""Write `docs/preprocessing.md`: the preprocessing of each model of keras.applications.
 
     python docs/preprocessing_table.py > docs/preprocessing.md
 
-NASNetMobile cannot be built on torch. `tests/test_applications.py` checks each row, and that the
-scaled pixels are those of Keras' own `preprocess_input`.
+Run it on TensorFlow or JAX: NASNetMobile cannot be built on PyTorch. `tests/test_applications.py`
+checks each row, and compares the pixels with those of Keras' own `preprocess_input`.
 """
 
 from __future__ import annotations
@@ -14,32 +14,27 @@ from blocks_table import NAMES, build
 
 import finetune_kit as ftk
 
-HEAD = """# Pixels of keras.applications
+HEAD = """# Preprocessing for keras.applications
 
-How raw RGB pixels must be scaled for each of the 40 `keras.applications`, as `preprocessing`
-finds it. The last two columns show what black and white pixels become, for each channel in the
-order that the weights expect. *By the model* means that the model scales raw pixels itself, so
-nothing is added. `docs/preprocessing_table.py` writes this page, and the tests check each row,
-and each convention against Keras' own `preprocess_input`.
+How `preprocessing` scales raw pixels for each of the 40 models of `keras.applications`: the order
+of the channels, and the values of a black and a white pixel in that order. "Inside" means that the
+model rescales raw pixels itself, so nothing is added.
+
+The page is written by `docs/preprocessing_table.py`; the tests check each row, and compare each
+model's pixels with those of Keras' own `preprocess_input`.
 
 | application | scaled | channels | black | white |
 |---|---|---|---|---|"""
 
 
 def row(name: str, backbone: keras.Model) -> str:
-    """Return the application's row of the table."""
+    """Return the line of the table for one model."""
     layer = ftk.preprocessing(backbone)
     pixels = np.array([[[[0.0] * 3, [255.0] * 3, [255.0, 0.0, 0.0]]]], "float32")
     black, white, red = keras.ops.convert_to_numpy(layer(pixels))[0, 0]
     order = "RGB" if red[0] == white[0] else "BGR"
     inside = isinstance(layer, keras.layers.Identity)
-    cells = [
-        name,
-        "by the model" if inside else "by `preprocessing`",
-        order,
-        _shown(black),
-        _shown(white),
-    ]
+    cells = [name, "inside" if inside else "in front", order, _shown(black), _shown(white)]
     return f"| {' | '.join(cells)} |"
 
 
