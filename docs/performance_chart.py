@@ -12,7 +12,7 @@ from pathlib import Path
 
 DOCS = Path(__file__).parent
 CHART = DOCS / "images" / "performance.svg"
-COLORS = ("#e69f00", "#d55e00", "#0072b2")  # Okabe and Ito: distinguishable by colour-blind readers
+COLORS = ("#e69f00", "#d55e00", "#0072b2")  # Okabe and Ito: distinguishable by color-blind readers
 
 
 def speedups() -> tuple[list[str], dict[str, list[str]]]:

@@ -76,7 +76,7 @@ def trimmed(picture: Image.Image, margin: int = 12) -> Image.Image:
 
 
 def save(name: str, picture: Image.Image) -> None:
-    """Write a picture, in fewer colours and then smaller until it is small enough."""
+    """Write a picture, in fewer colors and then smaller until it is small enough."""
     picture = picture.convert("RGB")
     while True:
         buffer = io.BytesIO()
