@@ -148,11 +148,11 @@ def fine_tune(
         "verbose": verbose,
     }
     setup = make_setup(backbone, head, spec, train, validation, options)
-    keras.utils.set_random_seed(seed)
-    setup = setup.copied()
     progress = Progress(Optimizers(optimizer))
     checkpoints = None if run_dir is None else Checkpoints(run_dir, setup.identity())
     with opened(setup.cache, run_dir) as folder:
+        keras.utils.set_random_seed(seed)
+        setup = setup.copied()
         source = setup.source(folder)
         progress.seconds["build"] += time.perf_counter() - started
         try:
