@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
-import importlib
+import graphlib
+import importlib.util
+import inspect
 import pkgutil
 import re
 import subprocess
@@ -17,7 +19,7 @@ MODULES = {
     info.name.removeprefix("finetune_kit."): Path(importlib.util.find_spec(info.name).origin)
     for info in pkgutil.walk_packages(ftk.__path__, "finetune_kit.")
 }
-GROUND = {"_checks", "_files", "_quiet", "_text"}
+GROUND = {"_checks", "_files", "_hints", "_quiet", "_text"}
 # Each package may import the ground floor, itself, and the packages named here.
 BELOW = {
     "_data": set(),
@@ -50,6 +52,41 @@ def test_imports_point_down():
         allowed = GROUND | BELOW.get(package, set()) | {package}
         inside = {n.split(".")[1] for n in imports(file) if n.startswith("finetune_kit.")}
         assert inside <= allowed, module
+
+
+def code_lines(function: ast.FunctionDef, lines: list[str]) -> int:
+    """Count lines without docstring, comments and blank lines."""
+    body = function.body[1:] if ast.get_docstring(function) and function.body[1:] else function.body
+    code = [line.strip() for line in lines[body[0].lineno - 1 : function.end_lineno]]
+    return sum(bool(line) and not line.startswith("#") for line in code)
+
+
+def test_files_and_functions_are_short():
+    for module, file in MODULES.items():
+        text = file.read_text(encoding="utf-8")
+        lines = text.splitlines()
+        assert len(lines) <= 320, module
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert code_lines(node, lines) <= 40, f"{module}.{node.name}"
+
+
+def test_the_public_interface_is_small():
+    assert len(ftk.__all__) == len(set(ftk.__all__)) <= 33
+    assert len(inspect.signature(ftk.fine_tune).parameters) <= 18
+
+
+def test_imports_have_no_circles():
+    needs = {
+        module: {name.removeprefix("finetune_kit.") for name in imports(file)}
+        for module, file in MODULES.items()
+    }
+    modules = {
+        module: {other for other in MODULES for name in names
+                 if name == other or name.startswith(f"{other}.")} - {module}
+        for module, names in needs.items()
+    }  # fmt: skip
+    graphlib.TopologicalSorter(modules).prepare()  # raises a CycleError
 
 
 def test_no_module_imports_a_backend():
