@@ -85,7 +85,7 @@ def test_a_report_says_how_the_model_was_trained(tuned, sets):
     about = report.about
     assert about["training"]["specs"] == [ftk.FineTuneSpec(epochs=2).to_dict(),
                                           ftk.FineTuneSpec(1).to_dict()]  # fmt: skip
-    assert about["data"]["images"] == about["data"]["validation_images"] == 6
+    assert about["data"]["test_images"] == about["data"]["validation_images"] == 6
     assert about["data"]["training_images"] == 12
     assert about["environment"]["keras"] == keras.__version__
     assert report.title == "small on 6 images"
@@ -107,7 +107,7 @@ def test_training_images_are_found_by_their_content(tuned, images):
     pixels = images.load([20, 3, 21], (32, 32))
     copied = ftk.ImageSet.from_arrays(pixels, [2, 0, 0], images.class_names)
     report = ftk.evaluate(tuned, copied)
-    assert report.about["data"]["also_training_images"] == 1
+    assert report.about["data"]["test_images_in_training_set"] == 1
     assert report.cautions()[0] == (
         "1 of these images is a training image, so the metrics are too optimistic."
     )
@@ -129,13 +129,13 @@ def test_training_images_are_a_caution_wherever_the_metrics_are_shown(tuned, set
 
 def test_validation_images_are_a_caution(tuned, sets):
     report = ftk.evaluate(tuned, sets[1])
-    assert report.about["data"]["also_validation_images"] == 6
+    assert report.about["data"]["test_images_in_validation_set"] == 6
     assert report.cautions()[0].startswith("6 of these images are validation images. If")
 
 
 def test_copies_within_the_images_are_a_caution(tuned, sets):
     report = ftk.evaluate(tuned, sets[2] + sets[2].take([0, 1]))
-    assert report.about["data"]["copies"] == 2
+    assert report.about["data"]["copies_among_test_images"] == 2
     assert report.cautions()[0] == (
         "2 of these images are copies of other images in this set, so the intervals are too narrow."
     )
@@ -153,7 +153,7 @@ def test_near_duplicates_of_training_images_are_a_caution(tuned, sets, images):
     groups = np.arange(24)
     groups[[20, 22]] = groups[3]  # two test images are near duplicates of a training image
     report = ftk.evaluate(tuned, sets[2], duplicates=duplicates_of(images, groups))
-    assert report.about["data"]["in_one_group_with_training_images"] == 2
+    assert report.about["data"]["test_images_grouped_with_training_images"] == 2
     assert report.cautions()[0].startswith("2 of these images are in one group (near duplicates")
 
 
