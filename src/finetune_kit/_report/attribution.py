@@ -13,7 +13,8 @@ from PIL import Image
 
 from finetune_kit._checks import check_count
 from finetune_kit._model.blocks import Part, chosen_blocks, partition
-from finetune_kit._model.graph import functional, made_by
+from finetune_kit._model.flattening import flattened
+from finetune_kit._model.graph import made_by
 from finetune_kit._model.surgery import cut_after
 from finetune_kit._report.gradient import Probe
 
@@ -165,7 +166,7 @@ def _covered_scores(
 
 def _graph_of(model: Any) -> keras.Model:
     try:
-        graph = functional(model)
+        graph = flattened(model)
     except ValueError as error:
         raise ValueError(
             "`model` must be a functional Keras model, or a Sequential with a known input shape; "

@@ -14,7 +14,7 @@ import numpy as np
 
 from finetune_kit._data.duplicates import Duplicates
 from finetune_kit._data.images import ImageSet
-from finetune_kit._model.digest import described
+from finetune_kit._model.digest import fingerprint
 from finetune_kit._text import plural
 from finetune_kit._train.tuned import FineTuned
 
@@ -73,7 +73,7 @@ def about(
         "model": {
             "name": network.name,
             "parameters": network.count_params(),
-            "sha256_of_graph_and_weights": described(network),
+            "sha256_of_graph_and_weights": fingerprint(network),
         },
         "data": data,
     }
