@@ -17,6 +17,7 @@ import numpy as np
 from sklearn import metrics
 
 import finetune_kit as ftk
+from finetune_kit._report.estimate import Estimate
 
 TIMED = 3  # resamples with scikit-learn
 
@@ -48,7 +49,7 @@ def simulated(rng: np.random.Generator, images: int, resamples: int) -> ftk.Repo
     return ftk.Report.from_scores(labels, scores, ["a", "b", "c"], resamples=resamples, seed=seed)
 
 
-def estimates(report: ftk.Report) -> dict[str, ftk.Estimate]:
+def estimates(report: ftk.Report) -> dict[str, Estimate]:
     """All metrics by name, those of classes too."""
     found = dict(report.metrics)
     for name, row in report.class_metrics.items():

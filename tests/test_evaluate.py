@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import finetune_kit as ftk
+from finetune_kit._report import pictures
 from finetune_kit._report.examples import most_telling
 
 
@@ -27,7 +28,13 @@ def evaluated(labels, scores, **options) -> ftk.Report:
     pixels[:, 0, :3] = np.asarray(scores)[:, :, None]
     inputs = keras.Input((8, 8, 3))
     model = keras.Model(inputs, Scores()(inputs))
-    return ftk.evaluate(model, ftk.ImageSet.from_arrays(pixels, labels, "abc"), **options)
+    return ftk.evaluate(model, ftk.ImageSet.from_arrays(pixels, labels, list("abc")), **options)
+
+
+@pytest.fixture(autouse=True)
+def _without_pictures(monkeypatch):
+    """Reports are saved without pictures, which take most of the time; `test_page` draws them."""
+    monkeypatch.setattr(pictures, "available", lambda path: False)
 
 
 @pytest.fixture(scope="module")

@@ -143,7 +143,7 @@ def test_the_sections_are_in_the_order_of_their_use(hostile):
     ],
 )  # fmt: skip
 def test_the_page_says_where_the_heat_maps_stop(heat_maps, says):
-    report = with_examples(random_report("abc", 30, noise=4), heat_maps)
+    report = with_examples(random_report(list("abc"), 30, noise=4), heat_maps)
     assert 5 < report.misclassified <= 24
     page = page_of(report)
     assert f"<p>{report.misclassified} misclassified images, the most confident first" in page
@@ -151,7 +151,7 @@ def test_the_page_says_where_the_heat_maps_stop(heat_maps, says):
 
 
 def test_the_page_says_how_many_misclassified_images_it_leaves_out():
-    report = with_examples(random_report("abc", 120, noise=4), 0)
+    report = with_examples(random_report(list("abc"), 120, noise=4), 0)
     assert report.misclassified > 24
     assert f"The 24 most confident of {report.misclassified} misclassified images." in page_of(
         report
@@ -161,7 +161,7 @@ def test_the_page_says_how_many_misclassified_images_it_leaves_out():
 @pytest.mark.parametrize("kept", [2, None])
 def test_the_kept_epoch_is_marked_in_the_learning_curves(kept):
     history = {"loss": [1.0, 0.5, 0.4], "val_loss": [0.9, 0.6, 0.7]}
-    report = random_report("abc", history=history, about={"training": {"kept_epoch": kept}})
+    report = random_report(list("abc"), history=history, about={"training": {"kept_epoch": kept}})
     curves = pictures.learning_curves(report.history, report.kept_epoch)
     page = _page.of_report(report, "title", {"learning_curves": curves})
     assert ("epoch 2 was kept" in page) == bool(kept)
@@ -170,7 +170,7 @@ def test_the_kept_epoch_is_marked_in_the_learning_curves(kept):
 
 @pytest.mark.parametrize(("count", "bins"), [(112, 5), (1000, 10)])
 def test_the_reliability_diagram_has_few_bins_and_says_so(count, bins):
-    report = random_report("abc", count)
+    report = random_report(list("abc"), count)
     drawn = pictures.reliability(report)
     (container, *_), bars = drawn.axes[0].containers, drawn.axes[1].patches
     assert container.get_label() == f"model ({bins} bins, 95% intervals)"
@@ -188,7 +188,7 @@ def test_missing_intervals_have_one_footnote_for_each_table():
 
 
 def test_misclassified_images_are_drawn_beside_their_heat_maps():
-    report = with_examples(random_report("abc", 60, noise=4), 3)
+    report = with_examples(random_report(list("abc"), 60, noise=4), 3)
     wrong = [example for example in report.examples if report.is_misclassified(example)]
     axes = pictures.misclassified(report, wrong).axes
     shapes = [a.images[0].get_array().shape[:2] for a in axes]

@@ -17,6 +17,7 @@ from sklearn import metrics
 
 import finetune_kit as ftk
 from finetune_kit._report import bootstrap as _bootstrap
+from finetune_kit._report import pictures
 from finetune_kit._report.metrics import calibration_bins
 
 ECE = "expected_calibration_error"
@@ -40,6 +41,12 @@ def perfect(**options) -> ftk.Report:
     """A report on 30 images of three classes without an error."""
     labels = np.arange(30) % 3
     return ftk.Report.from_scores(labels, np.eye(3)[labels], **options)
+
+
+@pytest.fixture
+def _without_pictures(monkeypatch):
+    """Save reports without pictures, which take most of the time."""
+    monkeypatch.setattr(pictures, "available", lambda path: False)
 
 
 # The metrics.
@@ -249,6 +256,7 @@ def test_labels_and_scores_are_checked(labels, scores, message):
     [
         ({"class_names": ["a"]}, "`class_names` must be 2 different names"),
         ({"class_names": ["a", "a"]}, "`class_names` must be 2 different names"),
+        ({"class_names": "ab"}, "`class_names` must be 2 different names"),
         ({"samples": ["a", "b"]}, "`samples` must have one value for each of the 1 images"),
         ({"resamples": 0}, "`resamples` must be a whole number"),
         ({"seed": -1}, "`seed` must be a whole number"),
@@ -283,6 +291,7 @@ def test_the_repr_is_one_short_line():
     )
 
 
+@pytest.mark.usefixtures("_without_pictures")
 @pytest.mark.parametrize(
     ("about", "title"),
     [
@@ -301,6 +310,7 @@ def test_the_title_names_model_and_data(about, title, tmp_path):
 FILES = {"report.txt", "report.json", "report.html", "model_card.md"}
 
 
+@pytest.mark.usefixtures("_without_pictures")
 def test_a_saved_report_holds_what_the_report_holds(tmp_path):
     history = {"loss": [1.0, 0.5], "val_loss": [1.0, math.nan]}
     report = perfect(history=history, manifest="ab" * 32)
@@ -343,6 +353,7 @@ def test_files_of_an_earlier_report_are_replaced(tmp_path):
     assert names == FILES | {"confusion_matrix.png", "curves.png", "calibration.png", "notes.txt"}
 
 
+@pytest.mark.usefixtures("_without_pictures")
 def test_a_path_that_ends_in_html_is_one_page(tmp_path):
     report = perfect()
     page = report.save(tmp_path / "new" / "my.html")
