@@ -1,4 +1,4 @@
-"""Sphinx's settings; each with its reason."""
+"""Settings of Sphinx, each with its reason."""
 
 import os
 import sys
@@ -14,26 +14,33 @@ version = release = finetune_kit.__version__
 extensions = [
     "myst_parser",  # pages in Markdown, as the README
     "sphinx.ext.autodoc",
-    "sphinx.ext.napoleon",  # docstrings in Google's style, as Keras'
+    "sphinx.ext.napoleon",  # docstrings in Google's style, as in Keras
     "sphinx.ext.doctest",
     "sphinx.ext.viewcode",
+    "sphinx_copybutton",
 ]
-html_theme = "furo"  # reads well on narrow screens, light and dark
+html_theme = "furo"  # readable on narrow screens, light and dark
 html_title = f"finetune-kit {version}"
 html_static_path = ["_static"]
-html_css_files = ["style.css"]  # printed output told from code; tables on narrow screens
-exclude_patterns = ["_build", "study"]  # tables that study.py wrote, included in chest_xray.md
+html_css_files = ["style.css"]
+exclude_patterns = ["_build", "study"]  # study: tables that chest_xray.md includes
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3  # links to headings within and across pages
+copybutton_selector = (
+    "div.highlight-python pre, div.highlight-default pre, div.highlight-console pre"
+)
+copybutton_prompt_text = "$ "  # copies the commands without the prompt
 default_role = "code"  # single backticks in docstrings mean code, as in Markdown
-autodoc_typehints = "none"  # the docstrings tell types along with shapes and units
+add_module_names = False  # `ImageSet`, not `finetune_kit.ImageSet`; hides the private modules too
+autodoc_typehints = "none"  # the docstrings describe types, shapes and units
 autodoc_member_order = "bysource"
 autodoc_class_signature = "mixed"
 napoleon_use_ivar = True  # `Attributes:` as a list, not as a second entry of each field
-napoleon_use_rtype = False  # the type stands in the signature already
+napoleon_attr_annotations = False  # annotations name private modules; the docstrings do not
+napoleon_use_rtype = False  # the type is in the signature already
 toc_object_entries = False
 
-# Types of other libraries, whose object lists cannot be fetched when there is no network.
+# Types of other libraries, whose object lists cannot be downloaded without a network.
 nitpick_ignore_regex = [
     ("py:.*", r"(keras|np|numpy|NDArray|ArrayLike|KW_ONLY|PIL|os|pathlib|collections|Path)\b.*"),
     ("py:.*", r"(Mapping|Sequence|Callable|Hashable|Any|optional|default).*"),

@@ -1,9 +1,9 @@
-"""Write `docs/preprocessing.md`: what `preprocessing` finds for each of keras.applications.
+"""Write `docs/preprocessing.md`: the preprocessing of each model of keras.applications.
 
     python docs/preprocessing_table.py > docs/preprocessing.md
 
-NASNetMobile cannot be built on torch. `tests/test_applications.py` checks each row, and that the
-pixels that come out are those of Keras' own `preprocess_input`.
+Run it on TensorFlow or JAX: NASNetMobile cannot be built on PyTorch. `tests/test_applications.py`
+checks each row, and compares the pixels with those of Keras' own `preprocess_input`.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ from blocks_table import NAMES, build
 
 import finetune_kit as ftk
 
-HEAD = """# Pixels of keras.applications
+HEAD = """# Preprocessing for keras.applications
 
-What becomes of raw pixels in front of each of the 40 `keras.applications`, as `preprocessing` finds
-it: what a black and a white pixel become, channel by channel in the order that the weights take.
-Where it says *inside*, the model rescales raw pixels by itself, and nothing is added. This page is
-written by `docs/preprocessing_table.py`; the tests check each row, and each convention against
-Keras' own `preprocess_input`.
+How `preprocessing` scales raw pixels for each of the 40 models of `keras.applications`: the order
+of the channels, and the values of a black and a white pixel in that order. "Inside" means that the
+model rescales raw pixels itself, so nothing is added.
+
+The page is written by `docs/preprocessing_table.py`; the tests check each row, and compare each
+model's pixels with those of Keras' own `preprocess_input`.
 
 | application | scaled | channels | black | white |
 |---|---|---|---|---|"""
 
 
 def row(name: str, backbone: keras.Model) -> str:
-    """Its line of the table."""
+    """Return the line of the table for one model."""
     layer = ftk.preprocessing(backbone)
     pixels = np.array([[[[0.0] * 3, [255.0] * 3, [255.0, 0.0, 0.0]]]], "float32")
     black, white, red = keras.ops.convert_to_numpy(layer(pixels))[0, 0]

@@ -1,6 +1,6 @@
-"""What the how-to pages begin with: images, split, backbone and head, as in the quickstart.
+"""The start of the how-to pages: image sets, backbone and head, as in the quickstart.
 
-The backbone is smaller than there, because each page is run on each backend.
+The backbone is smaller than in the quickstart, because each page is run on each backend.
 """
 
 import keras
@@ -14,7 +14,7 @@ pixels = rng.integers(0, 100, (60, 32, 32, 3), dtype=np.uint8)
 for i, name in enumerate(labels):
     pixels[i, :, :, ["red", "green", "blue"].index(name)] += 120
 images = ftk.ImageSet.from_arrays(pixels, labels)
-split = ftk.stratified_split(images.labels, sizes=(0.70, 0.15, 0.15), seed=0)
+train, validation, test = images.split((0.70, 0.15, 0.15), seed=0)
 keras.utils.set_random_seed(0)
 inputs = keras.Input((32, 32, 3))
 x = keras.layers.Rescaling(1 / 127.5, offset=-1)(inputs)
@@ -23,4 +23,4 @@ for number in (1, 2, 3, 4):
     x = keras.layers.BatchNormalization(name=f"block{number}_bn")(x)
     x = keras.layers.ReLU(name=f"block{number}_relu")(x)
 backbone = keras.Model(inputs, x, name="small")
-head = ftk.classification_head(len(images.class_names), units=(16,))
+head = ftk.classification_head(images.class_names, units=(16,))

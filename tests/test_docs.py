@@ -1,7 +1,8 @@
-"""The pages and docstrings say what is so: every block of code in them is run.
+"""The documentation is correct: all code in it is run, and its links and pictures exist.
 
-Sphinx runs `testcode` blocks and docstrings on TensorFlow (`make docs`); here they run on the other
-backends, and here alone the `python` blocks, which read folders: made ones are put in their place.
+On TensorFlow, Sphinx runs the `testcode` blocks and the docstrings (`make docs`); on the other
+backends these tests do. The `python` blocks read folders of images, so they are run only here, with
+synthetic images in place of the user's.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import performance_chart
 import pytest
 from PIL import Image
 
@@ -34,9 +36,12 @@ PAGES = {
 }
 FENCE = re.compile(r"^(`{3,})([^\n]*)\n(.*?)^\1$", re.MULTILINE | re.DOTALL)
 RUN_BY_SPHINX = ("{testsetup}", "{testcode}", "{testoutput}", "{testcleanup}")
-NO_PYTHON = ("console", "{include}", "{toctree}", "{eval-rst}")
+NOT_RUN = ("console", "{include}", "{toctree}", "{eval-rst}", "{figure}")
 DEVICES = "docs/howto/devices.md"
-WORDS = doctest.ELLIPSIS | doctest.DONT_ACCEPT_TRUE_FOR_1  # as sphinx's doctest
+FLAGS = doctest.ELLIPSIS | doctest.DONT_ACCEPT_TRUE_FOR_1  # those of sphinx.ext.doctest
+# A number with its interval, in the output of a report.
+MEASURED = re.compile(r"(\d[\d.,]*|undefined)( \([^)]*\))?")
+LINK = re.compile(r"\]\(([^)#:]+)(#[^)]*)?\)")
 
 by_make_docs = pytest.mark.skipif(
     keras.backend.backend() == "tensorflow", reason="`make docs` runs them on TensorFlow"
@@ -59,38 +64,63 @@ def execute(code: str, names: dict, page: str) -> str:
     return printed.getvalue()
 
 
+def check_output(expected: str, printed: str, page: str) -> None:
+    same = doctest.OutputChecker().check_output(expected, printed, FLAGS)
+    assert same, f"{page} shows:\n{expected}\nThe code prints:\n{printed}"
+
+
 @pytest.mark.parametrize("page", PAGES)
-def test_every_block_is_of_a_kind_that_is_run(page):
+def test_all_python_code_is_in_blocks_that_are_run(page):
     kinds = {kind for kind, _ in blocks(page)}
-    assert kinds <= {"python", *RUN_BY_SPHINX, *NO_PYTHON}
+    assert kinds <= {"python", "text", *RUN_BY_SPHINX, *NOT_RUN}
     assert PAGES[page].count("```") == 2 * len(blocks(page)), "a fence is not closed"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files(page):
+    folder = (ROOT / page).parent
+    for target, _ in LINK.findall(PAGES[page]):
+        assert (folder / target).is_file(), target
+
+
+def test_pictures_are_small_and_shown():
+    for picture in (ROOT / "docs" / "images").iterdir():
+        assert picture.stat().st_size < 300_000, picture.name
+        assert any(f"images/{picture.name}" in text for text in PAGES.values()), picture.name
+
+
+def test_the_chart_shows_the_speedups_of_the_table():
+    backends, rows = performance_chart.speedups()
+    texts = re.findall(r"<text[^>]*>([^<]+)</text>", performance_chart.CHART.read_text("utf-8"))
+    shown = sorted(text for text in texts if text.endswith("x"))
+    assert shown == sorted(cell for cells in rows.values() for cell in cells)
+    assert set(backends) <= set(texts)
 
 
 @by_make_docs
 @pytest.mark.slow
 @pytest.mark.parametrize("page", pages_with("{testcode}"))
-def test_the_examples_of_the_pages_give_what_they_say(page):
+def test_examples_of_the_pages_print_what_is_shown(page):
     keras.utils.set_random_seed(0)
     names, printed = {"__name__": page}, ""
     parts = blocks(page, *RUN_BY_SPHINX)
     for kind in ("{testsetup}", "{testcleanup}"):
-        # As sphinx orders them: setups first, wherever they stand, and cleanups last.
+        # In the order of Sphinx: setups first, wherever they are on the page, and cleanups last.
         only = [part for part in parts if part[0] == kind]
         rest = [part for part in parts if part[0] != kind]
         parts = only + rest if kind == "{testsetup}" else rest + only
     for kind, code in parts:
         if kind == "{testoutput}":
-            same = doctest.OutputChecker().check_output(code, printed, WORDS)
-            assert same, f"{page} says:\n{code}\nit is:\n{printed}"
+            check_output(code, printed, page)
         else:
             printed = execute(code, names, page)
 
 
 @by_make_docs
 @pytest.mark.slow
-def test_the_examples_of_the_docstrings_give_what_they_say():
+def test_examples_of_the_docstrings_print_what_is_shown():
     names = {"np": np, "keras": keras, "ftk": ftk} | {n: getattr(ftk, n) for n in ftk.__all__}
-    finder, runner = doctest.DocTestFinder(), doctest.DocTestRunner(optionflags=WORDS)
+    finder, runner = doctest.DocTestFinder(), doctest.DocTestRunner(optionflags=FLAGS)
     with_examples, run = set(), set()
     for info in pkgutil.walk_packages(ftk.__path__, "finetune_kit."):
         module = importlib.import_module(info.name)
@@ -106,7 +136,7 @@ def test_the_examples_of_the_docstrings_give_what_they_say():
 
 
 def draw(folder: Path, classes: tuple[str, ...]) -> list[tuple[str, str, str]]:
-    """Six images a class, of three patients: what is in `images.csv`."""
+    """Write twelve images of each class, of six patients, and return the rows of a table."""
     rng, rows = np.random.default_rng(0), []
     for shade, name in enumerate(classes):
         (folder / name).mkdir(parents=True)
@@ -120,8 +150,8 @@ def draw(folder: Path, classes: tuple[str, ...]) -> list[tuple[str, str, str]]:
 
 @pytest.fixture
 def offline(tmp_path, monkeypatch):
-    """A folder with what the pages read, where the weights of MobileNetV2 are random."""
-    draw(tmp_path / "COVID-19_Radiography_Dataset", ("COVID", "Normal"))
+    """Change to a folder with what the pages read, and give MobileNetV2 random weights."""
+    draw(tmp_path / "COVID-19_Radiography_Dataset", ("COVID", "Normal", "Viral Pneumonia"))
     draw(tmp_path / "data", ("ill", "well"))
     with (tmp_path / "images.csv").open("w", newline="") as table:
         rows = draw(tmp_path / "xrays", ("ill", "well"))
@@ -136,12 +166,20 @@ def offline(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in pages_with("python") if page != DEVICES])
-def test_the_code_of_the_pages_runs(page, offline):
+def test_code_of_the_pages_runs(page, offline):
     images = ftk.read_image_folder("data")
-    split = ftk.stratified_split(images.labels, seed=0)
-    names = {"__name__": page, "ftk": ftk, "keras": keras, "images": images, "split": split}
-    for _, code in blocks(page, "python"):
-        execute(re.sub(r"epochs=\d+", "epochs=1", code), names, page)
+    train, validation, test = images.split(seed=0)
+    sets = {"images": images, "train": train, "validation": validation, "test": test}
+    names, printed, code = {"__name__": page, "ftk": ftk, "keras": keras, **sets}, "", ""
+    for kind, text in blocks(page, "python", "text"):
+        if kind == "python":
+            code = text
+            printed = execute(re.sub(r"epochs=\d+", "epochs=1", code), names, page)
+        elif "print(report)" in code:  # the metrics are those of other images
+            expected, printed = (" ".join(MEASURED.sub("0", s).split()) for s in (text, printed))
+            check_output(f"{expected}\n", f"{printed}\n", page)
+        else:
+            check_output(text, printed, page)
     if page == "README.md":
         assert (offline / "model.keras").is_file()
         assert (offline / "report" / "report.json").is_file()
@@ -166,8 +204,8 @@ print(json.dumps([devices, *losses]))
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(keras.backend.backend() != "jax", reason="the page is about JAX alone")
-def test_several_devices_train_as_one_does(offline):
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="the page is about JAX")
+def test_training_on_several_devices_gives_the_losses_of_one(offline):
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
     code = "".join(code for _, code in blocks(DEVICES, "python"))
     done = subprocess.run(

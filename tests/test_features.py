@@ -268,9 +268,7 @@ def empty(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [flip_a_byte, cut_short, empty])
 @pytest.mark.parametrize("blocks", [1, 0], ids=["its own run", "a run that starts from it"])
-def test_a_damaged_chunk_is_noticed_at_first_use_and_computed_again(
-    tune, tmp_path, damage, blocks
-):
+def test_a_damaged_chunk_is_noticed_at_first_use_and_computed_again(tune, tmp_path, damage, blocks):
     """Also where another entry is computed from it: the features of a deeper cut."""
     spec = ftk.FineTuneSpec(blocks)
     tune(ftk.FineTuneSpec(1), features=tmp_path)
@@ -375,9 +373,7 @@ def test_a_write_that_fails_leaves_nothing_half_written(tune, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("name", ["features", "run_dir"])
-def test_a_folder_that_cannot_be_written_is_named_with_its_argument(
-    tune, tmp_path, rejected, name
-):
+def test_a_folder_that_cannot_be_written_is_named_with_its_argument(tune, tmp_path, rejected, name):
     (tmp_path / "file").write_text("in the way")
     folder = str(tmp_path / "file" / "inside")
     with rejected(f"`{name}` must be a folder that can be written.*{name}='{folder}'", OSError):
@@ -600,9 +596,7 @@ def test_callbacks_stop_the_run_and_restore_the_best_weights(tune, tiny_images):
     runs = []
     for features in (None, False):
         stop = keras.callbacks.EarlyStopping(patience=2, restore_best_weights=True)
-        runs.append(
-            tune(spec, head=head, callbacks=[stop], optimizer="sgd", features=features)
-        )
+        runs.append(tune(spec, head=head, callbacks=[stop], optimizer="sgd", features=features))
     assert 3 <= len(runs[0].history["loss"]) < 9
     best = 1 + int(np.argmin(runs[0].history["val_loss"]))
     assert [run.settings["kept_epoch"] for run in runs] == [best, best]
@@ -668,4 +662,4 @@ class Doubling(keras.layers.Layer):
 
 def test_a_layer_without_a_config_is_rejected():
     with pytest.raises(ValueError, match=r"get_config.*features=False"):
-        digest.described(Doubling(2.0))
+        digest.fingerprint(Doubling(2.0))

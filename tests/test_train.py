@@ -394,7 +394,10 @@ NOISE = keras.Sequential([keras.layers.GaussianNoise(0.1)])
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"head": ftk.classification_head(4)}, r"`head` must give one probability for each of .* 3"),
+        (
+            {"head": ftk.classification_head(4)},
+            r"`head` must give one probability for each of .* 3",
+        ),
         ({"head": ftk.classification_head(1)}, "`head` must give"),
         ({"head": ftk.classification_head(3, pooling=None)}, "pooling is missing"),
         ({"head": LOGITS}, "`head` must end in probabilities"),

@@ -15,6 +15,7 @@ from finetune_kit._features.cache import FeatureCache, as_cache
 from finetune_kit._model import preprocessing as pixel_conventions
 from finetune_kit._model.digest import variable_digest
 from finetune_kit._model.graph import copy, is_stochastic
+from finetune_kit._model.head import check_not_swapped
 from finetune_kit._model.spec import FineTuneSpec
 from finetune_kit._text import listed, plural
 from finetune_kit._train.callbacks import as_callbacks, check_callbacks
@@ -76,18 +77,8 @@ def _check_models(backbone: Any, head: Any) -> tuple[int, int]:
     """Check backbone and head, and return height and width of the images."""
     check_kind("backbone", backbone, keras.Model, "such as keras.applications.MobileNetV2(...)")
     check_kind("head", head, keras.Layer, "see classification_head")
-    if _channels(head) == 3 and _channels(backbone) != 3:
-        raise ValueError(
-            "`backbone` and `head` seem to be swapped; call fine_tune(backbone, head, spec, ...). "
-            f"Received: backbone={backbone.name!r}, head={head.name!r}"
-        )
+    check_not_swapped(backbone, head)
     return image_size("backbone", backbone)
-
-
-def _channels(layer: keras.Layer) -> int | None:
-    """Return the channels of the images that a built model takes; None if it takes others."""
-    shape = getattr(layer, "input_shape", None) if layer.built else None
-    return shape[-1] if isinstance(shape, tuple) and len(shape) == 4 else None
 
 
 def _check_specs(backbone: keras.Model, spec: Any) -> tuple[Phase, ...]:
@@ -168,7 +159,7 @@ def _check_preprocessing(
             f"Received: {preprocessing.name!r}"
         )
     layer = None if preprocessing is None else copy(preprocessing)
-    pixel_conventions.warn_of_pixels(layer, backbone)
+    pixel_conventions.warn_of_pixel_range(layer, backbone)
     return layer
 
 

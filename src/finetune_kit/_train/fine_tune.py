@@ -14,6 +14,7 @@ import keras
 from finetune_kit._data.images import ImageSet
 from finetune_kit._features.augmentation import Augmentation
 from finetune_kit._features.cache import FeatureCache, opened
+from finetune_kit._hints import hints
 from finetune_kit._model.spec import FineTuneSpec
 from finetune_kit._quiet import quiet
 from finetune_kit._train import phases
@@ -25,6 +26,16 @@ from finetune_kit._train.setup import Setup
 from finetune_kit._train.tuned import FineTuned
 
 
+@hints(
+    epochs="FineTuneSpec(epochs=...)",
+    learning_rate="FineTuneSpec(learning_rate=...)",
+    trainable_blocks="FineTuneSpec(trainable_blocks=...)",
+    label_smoothing="loss=keras.losses.CategoricalCrossentropy(label_smoothing=...)",
+    dropout="classification_head(..., dropout=...)",
+    cache_dir="features=...",
+    validation_data="validation=...",
+    views="augmentation=Augmentation(layer, views=...)",
+)
 @quiet()
 def fine_tune(
     backbone: keras.Model,

@@ -16,7 +16,7 @@ from finetune_kit._data.images import ImageSet
 from finetune_kit._features.augmentation import Augmentation
 from finetune_kit._features.cache import FeatureCache
 from finetune_kit._features.frozen import FeatureSource
-from finetune_kit._model.digest import described, variable_digest
+from finetune_kit._model.digest import fingerprint, variable_digest
 from finetune_kit._model.graph import copy
 from finetune_kit._model.plan import FreezePlan
 from finetune_kit._model.preprocessing import pixel_range
@@ -126,9 +126,9 @@ class Setup:
         weights = {id(v): d for v, d in zip(self.backbone.weights, self.digests, strict=True)}
         return {
             "specs": [phase.spec.to_dict() for phase in self.phases],
-            "backbone": described(self.backbone, weights),
-            "head": described(self.head),
-            "preprocessing": None if layer is None else described(layer),
+            "backbone": fingerprint(self.backbone, weights),
+            "head": fingerprint(self.head),
+            "preprocessing": None if layer is None else fingerprint(layer),
             "class_names": list(self.train.class_names),
             **_contents("train", self.train),
             **_contents("validation", self.validation),
@@ -136,7 +136,7 @@ class Setup:
             "optimizer": Optimizers(self.optimizer).config,
             "objective": self.choices.config,
             "class_weight": self.class_weight,
-            "augmentation": None if drawn is None else [described(drawn.layer), drawn.views],
+            "augmentation": None if drawn is None else [fingerprint(drawn.layer), drawn.views],
             "features": self.cache and self.cache.dtype,
             "seed": self.seed,
             "keras": [keras.__version__, keras.backend.backend()],
