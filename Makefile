@@ -1,13 +1,13 @@
-# Each verb sets up what it needs; `make` alone lists them.
+# Each target sets up what it needs; `make` alone lists them.
 #
-# One virtual environment a backend: .venv for TensorFlow (the default), .venv-jax, .venv-torch.
+# One virtual environment for each backend: .venv for TensorFlow (the default), .venv-jax, .venv-torch.
 BACKEND ?= tensorflow
 PYTHON ?= python3
-# A CPU build of torch, asked for first and by itself: asked for along with others, or in another
+# A CPU build of torch, installed first and on its own: together with other packages, or in another
 # version, pip takes the newest build and several GB of CUDA packages with it.
 TORCH = torch==2.13.0
-# keras-hub's backbones are tested on one backend, which takes seconds. It comes without what it asks
-# for: that is all of TensorFlow, for texts. What it imports to build a backbone is these two.
+# keras-hub's backbones are tested on one backend, which takes seconds. It is installed without its
+# dependencies, which include TensorFlow; these two are what it imports to build a backbone.
 HUB = keras-hub==0.32.* regex tokenizers
 
 ifeq ($(filter $(BACKEND),tensorflow jax torch),)
@@ -17,21 +17,30 @@ endif
 VENV = .venv$(if $(filter-out tensorflow,$(BACKEND)),-$(BACKEND))
 BIN = $(VENV)/bin
 RUN = KERAS_BACKEND=$(BACKEND) TF_CPP_MIN_LOG_LEVEL=2 $(BIN)/python
+# The tests run in one process for each core, so each process needs only one thread.
+ONE_THREAD = OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1
+# JAX compiles most of the tests' models for a single use; without optimization that takes two thirds
+# of the time.
+ifeq ($(BACKEND),jax)
+ONE_THREAD += XLA_FLAGS="--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0 \
+  --xla_llvm_disable_expensive_passes=true"
+endif
+PYTEST = $(ONE_THREAD) $(RUN) -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast lint types docs build clean
 
-help:  ## list the verbs
+help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
 
 demo: $(VENV)/.plots  ## run the chest X-ray example on drawn phantoms (no data, no download needed)
 	$(RUN) examples/chest_xray/run.py --epochs 8 --out out/demo
 
 test: $(VENV)/.test  ## run all tests (BACKEND=tensorflow, jax or torch)
-	$(RUN) -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-fast: $(VENV)/.test  ## run the tests that are not marked slow
-	$(RUN) -m pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 lint: $(VENV)/.lint  ## check style and formatting
 	$(BIN)/ruff check .
@@ -50,10 +59,10 @@ build: $(VENV)/.lint  ## build the wheel and the source distribution into dist/,
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
 
-clean:  ## remove what the other verbs made
+clean:  ## remove what the other targets made
 	rm -rf .venv .venv-* build dist out docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-# A stamp an extra: installed again only when pyproject.toml changes.
+# One stamp file for each extra: it is installed again only when pyproject.toml changes.
 $(VENV)/.%: pyproject.toml
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(if $(filter torch,$(BACKEND)),$(BIN)/pip install -qq $(TORCH))

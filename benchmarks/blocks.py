@@ -1,9 +1,9 @@
-"""Time `conv_blocks` and `plan` over all 40 keras.applications, apart from building the models.
+"""Time `conv_blocks` and `plan` for all 40 keras.applications, without building the models.
 
     python benchmarks/blocks.py [NAME ...]
 
-Prints milliseconds (the least of five runs), the number of operations, and microseconds an
-operation: where that stays level from small models to large ones, the time is linear.
+It prints milliseconds (the fastest of five runs), the number of operations, and microseconds per
+operation. If these are about the same for small and large models, the time is linear.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from blocks_table import NAMES, build
 
 
 def milliseconds(call: Callable[[], object]) -> float:
-    """The least of five runs."""
+    """Return the time of the fastest of five calls."""
     times = []
     for _ in range(5):
         started = time.perf_counter()
@@ -32,8 +32,8 @@ def milliseconds(call: Callable[[], object]) -> float:
 
 
 def main(names: list[str]) -> None:
-    """One line a model, the slowest last."""
-    print("application          operations  conv_blocks     plan  us/operation")
+    """Print a line for each model, and the longest time."""
+    print("application          operations  conv_blocks     plan  us per operation")
     slowest = 0.0
     for name in names:
         backbone = build(name)
@@ -42,12 +42,13 @@ def main(names: list[str]) -> None:
         count = len(backbone.operations)
         slowest = max(slowest, blocks, plan)
         print(
-            f"{name:20} {count:10,} {blocks:9.1f} ms {plan:5.1f} ms {1000 * blocks / count:13.1f}"
+            f"{name:20} {count:10,} {blocks:9.1f} ms {plan:5.1f} ms {1000 * blocks / count:17.1f}"
         )
         keras.backend.clear_session()
-    print(f"slowest: {slowest:.1f} ms")
+    print(f"longest: {slowest:.1f} ms")
 
 
 if __name__ == "__main__":
-    skipped = {"NASNetMobile"} if keras.backend.backend() == "torch" else set()  # not built there
+    # NASNetMobile cannot be built on PyTorch.
+    skipped = {"NASNetMobile"} if keras.backend.backend() == "torch" else set()
     main(sys.argv[1:] or [name for name in NAMES if name not in skipped])

@@ -1,14 +1,16 @@
-"""Time decoding: images a second of one core, ours beside Keras' and PyTorch's usual ways.
+"""Measure how many images one core decodes per second, compared with Keras and PyTorch.
 
     OMP_NUM_THREADS=1 python benchmarks/images.py COVID-19_Radiography_Dataset [--limit 600]
 
-The same files, decoded and resized to 224 x 224 RGB: the data set's images as gray PNGs of
-299 x 299, as the real database has them, and as large colour JPEGs (1,200 x 1,000). Each way runs
-three times in turn; the least processor time (of all its threads) counts, so other programs
-disturb it little. With kornia-rs (the extra `fast`) ours is timed with and without it.
-Needs tensorflow for `keras.utils.image_dataset_from_directory`, which resizes
-without antialiasing (the same with it is a way of its own), and torch for a `DataLoader` with
-Pillow; what is not installed is left out.
+Each method decodes the same files and resizes them to 224 x 224 RGB. The images of the data set are
+written as gray PNGs of 299 x 299, as in the original database, and as large color JPEGs
+(1,200 x 1,000). All methods run three times in turn. The minimum of the processor time (of all
+threads) counts, so that other programs have little effect.
+
+If kornia-rs (the extra `fast`) is installed, finetune-kit is measured with and without it. The
+other methods are `keras.utils.image_dataset_from_directory`, which resizes without antialiasing,
+the same with antialiasing (both need tensorflow), and a `DataLoader` with Pillow (needs torch).
+Methods that are not installed are left out.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ BATCH = 32
 
 
 def ours(folder: Path) -> Callable[[], int]:
-    """`ImageSet.load`, batch by batch, in this thread."""
+    """Use `ImageSet.load`, batch by batch, in one thread."""
     images = ftk.read_image_folder(folder)
 
     def run() -> int:
@@ -46,7 +48,7 @@ def ours(folder: Path) -> Callable[[], int]:
 
 
 def only_pillow(folder: Path) -> Callable[[], int]:
-    """The same without the extra `fast`."""
+    """Use `ImageSet.load` without the extra `fast`."""
     run = ours(folder)
 
     def slowly() -> int:
@@ -57,7 +59,7 @@ def only_pillow(folder: Path) -> Callable[[], int]:
 
 
 def keras_folder(folder: Path) -> Callable[[], int]:
-    """`keras.utils.image_dataset_from_directory`, held to one thread."""
+    """Use `keras.utils.image_dataset_from_directory` with one thread."""
     dataset = keras.utils.image_dataset_from_directory(
         folder, image_size=SIZE, batch_size=BATCH, shuffle=False, verbose=False
     )
@@ -66,7 +68,7 @@ def keras_folder(folder: Path) -> Callable[[], int]:
 
 
 def tensorflow_antialiased(folder: Path) -> Callable[[], int]:
-    """What `image_dataset_from_directory` does, with the antialiasing that it leaves out."""
+    """Do what `image_dataset_from_directory` does, but with antialiasing."""
     import tensorflow as tf
 
     def decoded(file: tf.Tensor) -> tf.Tensor:
@@ -79,7 +81,7 @@ def tensorflow_antialiased(folder: Path) -> Callable[[], int]:
 
 
 def in_one_thread(dataset: Any) -> Any:
-    """A `tf.data.Dataset`, held to one thread."""
+    """Limit a `tf.data.Dataset` to one thread."""
     import tensorflow as tf
 
     options = tf.data.Options()
@@ -89,7 +91,7 @@ def in_one_thread(dataset: Any) -> Any:
 
 
 def torch_loader(folder: Path) -> Callable[[], int]:
-    """A `DataLoader` over a data set that opens files with Pillow, as tutorials write it."""
+    """Use a `DataLoader` that opens the files with Pillow, as tutorials do."""
     import torch
 
     files = sorted(folder.glob("*/*"))
@@ -107,27 +109,27 @@ def torch_loader(folder: Path) -> Callable[[], int]:
     return lambda: sum(len(x) for x in loader)
 
 
-WAYS: dict[str, Callable[[Path], Callable[[], int]]] = {"finetune-kit": ours}
+METHODS: dict[str, Callable[[Path], Callable[[], int]]] = {"finetune-kit": ours}
 if importlib.util.find_spec("kornia_rs"):
-    WAYS["the same, Pillow alone"] = only_pillow
+    METHODS["finetune-kit without `fast`"] = only_pillow
 if importlib.util.find_spec("tensorflow"):
-    WAYS["image_dataset_from_directory"] = keras_folder
-    WAYS["that, antialiased"] = tensorflow_antialiased
+    METHODS["image_dataset_from_directory"] = keras_folder
+    METHODS["the same, antialiased"] = tensorflow_antialiased
 if importlib.util.find_spec("torch"):
-    WAYS["DataLoader with Pillow"] = torch_loader
+    METHODS["DataLoader with Pillow"] = torch_loader
 
 
 def main() -> None:
-    """Make the two folders, run all ways in turn, print images a second and ratios."""
+    """Write the two folders, run all methods in turn, and print images per second and ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="class folders, such as the chest X-ray database")
     parser.add_argument("--limit", type=int, default=600, help="images (default: 600)")
     args = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one core for all of them
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one core for all methods
     images = ftk.read_image_folder(args.data)
-    rng = np.random.default_rng(0)
-    chosen = [images.paths[i] for i in rng.permutation(len(images))[: args.limit]]
+    order = np.random.default_rng(0).permutation(len(images))
+    chosen = images.take(order[: args.limit]).paths
     with tempfile.TemporaryDirectory() as temporary:
         for kind in ("png", "jpg"):
             folder = Path(temporary, kind)
@@ -140,7 +142,7 @@ def main() -> None:
                         image.convert("L").resize((299, 299)).save(target)
                     else:
                         image.convert("RGB").resize((1200, 1000)).save(target, quality=90)
-            runs = {name: way(folder) for name, way in WAYS.items()}
+            runs = {name: prepare(folder) for name, prepare in METHODS.items()}
             best = dict.fromkeys(runs, np.inf)
             for _ in range(3):
                 for name, run in runs.items():
@@ -151,7 +153,8 @@ def main() -> None:
             print(f"{kind}, {len(chosen)} files")
             for name, seconds in best.items():
                 ratio = seconds / best["finetune-kit"]
-                print(f"  {name:30} {len(chosen) / seconds:7.0f} images/s   ours is {ratio:.2f}x")
+                rate = len(chosen) / seconds
+                print(f"  {name:30} {rate:7.0f} images/s   finetune-kit is {ratio:.2f}x as fast")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What `import finetune_kit` costs beyond Keras' own import, and where it goes.
+"""Measure the time of `import finetune_kit` beyond that of Keras, and list what it imports.
 
     python benchmarks/import_time.py
 
-Each measurement is a fresh process that imports Keras with its backend first; what Keras needs
-anyway (numpy, and scikit-learn where it is installed) is counted as Keras'. Time is the process's
-own on the CPU, so that other programs count little.
+Each measurement is a new process that imports Keras and its backend first. What these import
+themselves (NumPy, and scikit-learn where it is installed) is not counted. The time is the CPU time
+of the process, so other programs have little influence.
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ import time, keras, sys
 keras.ops.zeros(1)
 before, started = set(sys.modules), time.process_time()
 import finetune_kit
-took = time.process_time() - started
+seconds = time.process_time() - started
 new = {name.split('.')[0] for name in set(sys.modules) - before if not name.startswith('_')}
-print(1000 * took, *sorted(new & {'scipy', 'sklearn', 'PIL', 'pandas', 'matplotlib', 'pydicom'}))
+print(1000 * seconds, *sorted(new & {'scipy', 'sklearn', 'PIL', 'pandas', 'matplotlib', 'pydicom'}))
 """
 
 
 def main(times: int = 9) -> None:
-    took, brought = [], ""
+    milliseconds, imported = [], ""
     for _ in range(times):
         done = subprocess.run(
             [sys.executable, "-c", CODE], capture_output=True, text=True, check=True
         )
-        milliseconds, _, brought = done.stdout.strip().partition(" ")
-        took.append(float(milliseconds))
-    print(f"median {statistics.median(took):.0f} ms, fastest {min(took):.0f} ms of {times}")
-    print(f"imported with it: {brought or 'nothing large'}")
+        first, _, imported = done.stdout.strip().partition(" ")
+        milliseconds.append(float(first))
+    median, fastest = statistics.median(milliseconds), min(milliseconds)
+    print(f"median {median:.0f} ms, fastest {fastest:.0f} ms of {times} measurements")
+    print(f"large packages imported with it: {imported or 'none'}")
 
 
 if __name__ == "__main__":

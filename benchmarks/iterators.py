@@ -1,9 +1,10 @@
-"""Show how long `fit` on TensorFlow waits for its data iterator after the last epoch has ended.
+"""Measure how long `fit` on TensorFlow waits for its data iterator after the last epoch.
 
     python benchmarks/iterators.py [--epochs 20]
 
-A head (1024 and 512 units) trains on 512 features in batches of 64, ten times, drawn from one
-iterator. Each line tells the seconds up to the end of training and those until `fit` returned.
+A head (1024 and 512 units) trains ten times on 512 features in batches of 64, which an iterator
+without an end supplies. Each line shows the seconds of the training, and the seconds from its end
+until `fit` returned.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ STEPS, BATCH = 8, 64
 
 
 class Features(keras.utils.PyDataset):
-    """Batches without an end."""
+    """Batches of random features, without an end."""
 
     num_batches = None
 
@@ -35,14 +36,14 @@ class Features(keras.utils.PyDataset):
 
 
 class End(keras.callbacks.Callback):
-    """Notes when training ended."""
+    """Record when the training ended."""
 
     def on_train_end(self, logs: Any = None) -> None:
         self.at = time.perf_counter()
 
 
 def main() -> None:
-    """Fit ten times, print a line each."""
+    """Train ten times and print a line for each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=20, help="default: 20")
     epochs = parser.parse_args().epochs

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import keras
@@ -19,23 +21,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import finetune_kit as ftk
-
-SPLIT = ftk.Split(np.arange(12), np.arange(12, 18), np.arange(18, 24))
-
-
-def tune(backbone, images, spec=None, *, split=SPLIT, dropout=0.3, **options):
-    head = ftk.classification_head(3, units=(4,), dropout=dropout)
-    spec = spec or ftk.FineTuneSpec(1, epochs=2)
-    options = {"verbose": 0, "batch_size": 5, "preprocessing": None, **options}
-    return ftk.fine_tune(backbone, head, spec, images, split, **options)
-
-
-def names(folder) -> set[str]:
-    return {path.name for path in chunks(folder)}
+from finetune_kit._features import store
+from finetune_kit._features.augmentation import augmented, views_of_epoch
+from finetune_kit._features.entry import Entry
+from finetune_kit._features.frozen import Decode, Views
+from finetune_kit._model import digest
 
 
 def agree(run, other, rtol=1e-4) -> None:
-    """The same losses and metrics in each epoch."""
+    """Check that two runs have the same losses and metrics in each epoch."""
     assert run.history.keys() == other.history.keys()
     for name, values in run.history.items():
         assert values == pytest.approx(other.history[name], rel=rtol), name
@@ -45,20 +39,20 @@ def chunks(folder) -> set[Path]:
     return set(Path(folder).glob("*/*.npy"))
 
 
+def names(folder) -> set[str]:
+    return {path.name for path in chunks(folder)}
+
+
 @settings(max_examples=3 if keras.backend.backend() == "jax" else 6)  # it compiles each time
 @given(
     blocks=st.sampled_from([0, 1, 2, ("block2", "block4")]),
     batch_norm=st.sampled_from(["frozen", "train"]),
     optimizer=st.sampled_from(["sgd", "adam"]),
 )
-def test_cached_training_is_uncached_training(
-    small_backbone, tiny_images, blocks, batch_norm, optimizer
-):
+def test_cached_training_is_uncached_training(tune, tiny_images, blocks, batch_norm, optimizer):
     spec = ftk.FineTuneSpec(blocks, batch_norm=batch_norm, epochs=3)
-    runs = [
-        tune(small_backbone, tiny_images, spec, optimizer=optimizer, cache_dir=cache)
-        for cache in (None, False)
-    ]
+    options = {"optimizer": optimizer, "batch_size": 5}  # the last batch of an epoch is shorter
+    runs = [tune(spec, features=features, **options) for features in (None, False)]
     agree(*runs)
     pixels = tiny_images.load(size=(32, 32))
     assert np.allclose(*(run.model.predict(pixels, verbose=0) for run in runs), atol=1e-4)
@@ -66,121 +60,172 @@ def test_cached_training_is_uncached_training(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("blocks", "optimizer", "rate"), [(0, "sgd", 1e-2), (2, "adam", 1e-3)])
-def test_it_is_so_for_real_weights_and_images(blocks, optimizer, rate, xrays, imagenet_weights):
-    images = ftk.read_image_folder(xrays)
-    split = ftk.stratified_split(images.labels, (0.02, 0.01, 0.97))
+def test_it_is_so_for_real_weights_and_images(
+    tune, blocks, optimizer, rate, xrays, imagenet_weights
+):
+    train, validation, _ = ftk.read_image_folder(xrays).split((0.02, 0.01, 0.97))
     backbone = keras.applications.MobileNetV2(
         alpha=0.5, include_top=False, weights=None, input_shape=(96, 96, 3)
     )
     backbone.load_weights(imagenet_weights)
     spec = ftk.FineTuneSpec(blocks, epochs=3, learning_rate=rate)
-    options = {"split": split, "optimizer": optimizer, "preprocessing": "auto", "batch_size": 32}
-    agree(*(tune(backbone, images, spec, cache_dir=kept, **options) for kept in (None, False)))
+    options = {"backbone": backbone, "train": train, "validation": validation,
+               "optimizer": optimizer, "preprocessing": "auto", "batch_size": 38}  # fmt: skip
+    agree(*(tune(spec, features=features, **options) for features in (None, False)))
 
 
-def test_what_trains_nothing_keeps_pooled_features(small_backbone, tiny_images, tmp_path):
-    tune(small_backbone, tiny_images, ftk.FineTuneSpec(0), cache_dir=tmp_path)
-    tune(small_backbone, tiny_images, ftk.FineTuneSpec(1), cache_dir=tmp_path)
-    tune(small_backbone, tiny_images, ftk.FineTuneSpec("all"), cache_dir=tmp_path)
-    pooled, maps, pixels = ftk.cached_features(tmp_path)
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="the trainer is used elsewhere")
+def test_the_prefix_does_not_run_through_the_trainer_on_torch(tune, monkeypatch):
+    """From Keras 3.16 on, it wraps the model in what rejects a model that does not train."""
+    expected = tune()
+
+    def fail(*args, **kwargs):
+        raise AssertionError("the trainer was used")
+
+    for name in ("predict_on_batch", "predict", "make_predict_function"):
+        monkeypatch.setattr(keras.Model, name, fail)
+    agree(tune(), expected, rtol=1e-6)
+
+
+def test_each_cut_is_an_entry_and_without_trained_blocks_the_features_are_pooled(tune, tmp_path):
+    for blocks in (0, 1, "all"):
+        tune(ftk.FineTuneSpec(blocks), features=tmp_path)
+    cache = ftk.FeatureCache(tmp_path)
+    pooled, maps, pixels = cache.entries()
     assert (pooled.shapes, maps.shapes) == (((8,),), ((4, 4, 8),))
     assert (pixels.shapes, pixels.dtype, pixels.model) == (((32, 32, 3),), "uint8", "pixels")
     assert [entry.images for entry in (pooled, maps, pixels)] == [18, 18, 18]
+    # One entry can be cleared.
+    assert cache.clear(pooled.key) == pooled.bytes
+    assert cache.entries() == (maps, pixels)
+    with pytest.raises(ValueError, match=f"`key` must be .*{pixels.key}.*key='{pooled.key}'"):
+        cache.clear(pooled.key)
+    # And all of them, but not what belongs to others.
+    (tmp_path / "thesis.txt").write_text("mine")
+    for name, content in (("data", b"{}"), ("more", b"\xff not JSON")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "entry.json").write_bytes(content)
+    assert cache.size == maps.bytes + pixels.bytes
+    assert cache.clear() == maps.bytes + pixels.bytes > 0
+    assert (cache.entries(), cache.size) == ((), 0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "more", "thesis.txt"]
 
 
-def test_a_second_run_computes_nothing(small_backbone, tiny_images, tmp_path):
-    first = tune(small_backbone, tiny_images, cache_dir=tmp_path)
+def test_a_feature_cache_has_short_forms(tune, tmp_path, monkeypatch):
+    """A path is a cache in that folder, None a temporary one, and `~` the home folder."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    seen = []
+    look = keras.callbacks.LambdaCallback(
+        on_train_begin=lambda logs: seen.append(len(list(tmp_path.rglob("*.npy"))))
+    )
+    monkeypatch.setenv("HOME", str(tmp_path))
+    runs = [
+        tune(features=features, callbacks=look)
+        for features in (tmp_path / "a", str(tmp_path / "a"), ftk.FeatureCache(tmp_path / "a"),
+                         "~/b", ftk.FeatureCache(), None, False)
+    ]  # fmt: skip
+    assert seen == [1, 1, 1, 2, 3, 3, 2]
+    for run in runs[1:]:
+        agree(run, runs[0])
+    assert names(tmp_path / "a") == names(tmp_path / "b")
+    assert ftk.FeatureCache("~/b").entries() == ftk.FeatureCache(tmp_path / "b").entries() != ()
+    assert ftk.FeatureCache().entries() == ()
+    assert list((tmp_path / "temporary").iterdir()) == []
+    assert all("features" not in run.settings for run in runs)
+
+
+def test_a_second_run_computes_nothing(tune, tmp_path, monkeypatch):
+    first = tune(features=tmp_path)
     before = {path: path.stat().st_mtime_ns for path in chunks(tmp_path)}
-    agree(tune(small_backbone, tiny_images, cache_dir=str(tmp_path)), first, rtol=1e-6)
+    monkeypatch.setattr(Decode, "load", None)
+    agree(tune(features=tmp_path), first, rtol=1e-6)
     assert {path: path.stat().st_mtime_ns for path in chunks(tmp_path)} == before
 
 
-def test_rows_are_found_by_image_not_by_position(small_backbone, tiny_images, tmp_path):
-    tune(small_backbone, tiny_images, cache_dir=tmp_path)
+def test_rows_are_found_by_content_not_by_position(tune, tiny_images, tmp_path):
+    tune(features=tmp_path)
     before = chunks(tmp_path)
-    other = ftk.Split(np.arange(17, 2, -1), np.arange(3), np.arange(18, 24))
-    cached = tune(small_backbone, tiny_images, split=other, cache_dir=tmp_path)
+    other = {
+        "train": tiny_images.take(np.arange(17, 2, -1)),
+        "validation": tiny_images.take(np.arange(3)),
+    }
+    cached = tune(features=tmp_path, **other)
     assert chunks(tmp_path) == before
-    agree(cached, tune(small_backbone, tiny_images, split=other, cache_dir=False))
+    agree(cached, tune(features=False, **other))
     pixels = tiny_images.load(size=(32, 32))[::-1]
     turned = ftk.ImageSet.from_arrays(pixels, tiny_images.labels[::-1], tiny_images.class_names)
-    tune(small_backbone, turned, split=ftk.Split(np.arange(6, 24), np.arange(0), np.arange(6)),
-         cache_dir=tmp_path)  # fmt: skip
+    tune(features=tmp_path, train=turned.take(np.arange(6, 24)), validation=None)
     assert chunks(tmp_path) == before
 
 
-def changed_weights(backbone, images, options):
+def changed_weights(backbone):
     weights = backbone.get_weights()
     weights[0].flat[0] += 1e-3
     backbone.set_weights(weights)
-    return backbone, images, options
+    return {"backbone": backbone}
 
 
-def changed_graph(backbone, images, options):
-    return (
-        keras.models.clone_model(
-            backbone,
-            clone_function=lambda layer: layer.__class__.from_config(
-                {**layer.get_config(), **({"negative_slope": 0.1} if "relu" in layer.name else {})}
-            ),
-        ),
-        images,
-        options,
-    )
+def changed_graph(backbone):
+    def leaky(layer):
+        slope = {"negative_slope": 0.1} if "relu" in layer.name else {}
+        return layer.__class__.from_config({**layer.get_config(), **slope})
+
+    return {"backbone": keras.models.clone_model(backbone, clone_function=leaky)}
 
 
-def changed_preprocessing(backbone, images, options):
-    return backbone, images, {**options, "preprocessing": keras.layers.Rescaling(0.9)}
+def changed_preprocessing(backbone):
+    return {"backbone": backbone, "preprocessing": keras.layers.Rescaling(0.9)}
 
 
-def changed_type(backbone, images, options):
-    return backbone, images, {**options, "cache_dtype": "float16"}
+def changed_type(backbone):
+    return {"backbone": backbone}
 
 
-def changed_size(backbone, images, options):
+def changed_size(backbone):
     inputs = keras.Input((48, 48, 3))
     other = keras.models.clone_model(backbone, input_tensors=inputs)
     other.set_weights(backbone.get_weights())
-    return other, images, options
+    return {"backbone": other}
 
 
 @pytest.mark.parametrize(
-    "change",
-    [changed_weights, changed_graph, changed_preprocessing, changed_type, changed_size],
+    "change", [changed_weights, changed_graph, changed_preprocessing, changed_type, changed_size]
 )
-def test_whatever_changes_the_features_is_another_entry(
-    small_backbone, tiny_images, tmp_path, change
-):
+def test_whatever_changes_the_features_is_another_entry(tune, small_backbone, tmp_path, change):
     backbone = keras.models.clone_model(small_backbone)
     backbone.set_weights(small_backbone.get_weights())
-    tune(backbone, tiny_images, ftk.FineTuneSpec(1), cache_dir=tmp_path)
-    assert len(ftk.cached_features(tmp_path)) == 1
-    backbone, images, options = change(backbone, tiny_images, {})
-    run = tune(backbone, images, ftk.FineTuneSpec(1), cache_dir=tmp_path, **options)
-    assert len(ftk.cached_features(tmp_path)) == 2
-    options.pop("cache_dtype", None)
-    uncached = tune(backbone, images, ftk.FineTuneSpec(1), cache_dir=False, **options)
-    agree(run, uncached, rtol=1e-2 if change is changed_type else 1e-4)
+    spec, half = ftk.FineTuneSpec(1), change is changed_type
+    tune(spec, backbone=backbone, features=tmp_path)
+    assert len(ftk.FeatureCache(tmp_path).entries()) == 1
+    options = change(backbone)
+    cache = ftk.FeatureCache(tmp_path, dtype="float16" if half else "float32")
+    run = tune(spec, features=cache, **options)
+    first, second = cache.entries()
+    agree(run, tune(spec, features=False, **options), rtol=1e-2 if half else 1e-4)
+    if half:
+        assert (first.dtype, second.dtype) == ("float32", "float16")
+        assert second.bytes < 0.75 * first.bytes
 
 
 @pytest.mark.parametrize(
-    ("room", "name", "value"),
+    ("module", "name", "value"),
     [("store", "FORMAT", "another"), ("frozen", "DECODING", {"resize": "nearest"})],
     ids=["format", "decoding"],
 )
 def test_another_format_or_decoding_is_another_entry(
-    small_backbone, tiny_images, tmp_path, monkeypatch, room, name, value
+    tune, tmp_path, monkeypatch, module, name, value
 ):
-    tune(small_backbone, tiny_images, ftk.FineTuneSpec(0), cache_dir=tmp_path)
+    tune(ftk.FineTuneSpec(0), features=tmp_path)
     before = chunks(tmp_path)
-    monkeypatch.setattr(f"finetune_kit._features.{room}.{name}", value)
-    tune(small_backbone, tiny_images, ftk.FineTuneSpec(0), cache_dir=tmp_path)
+    monkeypatch.setattr(f"finetune_kit._features.{module}.{name}", value)
+    tune(ftk.FineTuneSpec(0), features=tmp_path)
     (new,) = chunks(tmp_path) - before
     assert new.parent not in {path.parent for path in before}
 
 
-def test_whatever_does_not_change_them_is_not(small_backbone, tiny_images, tmp_path):
-    tune(small_backbone, tiny_images, ftk.FineTuneSpec(1), cache_dir=tmp_path)
+def test_whatever_does_not_change_the_features_is_the_same_entry(tune, small_backbone, tmp_path):
+    tune(ftk.FineTuneSpec(1), features=tmp_path)
     before = chunks(tmp_path)
     renamed = keras.models.clone_model(
         small_backbone,
@@ -192,19 +237,19 @@ def test_whatever_does_not_change_them_is_not(small_backbone, tiny_images, tmp_p
     weights = renamed.get_layer("my_block4_conv").get_weights()  # behind the cut
     renamed.get_layer("my_block4_conv").set_weights([2 * w for w in weights])
     spec = ftk.FineTuneSpec(1, batch_norm="train", learning_rate=0.1)
-    tune(renamed, tiny_images, spec, cache_dir=tmp_path, seed=7, batch_size=3)
+    tune(spec, backbone=renamed, features=tmp_path, seed=7, batch_size=3)
     assert chunks(tmp_path) == before
 
 
-def test_another_content_is_another_row(small_backbone, tiny_images, tmp_path):
-    pixels = tiny_images.load(size=(32, 32))
-    tune(small_backbone, tiny_images, ftk.FineTuneSpec(1), cache_dir=tmp_path)
+def test_another_content_is_another_row(tune, sets, tmp_path):
+    tune(features=tmp_path)
+    pixels = sets.train.load(size=(32, 32))
     pixels[3, 0, 0, 0] ^= 255
-    other = ftk.ImageSet.from_arrays(pixels, tiny_images.labels, tiny_images.class_names)
-    run = tune(small_backbone, other, ftk.FineTuneSpec(1), cache_dir=tmp_path)
-    (entry,) = ftk.cached_features(tmp_path)
+    other = ftk.ImageSet.from_arrays(pixels, sets.train.labels, sets.train.class_names)
+    run = tune(train=other, features=tmp_path)
+    (entry,) = ftk.FeatureCache(tmp_path).entries()
     assert entry.images == 18 + 1
-    agree(run, tune(small_backbone, other, ftk.FineTuneSpec(1), cache_dir=False))
+    agree(run, tune(train=other, features=False))
 
 
 def flip_a_byte(path: Path) -> None:
@@ -222,39 +267,84 @@ def empty(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [flip_a_byte, cut_short, empty])
-def test_what_is_damaged_is_computed_again(small_backbone, tiny_images, tmp_path, damage):
-    first = tune(small_backbone, tiny_images, cache_dir=tmp_path)
+@pytest.mark.parametrize("blocks", [1, 0], ids=["its own run", "a run that starts from it"])
+def test_a_damaged_chunk_is_noticed_at_first_use_and_computed_again(tune, tmp_path, damage, blocks):
+    """Also where another entry is computed from it: the features of a deeper cut."""
+    spec = ftk.FineTuneSpec(blocks)
+    tune(ftk.FineTuneSpec(1), features=tmp_path)
     (path,) = chunks(tmp_path)
+    expected = tune(spec)
     damage(path)
-    agree(tune(small_backbone, tiny_images, cache_dir=tmp_path), first, rtol=1e-6)
-    assert chunks(tmp_path) == {path}  # the same bytes again, so the same name
+    agree(tune(spec, features=tmp_path), expected, rtol=1e-6)
+    if blocks:
+        assert chunks(tmp_path) == {path}  # the same bytes again, so the same name
+    else:
+        assert path not in chunks(tmp_path)
 
 
-def test_files_of_others_are_left_alone(small_backbone, tiny_images, tmp_path):
-    (tmp_path / "thesis.txt").write_text("mine")
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "entry.json").write_text("{}")
-    (tmp_path / "more").mkdir()
-    (tmp_path / "more" / "entry.json").write_bytes(b"\xff not JSON")
-    tune(small_backbone, tiny_images, cache_dir=tmp_path)
-    (entry,) = ftk.cached_features(tmp_path)
-    assert ftk.clear_cached_features(tmp_path) == entry.bytes > 0
-    assert ftk.cached_features(tmp_path) == ()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "more", "thesis.txt"]
+@pytest.fixture
+def hashed(monkeypatch) -> Counter[str]:
+    """How often each chunk is hashed; as in a new process, none has been verified yet."""
+    found: Counter[str] = Counter()
+    file_digest = store.hashlib.file_digest
+
+    class Hashlib:
+        sha256 = store.hashlib.sha256
+
+        @staticmethod
+        def file_digest(file, kind):
+            found[Path(file.name).name] += 1
+            return file_digest(file, kind)
+
+    monkeypatch.setattr(store, "hashlib", Hashlib)
+    monkeypatch.setattr(store, "_verified", set())
+    return found
 
 
-def test_one_entry_can_be_cleared(small_backbone, tiny_images, tmp_path):
-    for blocks in (0, 1):
-        tune(small_backbone, tiny_images, ftk.FineTuneSpec(blocks), cache_dir=tmp_path)
-    first, second = ftk.cached_features(tmp_path)
-    ftk.clear_cached_features(tmp_path, first.key)
-    assert ftk.cached_features(tmp_path) == (second,)
-    with pytest.raises(ValueError, match=second.key):
-        ftk.clear_cached_features(tmp_path, first.key)
+def test_a_chunk_is_hashed_once_a_process_and_only_if_it_is_used(tune, sets, tmp_path, hashed):
+    def run(spec, **options):
+        store._verified.clear()  # the next process
+        tune(spec, features=tmp_path, **options)
+
+    spec = ftk.FineTuneSpec(1)
+    run(spec, train=sets.train, validation=None)
+    (first,) = names(tmp_path)
+    run(spec, train=sets.test, validation=None)
+    (second,) = names(tmp_path) - {first}
+    assert not hashed  # none of these rows was there before
+    run([spec, spec], train=sets.train, validation=None)
+    assert hashed == {first: 1}
+    run([spec, spec], train=sets.train + sets.test, validation=None)
+    assert hashed == {first: 2, second: 1}
+    run(ftk.FineTuneSpec(0), train=sets.test, validation=None)  # starts from the features there
+    assert hashed == {first: 2, second: 2}
+    tune([spec, ftk.FineTuneSpec(0), spec], features=tmp_path, train=sets.test, validation=None)
+    assert hashed == {first: 2, second: 2}  # in this process it is verified
 
 
-def test_nothing_in_a_cache_is_executable(small_backbone, tiny_images, tmp_path):
-    tune(small_backbone, tiny_images, cache_dir=tmp_path)
+def test_the_weights_of_the_frozen_part_are_hashed_once_a_run(
+    tune, small_backbone, tmp_path, monkeypatch
+):
+    count: Counter[str] = Counter()
+    compute = digest.variable_digest
+
+    def counting(variable):
+        count[variable.path] += 1
+        return compute(variable)
+
+    for module in ("_model.digest", "_train.arguments", "_train.setup", "_train.phases"):
+        monkeypatch.setattr(f"finetune_kit.{module}.variable_digest", counting)
+    run = tune([ftk.FineTuneSpec(n) for n in (0, 1, 2)], features=tmp_path / "a",
+               run_dir=tmp_path / "b")  # fmt: skip
+    moving = {path for plan in run.plans for path in plan.trainable_variables}
+    frozen = {v.path: count[v.path] for v in small_backbone.weights if v.path not in moving}
+    assert {path[:6] for path in frozen} == {"block1", "block2", "block3", "block4"}
+    # Once before training. After each of the three phases they are compared with that digest.
+    assert set(frozen.values()) == {1 + 3}
+
+
+def test_nothing_in_a_cache_is_executable(tune, tmp_path):
+    tune(features=tmp_path)
     for path in tmp_path.glob("*/*"):
         if path.suffix == ".npy":
             np.load(path, allow_pickle=False)
@@ -263,61 +353,44 @@ def test_nothing_in_a_cache_is_executable(small_backbone, tiny_images, tmp_path)
     assert {path.suffix for path in tmp_path.glob("*/*")} == {".npy", ".json"}
 
 
-def test_a_temporary_cache_is_removed(small_backbone, tiny_images, tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    seen = []
-    callback = keras.callbacks.LambdaCallback(
-        on_train_begin=lambda logs: seen.extend(tmp_path.glob("*/*/*.npy"))
-    )
-    tune(small_backbone, tiny_images, callbacks=[callback])
-    assert seen
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_too_little_space_is_told_before_the_first_byte(
-    small_backbone, tiny_images, tmp_path, monkeypatch
-):
+def test_too_little_space_is_an_error_before_the_first_byte(tune, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(OSError, match=r"needs 0\.00 GB.*float16.*cache_dir=False"):
-        tune(small_backbone, tiny_images, cache_dir=tmp_path)
+    with pytest.raises(OSError, match=r"need 0\.00 GB.*dtype='float16'.*features=False"):
+        tune(features=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_write_that_fails_leaves_nothing_half_written(
-    small_backbone, tiny_images, tmp_path, monkeypatch
-):
+def test_a_write_that_fails_leaves_nothing_half_written(tune, tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(np, "save", fail)
         with pytest.raises(OSError, match="No space"):
-            tune(small_backbone, tiny_images, cache_dir=tmp_path)
+            tune(features=tmp_path)
     assert [path.name for path in tmp_path.glob("*/*")] == ["entry.json"]
 
 
-def test_half_precision_takes_half_the_space(small_backbone, tiny_images, tmp_path):
-    for dtype in ("float32", "float16"):
-        tune(small_backbone, tiny_images, cache_dir=tmp_path, cache_dtype=dtype)
-    whole, half = ftk.cached_features(tmp_path)
-    assert half.dtype == "float16"
-    assert half.bytes < 0.75 * whole.bytes
+@pytest.mark.parametrize("name", ["features", "run_dir"])
+def test_a_folder_that_cannot_be_written_is_named_with_its_argument(tune, tmp_path, rejected, name):
+    (tmp_path / "file").write_text("in the way")
+    folder = str(tmp_path / "file" / "inside")
+    with rejected(f"`{name}` must be a folder that can be written.*{name}='{folder}'", OSError):
+        tune(**{name: folder})
 
 
-# A process that fills a cache in chunks of four rows and prints the losses it ends with.
+# A process that fills a cache in chunks of four rows and prints its losses.
 FILLER = """
 import sys, json, numpy as np, keras
 import finetune_kit as ftk
-from finetune_kit._features import store as _features
-_features._CHUNK_ROWS = 4
+from finetune_kit._features import entry
+entry._CHUNK_ROWS = 4
 backbone = keras.models.load_model(sys.argv[1])
 pixels = np.load(sys.argv[2])
 images = ftk.ImageSet.from_arrays(pixels, np.arange(len(pixels)) % 3)
-split = ftk.Split(np.arange(len(pixels)), np.arange(0), np.arange(0))
-head = ftk.classification_head(3)
-run = ftk.fine_tune(backbone, head, ftk.FineTuneSpec(1), images, split, batch_size=4,
-                    preprocessing=None, cache_dir=sys.argv[3], verbose=0)
+run = ftk.fine_tune(backbone, ftk.classification_head(3), ftk.FineTuneSpec(1), images,
+                    batch_size=4, preprocessing=None, features=sys.argv[3], verbose=0)
 print(json.dumps(run.history["loss"]))
 """
 
@@ -342,101 +415,148 @@ def filler(small_backbone, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_process_leaves_good_rows_and_the_next_goes_on(filler, tmp_path):
-    clean = filler(tmp_path / "clean")
-    expected = json.loads(clean.communicate()[0])
+def test_killed_processes_leave_whole_rows_and_others_can_fill_the_same_cache(filler, tmp_path):
+    """Two processes fill one cache, undisturbed; a third is killed twice and started again."""
+    pair = [filler(tmp_path / "shared") for _ in range(2)]
+    expected, same = (json.loads(process.communicate()[0]) for process in pair)
+    assert expected == same
+    (entry,) = ftk.FeatureCache(tmp_path / "shared").entries()
+    assert entry.images == 160
     cache = tmp_path / "killed"
-    for least in (1, 12, 25):
+    for least in (1, 20):
         process = filler(cache)
         while len(chunks(cache)) < least and process.poll() is None:
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        there = chunks(cache)
-        assert least <= len(there)
-        assert {path.name for path in there} <= names(tmp_path / "clean")
+        assert least <= len(chunks(cache)) < 40
     last = filler(cache)
     assert json.loads(last.communicate()[0]) == expected
-    assert names(cache) == names(tmp_path / "clean")
-
-
-@pytest.mark.slow
-def test_two_processes_share_a_cache(filler, tmp_path):
-    pair = [filler(tmp_path / "shared") for _ in range(2)]
-    losses = [json.loads(process.communicate()[0]) for process in pair]
-    assert losses[0] == losses[1]
-    (entry,) = ftk.cached_features(tmp_path / "shared")
-    assert entry.images == 160
+    rows = {name for path in chunks(cache) for name in store.open_chunk(path).names}
+    assert len(rows) == 160
 
 
 def test_a_sweep_is_the_runs_by_themselves_for_one_decoding(
-    small_backbone, tiny_images, monkeypatch
+    tune, small_backbone, sets, monkeypatch
 ):
     specs = [ftk.FineTuneSpec(blocks, epochs=2) for blocks in (0, 2, 1)]
     head = ftk.classification_head(3, units=(4,), dropout=0.3)
-    options = {"batch_size": 5, "preprocessing": None, "verbose": 0}
-    decoded = []
-    load = ftk.ImageSet.load
+    options = {"batch_size": 6, "preprocessing": None, "verbose": 0}
+    arguments = small_backbone, head, specs, sets.train, sets.validation
+    decoded, load = [], Decode.load
 
-    def counting(self, indices=None, size=(224, 224)):
-        decoded.extend(np.asarray(indices).tolist())
-        return load(self, indices, size)
+    def counting(self, positions, epoch=0):
+        decoded.extend(positions.tolist())
+        return load(self, positions, epoch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ftk.ImageSet, "load", counting)
-        runs = ftk.sweep(small_backbone, head, specs, tiny_images, SPLIT, **options)
+        patch.setattr(Decode, "load", counting)
+        runs = ftk.sweep(*arguments, **options)
     assert sorted(decoded) == list(range(18))
     for run, spec in zip(runs, specs, strict=True):
         assert sum(run.plan.trainable) == spec.trainable_blocks
-        agree(run, ftk.fine_tune(small_backbone, head, spec, tiny_images, SPLIT, **options))
-    for bad in ([], ftk.FineTuneSpec(1)):
-        with pytest.raises(ValueError, match="`specs` must be one or more"):
-            ftk.sweep(small_backbone, head, bad, tiny_images, SPLIT)
+        agree(run, tune(spec, head=head))
 
 
-def augmentation() -> keras.Sequential:
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"specs": []}, "`specs` must be a list of one or more FineTuneSpec"),
+        ({"specs": ftk.FineTuneSpec(1)}, "`specs` must be a list of one or more FineTuneSpec"),
+        ({"specs": [ftk.FineTuneSpec(1), 2]}, r"`specs\[1\]` must be of type FineTuneSpec"),
+        ({"specs": [ftk.FineTuneSpec(1), ftk.FineTuneSpec(9)]}, "`trainable_blocks` must be"),
+        ({"backbone": "mobilenet"}, "`backbone` must be of type"),
+        ({"features": True}, "`features` must be a folder"),
+        ({"run_dir": __file__}, "`run_dir` must be a folder.*which is a file"),
+    ],
+)
+def test_arguments_that_do_not_fit_a_sweep_are_rejected(
+    small_backbone, sets, rejected, change, says
+):
+    call = {"backbone": small_backbone, "head": ftk.classification_head(3), "train": sets.train,
+            "specs": [ftk.FineTuneSpec(1)]}  # fmt: skip
+    with rejected(says):
+        ftk.sweep(**{**call, **change})
+
+
+def changing() -> keras.Sequential:
+    """A new layer that changes images at random."""
     return keras.Sequential(
         [keras.layers.RandomFlip("horizontal"), keras.layers.RandomBrightness(0.4)]
     )
 
 
-def test_views_are_drawn_once_and_never_of_validation_images(small_backbone, tiny_images, tmp_path):
-    options = {"cache_dir": tmp_path, "augmentation": augmentation(), "views": 3}
-    spec = ftk.FineTuneSpec(1, epochs=4)
-    first = tune(small_backbone, tiny_images, spec, **options)
-    (entry,) = ftk.cached_features(tmp_path)
-    assert entry.images == 12 * 3 + 6
+def test_views_are_kept_and_validation_images_have_none(tune, sets, tmp_path):
+    def augment(views, **options):
+        return tune(spec, augmentation=ftk.Augmentation(changing(), views), features=tmp_path,
+                    **options)  # fmt: skip
+
+    spec, cache = ftk.FineTuneSpec(1, epochs=4), ftk.FeatureCache(tmp_path)
+    first = augment(3)
+    assert cache.entries()[0].images == 12 * 3 + 6
     before = chunks(tmp_path)
-    # Other objects of the same configuration, fewer views, part of the images: nothing is new.
-    agree(tune(small_backbone, tiny_images, spec, **{**options, "augmentation": augmentation()}),
-          first, rtol=1e-6)  # fmt: skip
-    part = ftk.Split(np.arange(4, 10), np.arange(12, 15), np.arange(18, 24))
-    tune(small_backbone, tiny_images, spec, split=part, **{**options, "views": 2})
-    assert chunks(tmp_path) == before
-    plain = tune(small_backbone, tiny_images, spec, cache_dir=tmp_path)
-    assert not np.allclose(plain.history["loss"], first.history["loss"], rtol=1e-3)
-    tune(small_backbone, tiny_images, spec, **{**options, "seed": 1})
-    assert ftk.cached_features(tmp_path)[0].images > 12 * 3 + 6
+    agree(augment(3), first, rtol=1e-6)  # another layer object of the same configuration
+    part = sets.train.take(np.arange(4, 10))
+    augment(2, train=part, validation=sets.validation.take(np.arange(3)))
+    assert chunks(tmp_path) == before  # fewer views and fewer images: nothing is new
+    plain = tune(spec, features=tmp_path)
+    assert first.history["loss"] != pytest.approx(plain.history["loss"], rel=1e-3)
+    augment(3, seed=1)
+    assert cache.entries()[0].images == 12 * 3 + 6 + 12 + 12 * 3
 
 
-def test_each_epoch_draws_a_view(small_backbone, tiny_images):
-    from finetune_kit._features.frozen import Augmentation
+def test_a_bare_layer_is_an_augmentation_with_eight_views(tune, tmp_path):
+    tune(ftk.FineTuneSpec(0), augmentation=keras.layers.RandomFlip(), features=tmp_path)
+    (entry,) = ftk.FeatureCache(tmp_path).entries()
+    assert entry.images == 12 * 8 + 6
 
-    flip = Augmentation(augmentation(), 4, seed=0)
-    pixels = tiny_images.load(np.arange(2), (32, 32))
+
+def test_views_are_chosen_once_an_epoch(tune):
+    views_of_epoch.cache_clear()
+    flip = ftk.Augmentation(keras.layers.RandomFlip("horizontal"), views=3)
+    tune(ftk.FineTuneSpec(0, epochs=4), augmentation=flip, batch_size=3)
+    assert 4 <= views_of_epoch.cache_info().misses <= 5  # `fit` may look at the next epoch
+    assert views_of_epoch.cache_info().hits >= 4 * 3  # the other batches
+    chosen = [views_of_epoch(0, epoch, 100, 3) for epoch in (0, 0, 1)]
+    assert np.array_equal(chosen[0], chosen[1])
+    assert not np.array_equal(chosen[0], chosen[2])
+    assert set(chosen[0]) == {0, 1, 2}
+
+
+def test_a_view_depends_on_its_image_and_number_alone(tiny_images):
+    layer, pixels = changing(), tiny_images.load(np.arange(2), (32, 32))
     keys = [("a" * 64, 0), ("b" * 64, 1)]
-    once = flip(pixels, keys)
+    once = augmented(layer, pixels, keys, seed=0)
     assert once.dtype == np.uint8
-    assert np.array_equal(flip(pixels, keys), once)
-    assert np.array_equal(flip(pixels[::-1], keys[::-1])[::-1], once)  # whatever is beside it
-    others = [flip(pixels[:1], [("a" * 64, view)]) for view in range(4)]
+    assert np.array_equal(augmented(layer, pixels, keys, seed=0), once)
+    # Whatever is beside it.
+    assert np.array_equal(augmented(layer, pixels[::-1], keys[::-1], seed=0)[::-1], once)
+    others = [augmented(layer, pixels[:1], [("a" * 64, view)], seed=0) for view in range(4)]
     assert len({other.tobytes() for other in others}) > 1
-    growing = Augmentation(keras.layers.ZeroPadding2D(1), 1, seed=0)
+    growing, shrinking = keras.layers.ZeroPadding2D(1), keras.layers.Rescaling(1 / 255)
     with pytest.raises(ValueError, match="`augmentation` must keep the shape"):
-        growing(pixels, keys)
-    shrinking = Augmentation(keras.layers.Rescaling(1 / 255), 1, seed=0)
+        augmented(growing, pixels, keys, seed=0)
     with pytest.raises(ValueError, match="`augmentation` must keep pixels in their range"):
-        shrinking(pixels, keys)
+        augmented(shrinking, pixels, keys, seed=0)
+
+
+def test_what_loads_inputs_can_be_sent_to_another_process(tune, tiny_images, tmp_path, monkeypatch):
+    positions = np.array([3, 0, 5])
+    decode = Decode(tiny_images, (16, 16))
+    assert np.array_equal(
+        pickle.loads(pickle.dumps(decode)).load(positions), tiny_images.load(positions, (16, 16))
+    )
+    layer = ftk.Augmentation(changing(), views=2)
+    views = Views(decode, layer, tiny_images.digests(), seed=3)
+    assert np.array_equal(pickle.loads(pickle.dumps(views)).load(positions), views.load(positions))
+    features, find = [], Entry.features
+    monkeypatch.setattr(Entry, "features", lambda self: features.append(find(self)) or features[-1])
+    tune(ftk.FineTuneSpec(1), features=tmp_path)
+    content = pickle.dumps(features[-1])
+    assert len(content) < 10_000 < ftk.FeatureCache(tmp_path).size  # paths, not the rows
+    loaded = pickle.loads(content).load(positions)
+    assert loaded.shape == (3, 4, 4, 8)
+    assert np.array_equal(loaded, features[-1].load(positions))
 
 
 class Pixels(keras.callbacks.Callback):
@@ -453,16 +573,16 @@ class Pixels(keras.callbacks.Callback):
         self.batches += 1
 
 
-def test_callbacks_see_the_whole_model(small_backbone, tiny_images, tmp_path):
+def test_callbacks_see_the_whole_model(tune, tiny_images, tmp_path):
     pixels = tiny_images.load(np.arange(4), (32, 32))
     mine = Pixels(pixels)
-    saving = keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.weights.h5",
-                                             save_weights_only=True)  # fmt: skip
+    saving = keras.callbacks.ModelCheckpoint(
+        tmp_path / "{epoch}.weights.h5", save_weights_only=True
+    )
     rates = keras.callbacks.LearningRateScheduler(lambda epoch: 0.1 / (1 + epoch))
-    spec = ftk.FineTuneSpec(1, epochs=3)
-    run = tune(small_backbone, tiny_images, spec, callbacks=[mine, saving, rates])
+    run = tune(ftk.FineTuneSpec(1, epochs=3), callbacks=[mine, saving, rates])
     assert len(mine.scores) == 3
-    assert mine.batches == 3 * 3
+    assert mine.batches == 3 * 2
     assert np.allclose(mine.scores[-1], run.model.predict(pixels, verbose=0), atol=1e-6)
     assert not np.allclose(mine.scores[0], mine.scores[-1], atol=1e-6)
     assert run.history["learning_rate"] == pytest.approx([0.1, 0.05, 0.1 / 3])
@@ -470,18 +590,17 @@ def test_callbacks_see_the_whole_model(small_backbone, tiny_images, tmp_path):
     assert np.allclose(run.model.predict(pixels, verbose=0), mine.scores[0], atol=1e-6)
 
 
-def test_callbacks_stop_the_run_and_restore_the_best_weights(small_backbone, tiny_images):
+def test_callbacks_stop_the_run_and_restore_the_best_weights(tune, tiny_images):
     spec = ftk.FineTuneSpec(1, epochs=9, learning_rate=3.0)  # too fast: the first epoch is best
+    head = ftk.classification_head(3, units=(4,))
     runs = []
-    for cache in (None, False):
-        stopping = keras.callbacks.EarlyStopping(
-            "val_loss", patience=2, restore_best_weights=True, start_from_epoch=0
-        )
-        runs.append(
-            tune(small_backbone, tiny_images, spec, dropout=0.0, callbacks=[stopping],
-                 optimizer="sgd", cache_dir=cache)
-        )  # fmt: skip
+    for features in (None, False):
+        stop = keras.callbacks.EarlyStopping(patience=2, restore_best_weights=True)
+        runs.append(tune(spec, head=head, callbacks=[stop], optimizer="sgd", features=features))
     assert 3 <= len(runs[0].history["loss"]) < 9
+    best = 1 + int(np.argmin(runs[0].history["val_loss"]))
+    assert [run.settings["kept_epoch"] for run in runs] == [best, best]
+    assert best < len(runs[0].history["loss"])
     agree(*runs)
     pixels = tiny_images.load(size=(32, 32))
     assert np.allclose(*(run.model.predict(pixels, verbose=0) for run in runs), atol=1e-4)
@@ -490,32 +609,45 @@ def test_callbacks_stop_the_run_and_restore_the_best_weights(small_backbone, tin
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"cache_dir": True}, "`cache_dir` must be a folder"),
-        ({"cache_dir": ""}, "`cache_dir` must be a folder.*cache_dir=''$"),
+        ({"features": True}, "`features` must be a folder, a FeatureCache, None .*features=True$"),
+        ({"features": ""}, "`features` must be a folder.*features=''$"),
+        ({"features": 3}, "`features` must be a folder.*features=3$"),
+        ({"features": __file__}, "`features` must be a folder.*which is a file"),
         ({"run_dir": ""}, "`run_dir` must be a folder.*run_dir=''$"),
-        ({"cache_dir": __file__}, "`cache_dir` must be a folder.*which is a file"),
         ({"run_dir": __file__}, "`run_dir` must be a folder.*which is a file"),
-        ({"cache_dtype": "int8"}, "`cache_dtype` must be one of"),
-        ({"views": 0}, "`views`"),
         ({"augmentation": "flip"}, "`augmentation` must be a Keras layer"),
-        ({"augmentation": keras.layers.RandomFlip(), "cache_dir": False}, "`augmentation` makes"),
-        ({"preprocessing": keras.layers.RandomFlip()}, "`preprocessing` must make the same"),
+        ({"augmentation": keras.layers.RandomFlip(), "features": False}, "`augmentation` makes"),
+        ({"preprocessing": keras.layers.RandomFlip()}, "`preprocessing` must be deterministic"),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(small_backbone, tiny_images, options, says):
+def test_arguments_that_do_not_fit_are_rejected(tune, rejected, options, says):
+    with rejected(says):
+        tune(**options)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: ftk.FeatureCache(""), "`folder` must be a folder.*folder=''$"),
+        (lambda: ftk.FeatureCache(3), "`folder` must be a folder.*folder=3$"),
+        (lambda: ftk.FeatureCache(__file__), "`folder` must be a folder.*which is a file"),
+        (lambda: ftk.FeatureCache(dtype="int8"), r"`dtype` must be one of \('float32', 'float16'"),
+        (lambda: ftk.FeatureCache("none").clear("x"), r"`key` must be .*one of \[\].*key='x'$"),
+        (lambda: ftk.Augmentation("flip"), "`augmentation` must be a Keras layer"),
+        (lambda: ftk.Augmentation(changing(), 0), "`views` must be a whole number of at least 1"),
+        (
+            lambda: ftk.Augmentation(keras.Sequential([keras.layers.CutMix()])),
+            "MixUp and CutMix mix several",
+        ),
+    ],
+)
+def test_a_cache_or_augmentation_that_makes_no_sense_is_rejected(call, says):
     with pytest.raises(ValueError, match=says):
-        tune(small_backbone, tiny_images, **options)
-
-
-@pytest.mark.parametrize("folder", [None, "", __file__])
-def test_what_is_no_folder_of_features_is_refused(folder):
-    for call in (ftk.cached_features, ftk.clear_cached_features):
-        with pytest.raises(ValueError, match="`cache_dir` must be a folder"):
-            call(folder)
+        call()
 
 
 class Doubling(keras.layers.Layer):
-    """A layer that cannot tell how it is made."""
+    """A layer without a config."""
 
     def __init__(self, by):
         super().__init__()
@@ -528,8 +660,6 @@ class Doubling(keras.layers.Layer):
         raise NotImplementedError("no config")
 
 
-def test_a_layer_without_a_config_is_refused(tiny_images):
-    from finetune_kit._model.digest import described
-
-    with pytest.raises(ValueError, match=r"get_config.*cache_dir=False"):
-        described(Doubling(2.0))
+def test_a_layer_without_a_config_is_rejected():
+    with pytest.raises(ValueError, match=r"get_config.*features=False"):
+        digest.fingerprint(Doubling(2.0))

@@ -1,87 +1,143 @@
-"""A manifest pins a data set: what has changed is refused, and named."""
+"""A manifest pins image sets: what is read equals what was written, and changes are named."""
 
 from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from image_files import write
 from PIL import Image
 
 import finetune_kit as ftk
 
 
-@pytest.fixture
-def folder(tmp_path):
-    rng = np.random.default_rng(0)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Twelve images of two classes. Tests must not change them."""
+    root = tmp_path_factory.mktemp("manifest")
     for name in ("b c", "ä"):
-        (tmp_path / "data" / name).mkdir(parents=True)
         for i in range(6):
-            pixels = rng.integers(0, 256, (8, 8), np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "data" / name / f"{i},{i}.png")
+            pixels = np.random.default_rng(ord(name[0]) + i).integers(0, 256, (8, 8), np.uint8)
+            write(root / "data" / name / f"{i},{i}.png", pixels)
+    return root
+
+
+@pytest.fixture
+def own_folder(tmp_path) -> Path:
+    """Six images of two classes, with a manifest `m.json` of two parts."""
+    for i in range(6):
+        write(tmp_path / "data" / "ab"[i % 2] / f"{i}.png", np.full((8, 8), 30 * i, np.uint8))
+    images = ftk.read_image_folder(tmp_path / "data")
+    ftk.write_manifest(
+        tmp_path / "m.json", first=images.take([0, 3]), rest=images.take([1, 2, 4, 5])
+    )
     return tmp_path
 
 
-def same(one, other):
-    return [np.asarray(a).tolist() for a in one] == [np.asarray(b).tolist() for b in other]
+def content(images: ftk.ImageSet) -> list:
+    groups = None if images.groups is None else images.groups.tolist()
+    paths = [os.path.abspath(path) for path in images.paths]
+    return [images.class_names, images.labels.tolist(), groups, paths, images.digests()]
+
+
+@settings(max_examples=20)
+@given(st.sampled_from(["json", "csv"]), st.booleans(), st.sampled_from([1, 3]), st.integers(0, 9))
+def test_what_was_written_is_read(folder, suffix, grouped, parts, seed):
+    images = ftk.read_image_folder(folder / "data", groups=r"(\d)\.png" if grouped else None)
+    sets = (images,) if parts == 1 else images.split((0.5, 0.25, 0.25), seed=seed)
+    named = dict(zip(("file", "train", "held-out 2"), sets, strict=False))
+    file = folder / "out" / f"m.{suffix}"
+    written = ftk.write_manifest(file, **named)
+    read = ftk.read_manifest(file)
+    assert list(read) == list(written) == list(named)
+    for name, given_set in named.items():
+        assert content(read[name]) == content(written[name]) == content(given_set)
+        assert read[name].manifest == written[name].manifest
+        assert given_set.manifest is None
+    (fingerprint,) = {images.manifest for images in written.values()}
+    assert len(fingerprint) == 64
 
 
 @pytest.mark.parametrize("suffix", ["json", "csv"])
-@pytest.mark.parametrize("grouped", [False, True])
-def test_what_is_written_is_read(folder, suffix, grouped):
-    groups = (lambda path: path[-5]) if grouped else None
-    images = ftk.read_image_folder(folder / "data", groups=groups)
-    split = ftk.stratified_split(images.labels, (0.5, 0.25, 0.25))
-    written = ftk.write_manifest(folder / "out" / f"m.{suffix}", images, split)
-    read, parts = ftk.read_manifest(folder / "out" / f"m.{suffix}")
-    assert read.class_names == images.class_names
-    assert same([read.labels], [images.labels])
-    assert (read.groups is None) == (not grouped)
-    if grouped:
-        assert same([read.groups], [images.groups])
-    assert same((parts.train, parts.validation, parts.test),
-                (split.train, split.validation, split.test))  # fmt: skip
-    assert np.array_equal(read.load(size=(8, 8)), images.load(size=(8, 8)))
-    assert read.manifest == written.manifest
-    assert len(written.manifest) == 64
-    assert images.manifest is None
+def test_multi_label_sets_are_read_as_they_were_written(folder, suffix):
+    files = ftk.read_image_folder(folder / "data")
+    labels = np.random.default_rng(0).integers(0, 2, (len(files), 3))
+    images = ftk.ImageSet(files.source, labels, ("x", "a", "m"))
+    written = ftk.write_manifest(folder / f"multi.{suffix}", all=images)
+    read = ftk.read_manifest(folder / f"multi.{suffix}")
+    assert content(read["all"]) == content(images)
+    assert read["all"].manifest == written["all"].manifest
 
 
-def test_several_labels_survive(folder):
-    paths = ftk.read_image_folder(folder / "data").paths
-    labels = np.random.default_rng(0).integers(0, 2, (len(paths), 3))
-    images = ftk.ImageSet(paths, labels, ("x", "a", "m"))
-    for suffix in ("json", "csv"):
-        written = ftk.write_manifest(folder / f"m.{suffix}", images)
-        read, split = ftk.read_manifest(folder / f"m.{suffix}")
-        assert split is None
-        assert read.class_names == ("x", "a", "m")
-        assert same([read.labels], [labels])
-        assert read.manifest == written.manifest
+def test_the_order_of_the_classes_is_kept_or_an_error(folder):
+    images = ftk.read_image_folder(folder / "data", class_names=["ä", "b c", "none"])
+    ftk.write_manifest(folder / "order.json", all=images)
+    assert content(ftk.read_manifest(folder / "order.json")["all"]) == content(images)
+    with pytest.raises(ValueError, match=r"alphabetical order.*write a \.json file"):
+        ftk.write_manifest(folder / "order.csv", all=images)
+    assert not (folder / "order.csv").exists()
 
 
-def test_the_fingerprint_tells_content_label_and_part_but_not_place(folder):
-    images = ftk.read_image_folder(folder / "data")
-    split = ftk.stratified_split(images.labels, (0.5, 0.25, 0.25))
+def test_the_fingerprint_depends_on_contents_labels_groups_and_parts_alone(folder, tmp_path):
+    images = ftk.read_image_folder(folder / "data", groups=r"(\d)\.png")
 
-    def fingerprint(name="m.json", split=split):
-        return ftk.write_manifest(folder / name, images, split).manifest
+    def fingerprint(name="m.json", **parts):
+        written = ftk.write_manifest(tmp_path / name, **parts)
+        return {images.manifest for images in written.values()}.pop()
 
-    assert fingerprint() == fingerprint("elsewhere/m.csv")
-    assert fingerprint() != fingerprint(split=None)
-    other = ftk.stratified_split(images.labels, (0.5, 0.25, 0.25), seed=1)
-    assert fingerprint() != fingerprint(split=other)
+    first, second = images.take(range(0, 12, 2)), images.take(range(1, 12, 2))
+    expected = fingerprint(train=first, test=second)
+    assert fingerprint("elsewhere/m.csv", train=first, test=second) == expected
+    assert fingerprint(test=second, train=first.take([5, 3, 1, 0, 2, 4])) == expected
+    for i, path in enumerate(images.paths):  # the same contents under other names
+        target = tmp_path / "copy" / Path(path).parent.name / f"{12 - i:02}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(Path(path).read_bytes())
+    copies = ftk.read_image_folder(tmp_path / "copy")
+    order = [copies.digests().index(digest) for digest in images.digests()]
+    copies = copies.take(order)
+    copies = ftk.ImageSet(
+        copies.source, copies.labels, copies.class_names, images.groups, rows=copies.rows
+    )
+    train, test = copies.take(range(0, 12, 2)), copies.take(range(1, 12, 2))
+    assert fingerprint(train=train, test=test) == expected
+    ungrouped = ftk.read_image_folder(folder / "data")
+    swapped = ftk.ImageSet(images.source, 1 - images.labels, images.class_names, images.groups)
+    others = [
+        fingerprint(train=second, test=first),
+        fingerprint(train=first, validation=second),
+        fingerprint(train=images),
+        fingerprint(train=first.take(range(5)), test=second),
+        fingerprint(train=ungrouped.take(range(0, 12, 2)), test=ungrouped.take(range(1, 12, 2))),
+        fingerprint(train=swapped.take(range(0, 12, 2)), test=swapped.take(range(1, 12, 2))),
+    ]
+    assert len({expected, *others}) == 7
 
 
-def test_files_that_have_changed_are_all_named(folder):
-    images = ftk.read_image_folder(folder / "data")
-    ftk.write_manifest(folder / "m.json", images)
-    gone, changed = (folder / "data" / "b c" / f"{i},{i}.png" for i in (1, 4))
-    gone.unlink()
-    Image.new("L", (8, 8)).save(changed)
-    with pytest.raises(ValueError, match=r"(?s)2 of whose 12 files.*1,1.*missing.*4,4.*other"):
-        ftk.read_manifest(folder / "m.json")
+def test_a_manifest_may_be_read_from_another_folder(own_folder, monkeypatch):
+    paths = ftk.read_manifest(own_folder / "m.json")["first"].paths
+    monkeypatch.chdir(own_folder / "data")
+    again = ftk.read_manifest("../m.json")["first"]
+    assert [os.path.abspath(path) for path in again.paths] == list(paths)
+    own_folder.joinpath("moved").mkdir()
+    monkeypatch.chdir(own_folder)
+    for name in ("m.json", "data"):
+        Path(name).rename(Path("moved", name))
+    assert len(ftk.read_manifest("moved/m.json")["rest"]) == 4
+
+
+def test_missing_and_changed_files_are_all_named(own_folder):
+    (own_folder / "data" / "b" / "1.png").unlink()
+    write(own_folder / "data" / "a" / "4.png")
+    with pytest.raises(ValueError, match="2 of 6 files missing or changed") as caught:
+        ftk.read_manifest(own_folder / "m.json")
+    assert "1.png': is missing" in str(caught.value)
+    assert "4.png': has changed" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -91,39 +147,48 @@ def test_files_that_have_changed_are_all_named(folder):
         "[]",
         "{}",
         '{"format": "another"}',
-        '{"format": "finetune-kit manifest 1"}',
-        "no json",
+        '{"format": "finetune-kit manifest 2"}',
+        "not json",
+        "part,path,sha256,group,label\n",
         "[" * 100_000,
     ],
 )
-def test_what_is_no_manifest_is_refused(tmp_path, text):
-    (tmp_path / "m.json").write_text(text)
-    with pytest.raises(ValueError, match="must be a manifest"):
+def test_other_files_are_not_read_as_manifests(tmp_path, text):
+    for name in ("m.json", "m.csv"):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match="must be a manifest that write_manifest wrote"):
+            ftk.read_manifest(tmp_path / name)
+
+
+def test_other_arguments_are_errors(folder, tiny_images, tmp_path):
+    images = ftk.read_image_folder(folder / "data")
+    for parts, says in [
+        ({}, "at least one image set"),
+        ({"train": "folder"}, "`train` must be of type ImageSet"),
+        ({"train": tiny_images}, "`train` must hold image files.*images in memory"),
+        ({"train": images, "test": images.take([])}, "`test` must hold images; leave it out"),
+        ({"train": images, "test": images.take([5])}, r"(?s)1 image with.*'test'.*in 'train'"),
+        ({"train": images.take([5, 5])}, "and once"),
+    ]:
+        with pytest.raises(ValueError, match=says):
+            ftk.write_manifest(tmp_path / "m.json", **parts)
+    with pytest.raises(ValueError, match=r"must end in \.json or \.csv"):
+        ftk.write_manifest(tmp_path / "m.pickle", train=images)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
         ftk.read_manifest(tmp_path / "m.json")
-    (tmp_path / "m.csv").write_text(text)
-    with pytest.raises(ValueError, match="must be a manifest"):
-        ftk.read_manifest(tmp_path / "m.csv")
+    assert not list(tmp_path.iterdir())
 
 
-def test_other_arguments_are_refused(folder, tiny_images):
-    with pytest.raises(ValueError, match=r"\.json or \.csv"):
-        ftk.write_manifest(folder / "m.pickle", tiny_images)
-    with pytest.raises(ValueError, match="must be files"):
-        ftk.write_manifest(folder / "m.json", tiny_images)
-    with pytest.raises(FileNotFoundError, match="not there"):
-        ftk.read_manifest(folder / "m.json")
+def test_parts_must_have_the_same_classes(folder, tmp_path):
+    one = ftk.read_image_folder(folder / "data")
+    write(tmp_path / "ä" / "1.png")
+    other = ftk.read_image_folder(tmp_path, class_names=["ä"])
+    with pytest.raises(ValueError, match=r"same classes.*class_names=.*b c: 6, ä: 6.*ä: 1"):
+        ftk.write_manifest(tmp_path / "m.json", train=one, test=other)
 
 
-def test_a_part_that_does_not_exist_is_refused(folder):
-    ftk.write_manifest(folder / "m.json", ftk.read_image_folder(folder / "data"))
-    told = json.loads((folder / "m.json").read_text())
-    told["images"][0]["part"] = "holdout"
-    (folder / "m.json").write_text(json.dumps(told))
-    with pytest.raises(ValueError, match="holdout"):
-        ftk.read_manifest(folder / "m.json")
-
-
-def test_names_of_all_kinds_survive(tmp_path):
+@pytest.mark.parametrize("suffix", ["json", "csv"])
+def test_unusual_file_names_survive(tmp_path, suffix):
     names = [
         "a b.png",
         "two\nlines.png",
@@ -136,43 +201,49 @@ def test_names_of_all_kinds_survive(tmp_path):
     for i, name in enumerate(names):
         Image.new("L", (8, 8), i).save(tmp_path / "a" / "x.png")
         (tmp_path / "a" / "x.png").rename(tmp_path / "a" / name)
-    images = ftk.read_image_folder(tmp_path)
-    for suffix in ("json", "csv"):
-        written = ftk.write_manifest(tmp_path / f"m.{suffix}", images)
-        read, _ = ftk.read_manifest(tmp_path / f"m.{suffix}")
-        assert {os.path.basename(path) for path in read.paths} == set(names)
-        assert read.manifest == written.manifest
-    (tmp_path / "m.csv").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "m.csv").read_bytes())
-    assert ftk.read_manifest(tmp_path / "m.csv")[0].manifest == images_manifest(tmp_path)
+    images = ftk.read_image_folder(tmp_path, class_names=["a"])
+    file = tmp_path / f"m.{suffix}"
+    ftk.write_manifest(file, all=images)
+    assert content(ftk.read_manifest(file)["all"]) == content(images)
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())  # as Excel saves it
+    assert content(ftk.read_manifest(file)["all"]) == content(images)
 
 
-def images_manifest(folder):
-    return ftk.read_manifest(folder / "m.json")[0].manifest
+def edited(folder, change) -> None:
+    """Rewrite `m.json` with its first image changed and the fingerprint left as it was."""
+    manifest = json.loads((folder / "m.json").read_text())
+    change(manifest["images"][0])
+    (folder / "m.json").write_text(json.dumps(manifest))
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("label", 0.5), ("label", True), ("label", 9), ("label", [0, 1]), ("label", None),
-     ("group", "x"), ("group", 1.5), ("sha256", None), ("path", None), ("path", 5), ("part", [])],
+    [("label", "b"), ("label", "c"), ("label", 0), ("label", ["a"]), ("label", None),
+     ("group", "x"), ("group", 1.5), ("sha256", None), ("path", None), ("path", 5), ("part", []),
+     ("part", "rest"), ("part", None)],
 )  # fmt: skip
-def test_a_manifest_that_was_tampered_with_is_refused(folder, key, value):
-    ftk.write_manifest(folder / "m.json", ftk.read_image_folder(folder / "data"))
-    told = json.loads((folder / "m.json").read_text())
-    for change in ({key: value}, None):
-        images = [dict(row) for row in told["images"]]
-        if change is None:
-            del images[0][key]
-        else:
-            images[0] |= change
-        (folder / "m.json").write_text(json.dumps(told | {"images": images}))
-        with pytest.raises(ValueError, match="must be a manifest"):
-            ftk.read_manifest(folder / "m.json")
+def test_an_edited_manifest_is_an_error(own_folder, key, value):
+    edited(own_folder, lambda row: row.update({key: value}))
+    with pytest.raises(ValueError, match="must be a manifest"):
+        ftk.read_manifest(own_folder / "m.json")
+    edited(own_folder, lambda row: row.pop(key))
+    with pytest.raises(ValueError, match="must be a manifest"):
+        ftk.read_manifest(own_folder / "m.json")
 
 
-def test_a_label_that_was_edited_is_refused(folder):
-    ftk.write_manifest(folder / "m.json", ftk.read_image_folder(folder / "data"))
-    told = json.loads((folder / "m.json").read_text())
-    told["images"][0]["label"] = 1
-    (folder / "m.json").write_text(json.dumps(told))
-    with pytest.raises(ValueError, match="it was edited"):
-        ftk.read_manifest(folder / "m.json")
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('"group"', '"who"', "KeyError"),
+        ('"data/a/0.png"', '""', "lacks a part, a path or a digest"),
+        ('"data/a/0.png"', '"data/a/2.png"', "an image more than once"),
+        ('"first","data/a/0.png"', '"","data/a/0.png"', "lacks a part"),
+    ],
+)
+def test_a_csv_manifest_that_does_not_fit_is_an_error(own_folder, old, new, says):
+    ftk.write_manifest(own_folder / "m.csv", **ftk.read_manifest(own_folder / "m.json"))
+    text = (own_folder / "m.csv").read_text()
+    assert old in text
+    (own_folder / "m.csv").write_text(text.replace(old, new, 1))
+    with pytest.raises(ValueError, match=f"must be a manifest.*{says}"):
+        ftk.read_manifest(own_folder / "m.csv")

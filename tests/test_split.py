@@ -1,7 +1,8 @@
-"""Law 7: a split holds every index once, shares are kept, a seed decides, groups stay whole."""
+"""A split holds each sample once and keeps class shares and groups; the seed decides it."""
 
 from __future__ import annotations
 
+import ast
 import itertools
 import logging
 
@@ -21,7 +22,7 @@ def parts(split: ftk.Split) -> list[np.ndarray]:
 
 
 @given(labels(), sizes, st.integers(0, 10))
-def test_every_index_is_in_one_part(labels, sizes, seed):
+def test_each_sample_is_in_one_part(labels, sizes, seed):
     split = ftk.stratified_split(labels, sizes, seed=seed)
     assert np.array_equal(np.sort(np.concatenate(parts(split))), np.arange(len(labels)))
 
@@ -37,7 +38,7 @@ def test_the_share_of_each_class_is_within_one_sample(labels, sizes, seed):
 
 
 @given(labels(), sizes, st.integers(0, 10))
-def test_rounding_is_balanced_over_the_classes(labels, sizes, seed):
+def test_the_size_of_each_part_is_within_one_sample(labels, sizes, seed):
     split = ftk.stratified_split(labels, sizes, seed=seed)
     for part, size in zip(parts(split), sizes, strict=True):
         assert abs(len(part) - len(labels) * size) < 1
@@ -57,7 +58,7 @@ def test_another_seed_gives_another_split():
 
 
 @given(grouped_labels(), sizes, st.integers(0, 10))
-def test_no_group_is_on_two_sides(samples, sizes, seed):
+def test_no_group_is_in_two_parts(samples, sizes, seed):
     labels, groups = samples
     split = ftk.stratified_split(labels, sizes, groups=groups, seed=seed)
     assert np.array_equal(np.sort(np.concatenate(parts(split))), np.arange(len(labels)))
@@ -69,7 +70,7 @@ def test_no_group_is_on_two_sides(samples, sizes, seed):
 
 
 def deviation(labels, split, sizes) -> float:
-    """The largest difference between a class's count in a part and its share, counted anew."""
+    """The largest difference between a class's count in a part and its share."""
     return max(
         abs(sum(labels[i] == name for i in part) - size * labels.count(name))
         for part, size in zip(parts(split), sizes, strict=True)
@@ -81,8 +82,8 @@ def deviation(labels, split, sizes) -> float:
 @given(
     grouped_labels(most=7), st.sampled_from([(0.7, 0.15, 0.15), (0.5, 0.25, 0.25), (0.6, 0.4, 0)])
 )
-def test_shares_are_as_near_as_the_groups_allow(samples, sizes):
-    """Beside all ways to part the groups: no class lacks more often, and none is much nearer."""
+def test_shares_are_near_the_best_that_groups_allow(samples, sizes):
+    """Compared with all assignments: no fewer classes are missing, and none is much nearer."""
     labels, groups = samples
     names, kinds = sorted(set(labels)), sorted(set(groups))
     tally = np.zeros((len(kinds), len(names)))
@@ -98,8 +99,8 @@ def test_shares_are_as_near_as_the_groups_allow(samples, sizes):
     assert split.deviation <= away[complete if complete.any() else slice(None)].min() + 1
 
 
-def test_groups_of_very_different_sizes_are_exchanged_till_they_fit():
-    """What a greedy assignment of these leaves 5 samples away; the best there is, 0.65."""
+def test_exchanges_improve_the_split_of_groups_of_very_different_sizes():
+    """The greedy assignment alone deviates by 5 samples; the optimum by 0.65."""
     rng = np.random.default_rng(61)
     sizes = rng.integers(1, 60, 60)
     groups = np.repeat(np.arange(60), sizes)
@@ -107,7 +108,7 @@ def test_groups_of_very_different_sizes_are_exchanged_till_they_fit():
     assert ftk.stratified_split(labels, groups=groups).deviation < 2
 
 
-def test_groups_come_near_the_shares_that_were_asked_for():
+def test_shares_with_small_groups_are_within_two_percent():
     rng = np.random.default_rng(0)
     groups = rng.integers(0, 300, 2000)
     labels = (groups % 3 + (rng.random(2000) < 0.2)) % 3
@@ -121,18 +122,18 @@ def test_groups_come_near_the_shares_that_were_asked_for():
 def test_a_million_labels_are_split():
     labels = np.random.default_rng(0).integers(0, 50, 1_000_000)
     assert len(ftk.stratified_split(labels).test) == pytest.approx(150_000, abs=2)
-    pairs = np.arange(1_000_000) // 2  # each twice the label of its even one
+    pairs = np.arange(1_000_000) // 2  # both of a pair have the same label
     split = ftk.stratified_split(labels[pairs * 2], groups=pairs)
     assert split.deviation < 3
     assert not set(pairs[split.train]) & set(pairs[split.test])
 
 
 @given(labels(min_count=3, max_count=12), st.integers(0, 10))
-def test_a_class_is_in_every_part_where_a_sample_of_it_is_left_for_each(labels, seed):
-    """Tiny classes: within one sample of 0.45 is nothing, but where one fits, one is given."""
-    with_log = []
+def test_a_class_is_in_every_part_unless_it_is_too_small(labels, seed):
+    """A class that is missing from a part is logged; a share of one sample or more is never 0."""
+    logged = []
     handler = logging.Handler()
-    handler.emit = with_log.append
+    handler.emit = logged.append
     logging.getLogger("finetune_kit").addHandler(handler)
     try:
         split = ftk.stratified_split(labels, seed=seed)
@@ -144,10 +145,10 @@ def test_a_class_is_in_every_part_where_a_sample_of_it_is_left_for_each(labels, 
         for part in PARTS
         if not any(labels[i] == name for i in getattr(split, part))
     }
-    assert bool(with_log) == bool(lacking)
+    assert bool(logged) == bool(lacking)
     assert not any(labels.count(name) >= 7 for name, _ in lacking)  # 7 x 0.15 is above 1
     for name, part in lacking:
-        assert f"{part} has none of class {name}" in with_log[0].getMessage()
+        assert f"{part} has no sample of class {name}" in logged[0].getMessage()
 
 
 @pytest.mark.parametrize(
@@ -162,9 +163,27 @@ def test_a_class_is_in_every_part_where_a_sample_of_it_is_left_for_each(labels, 
         None,
     ],
 )
-def test_sizes_that_are_no_shares_are_refused(sizes):
+def test_sizes_that_are_not_shares_or_counts_are_errors(sizes):
     with pytest.raises(ValueError, match="sum to 1"):
         ftk.stratified_split([0, 1] * 9, sizes)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "offer"),
+    [
+        ((0.8, 0.2), "(0.8, 0.2, 0)"),
+        ((14, 4), "(14, 4, 0)"),
+        ((70, 15, 15), "(0.7, 0.15, 0.15)"),
+        ((80, 20), "(0.8, 0.2, 0)"),
+        ([33.3, 33.3, 33.4], "(0.333, 0.333, 0.334)"),
+    ],
+)
+def test_common_slips_with_sizes_are_corrected_in_the_message(sizes, offer):
+    with pytest.raises(ValueError, match="sum to 1") as caught:
+        ftk.stratified_split([0, 1] * 9, sizes)
+    assert f"; pass {offer}. Received: sizes={sizes}" in str(caught.value)
+    fixed = ast.literal_eval(offer)  # what is offered is accepted
+    assert len(ftk.stratified_split([0, 1] * 9, fixed).train) > 0
 
 
 def test_a_class_too_small_for_the_parts_is_named():
@@ -173,15 +192,15 @@ def test_a_class_too_small_for_the_parts_is_named():
     assert len(ftk.stratified_split(["common"] * 10 + ["rare"] * 2, (0.5, 0.5, 0)).test) == 0
 
 
-def test_groups_must_be_one_for_each_label():
-    with pytest.raises(ValueError, match="one for each of 6 labels"):
+def test_groups_must_have_a_value_for_each_sample():
+    with pytest.raises(ValueError, match="one group for each of the 6 samples"):
         ftk.stratified_split([0, 1] * 3, groups=[1, 2])
     with pytest.raises(ValueError, match=r"`groups` must hold a value.*none for \[2\]"):
         ftk.stratified_split([0, 1] * 3, groups=["p", "q", None, "p", "q", "r"])
 
 
 @pytest.mark.parametrize("seed", [-1, 0.5, None, "x"])
-def test_seeds_are_whole_numbers(seed):
+def test_a_seed_must_be_a_whole_number(seed):
     with pytest.raises(ValueError, match="`seed` must be"):
         ftk.stratified_split([0, 1] * 9, seed=seed)
 
@@ -192,18 +211,20 @@ def test_seeds_are_whole_numbers(seed):
         ([], "one-dimensional"),
         ([[[0]]], "one-dimensional"),
         ([[0, 2], [1, 0]], "must hold 0 or 1"),
-        ([[0, 1], [0, 1]], r"none in columns \[0\]"),
+        ([[0, 1]] * 4, "class 0 with 0"),
+        ("abc", "a label for each sample.*Received: 'abc'"),
+        (["a", "", "b"], r"none for \[1\]"),
         (["a", None, "b"], r"none for \[1\]"),
         ([1.0, float("nan")], r"none for \[1\]"),
     ],
 )
-def test_labels_must_be_classes_or_a_matrix(labels, says):
+def test_labels_must_be_values_or_a_matrix_of_0_and_1(labels, says):
     with pytest.raises(ValueError, match=says):
         ftk.stratified_split(labels)
 
 
 @given(labels(), st.integers(0, 10), st.data())
-def test_sizes_may_be_counts_and_are_kept_exactly(labels, seed, data):
+def test_counts_as_sizes_are_met_exactly(labels, seed, data):
     first = data.draw(st.integers(0, len(labels)))
     second = data.draw(st.integers(0, len(labels) - first))
     sizes = (first, second, len(labels) - first - second)
@@ -213,7 +234,7 @@ def test_sizes_may_be_counts_and_are_kept_exactly(labels, seed, data):
 
 
 def matrices(count: int = 90, most: int = 5):
-    """0/1 matrices in which each label has a few samples; skewed down to rare labels."""
+    """Matrices of 0 and 1 in which labels are common or rare."""
     return st.tuples(st.integers(1, most), st.integers(0, 10_000)).map(
         lambda drawn: _matrix(count, *drawn)
     )
@@ -222,12 +243,12 @@ def matrices(count: int = 90, most: int = 5):
 def _matrix(count: int, width: int, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     matrix = (rng.random((count, width)) < rng.uniform(0.02, 0.6, width)).astype(int)
-    matrix[:5] = 1  # each label in a few samples, whatever was drawn
+    matrix[:5] = 1  # each label in a few samples
     return matrix
 
 
 @given(matrices(), sizes, st.integers(0, 10))
-def test_labels_of_several_findings_are_stratified(labels, sizes, seed):
+def test_multi_label_samples_are_stratified(labels, sizes, seed):
     split = ftk.stratified_split(labels, sizes, seed=seed)
     assert np.array_equal(np.sort(np.concatenate(parts(split))), np.arange(len(labels)))
     away = [
@@ -235,10 +256,10 @@ def test_labels_of_several_findings_are_stratified(labels, sizes, seed):
         for part, size in zip(parts(split), sizes, strict=True)
     ]
     assert split.deviation == pytest.approx(max(away))
-    assert split.deviation <= 0.06 * len(labels)  # a draw by chance: up to 0.2
+    assert split.deviation <= 0.06 * len(labels)  # a random split: up to 0.2
 
 
-def test_many_findings_come_near_their_shares():
+def test_fourteen_labels_come_near_their_shares():
     """Nearer than iterative stratification (Sechidis et al. 2011), measured at 8 to 11 samples."""
     rng = np.random.default_rng(0)
     labels = (rng.random((3000, 14)) < np.linspace(0.05, 0.4, 14)).astype(int)
@@ -247,7 +268,7 @@ def test_many_findings_come_near_their_shares():
 
 @settings(max_examples=20)
 @given(matrices(), sizes)
-def test_groups_of_several_findings_stay_whole(labels, sizes):
+def test_groups_of_multi_label_samples_stay_whole(labels, sizes):
     groups = np.random.default_rng(1).integers(0, 40, len(labels))
     groups[:5] = range(40, 45)
     split = ftk.stratified_split(labels, sizes, groups=groups)
@@ -257,7 +278,7 @@ def test_groups_of_several_findings_stay_whole(labels, sizes):
 
 
 @given(labels(min_count=5), st.integers(3, 5), st.booleans(), st.integers(0, 5))
-def test_folds_test_each_sample_once(labels, k, grouped, seed):
+def test_each_sample_is_in_the_test_part_of_one_fold(labels, k, grouped, seed):
     groups = [f"patient {i // 2}" for i in range(len(labels))] if grouped else None
     if grouped:
         labels = [labels[i // 2 * 2] for i in range(len(labels))]
@@ -277,7 +298,7 @@ def test_folds_test_each_sample_once(labels, k, grouped, seed):
             assert fold.deviation < 1
 
 
-def test_folds_are_what_scikit_learn_takes():
+def test_scikit_learn_takes_the_folds_as_its_cross_validator():
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV, cross_val_score
 
@@ -297,28 +318,30 @@ def test_folds_are_what_scikit_learn_takes():
         ftk.StratifiedFolds(1)
 
 
-def test_groups_that_cannot_be_parted_are_told_of(caplog):
+def test_a_large_deviation_is_logged(caplog):
     groups = [0] * 50 + list(range(1, 11))
     split = ftk.stratified_split([0] * 60, groups=groups)
     assert split.deviation > 5
-    assert "away from its share" in caplog.text
+    assert (
+        f"Class 0 deviates from its share of a part by {split.deviation:.1f} samples" in caplog.text
+    )
 
 
 @pytest.mark.parametrize(
     ("parts", "says"),
     [
-        (([0, 1], [1], [2]), r"share no sample.*1 twice, such as \[1\]"),
-        (([0, 0, 1], [2], [3]), r"1 twice, such as \[0\]"),
+        (([0, 1], [1], [2]), r"1 samples? more than once, such as \[1\]"),
+        (([0, 0, 1], [2], [3]), r"more than once, such as \[0\]"),
         ((["a"], ["b"], ["c"]), "`train` must be a one-dimensional array of indices"),
         (([0], np.array([True, False]), []), r"`validation` must be.*np\.flatnonzero"),
     ],
 )
-def test_a_split_by_hand_is_checked(parts, says):
+def test_a_split_made_by_hand_is_checked(parts, says):
     with pytest.raises(ValueError, match=says):
         ftk.Split(*parts)
 
 
-def test_a_part_may_be_a_list_and_empty():
+def test_a_part_may_be_a_list_and_may_be_empty():
     split = ftk.Split([0, 1], [], [2])
     assert split.validation.dtype == split.train.dtype == np.int64
     assert str(split) == "Split(train: 2, validation: 0, test: 1)"

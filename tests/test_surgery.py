@@ -1,4 +1,4 @@
-"""Law 4: what is cut and stitched computes what it computed, with the same weights."""
+"""`stitch(*cut(model, at))` computes what `model` computes, with the same weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from strategies import build_graph, graphs
 import finetune_kit as ftk
 
 
-def same(model, other) -> bool:
+def same_outputs(model, other) -> bool:
     rng = np.random.default_rng(0)
     x = [rng.normal(size=(2, *t.shape[1:])).astype("float32") for t in model.inputs]
     x = x if len(x) > 1 else x[0]
@@ -25,26 +25,26 @@ def same(model, other) -> bool:
 
 @settings(max_examples=20)
 @given(graphs, st.sampled_from(["stage", "block", "layer"]), st.data())
-def test_any_graph_survives_being_cut_and_stitched(graph, level, data):
+def test_any_graph_computes_the_same_after_being_cut_and_stitched(graph, level, data):
     model = build_graph(graph)
     blocks = ftk.conv_blocks(model, level)
     at = data.draw(st.integers(0, len(blocks)))
     prefix, suffix = ftk.cut(model, at, level=level)
-    assert same(model, ftk.stitch(prefix, suffix))
+    assert same_outputs(model, ftk.stitch(prefix, suffix))
     before, after = (
         {name for block in part for name in block.layers}
         for part in (blocks[: len(blocks) - at], blocks[len(blocks) - at :])
     )
-    rest = {t._keras_history.operation.name for t in model.inputs}
-    assert not after & {operation.name for operation in prefix.operations} - rest
+    inputs = {x.name for x in model.layers if isinstance(x, keras.layers.InputLayer)}
+    assert not after & {operation.name for operation in prefix.operations} - inputs
     assert not before & {layer.name for layer in suffix.layers if layer.weights}
 
 
 @pytest.mark.parametrize("at", [0, 1, 2, 10, "block_13", "Conv_1", 19, "all"])
-def test_a_backbone_survives_at_each_boundary(mobilenet, at):
+def test_a_backbone_can_be_cut_at_each_boundary(mobilenet, at):
     prefix, suffix = ftk.cut(mobilenet, at)
     whole = ftk.stitch(prefix, suffix)
-    assert same(mobilenet, whole)
+    assert same_outputs(mobilenet, whole)
     assert whole.get_layer("Conv_1") is mobilenet.get_layer("Conv_1")
     assert prefix.count_params() + suffix.count_params() == mobilenet.count_params()
 
@@ -58,22 +58,7 @@ def test_the_prefix_ends_where_the_spec_begins_to_train(mobilenet):
     assert prefix.output_shape == plan.blocks[-3].output_shape
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", ["NASNetLarge", "DenseNet121", "ConvNeXtTiny", "EfficientNetB0"])
-def test_other_families_survive(family):
-    backbone = getattr(keras.applications, family)(
-        weights=None, include_top=False, input_shape=(64, 64, 3)
-    )
-    several = keras.backend.backend() != "jax"  # which compiles each operation of each part anew
-    for at in (1, 3, 9, "stem") if several else (3, "stem"):
-        prefix, suffix = ftk.cut(backbone, at)
-        assert same(backbone, ftk.stitch(prefix, suffix))
-        # Two cells before it feed each NASNet cell, so several tensors cross.
-        assert (len(prefix.outputs) > 1) == (family == "NASNetLarge" and at != "stem")
-    keras.backend.clear_session()
-
-
-def test_outputs_made_before_the_cut_pass_through_it():
+def test_outputs_before_the_cut_pass_through_the_suffix():
     x = inputs = keras.Input((8, 8, 3))
     skips = []
     for i in (1, 2, 3):
@@ -82,23 +67,25 @@ def test_outputs_made_before_the_cut_pass_through_it():
     model = keras.Model(inputs, skips)
     prefix, suffix = ftk.cut(model, 1)
     assert len(prefix.outputs) == 2
-    assert same(model, ftk.stitch(prefix, suffix))
+    assert same_outputs(model, ftk.stitch(prefix, suffix))
 
 
-def test_later_inputs_pass_through_the_prefix():
+def test_inputs_behind_the_cut_pass_through_the_prefix():
     image, table = keras.Input((8, 8, 3)), keras.Input((4,))
     x = keras.layers.Conv2D(4, 3, name="block1_conv")(image)
     x = keras.layers.Conv2D(4, 3, name="block2_conv")(x) * keras.layers.Reshape((1, 1, 4))(table)
     model = keras.Model([image, table], x)
-    assert same(model, ftk.stitch(*ftk.cut(model, 1)))
+    assert same_outputs(model, ftk.stitch(*ftk.cut(model, 1)))
 
 
-def test_a_cut_that_cannot_be_is_refused(mobilenet):
+def test_a_cut_at_an_unknown_block_is_an_error(mobilenet):
     with pytest.raises(ValueError, match=r"`at` must be between 0 and 19.*at=20"):
         ftk.cut(mobilenet, 20)
     with pytest.raises(ValueError, match=r"`at` must name blocks.*block_16"):
         ftk.cut(mobilenet, "block_17")
-    with pytest.raises(ValueError, match=r"block_16.*'block_16_expand', a layer inside 'block_16'"):
+    with pytest.raises(
+        ValueError, match=r"Received: 'block_16_expand', a layer inside 'block_16'$"
+    ):
         ftk.cut(mobilenet, "block_16_expand")
 
 
@@ -111,10 +98,10 @@ def test_a_shared_layer_cannot_be_cut_between_its_calls():
     with pytest.raises(ValueError, match=r"'between', a layer inside 'twice'"):
         ftk.cut(model, "between")
     for at in range(len(ftk.conv_blocks(model)) + 1):
-        assert same(model, ftk.stitch(*ftk.cut(model, at)))
+        assert same_outputs(model, ftk.stitch(*ftk.cut(model, at)))
 
 
-def test_parts_that_do_not_fit_are_refused(mobilenet):
+def test_parts_whose_shapes_differ_cannot_be_stitched(mobilenet):
     prefix, _ = ftk.cut(mobilenet, 3)
     _, suffix = ftk.cut(mobilenet, 1)
     with pytest.raises(ValueError, match=r"\[\(None, 1, 1, 56\)\].*\[\(None, 1, 1, 112\)\]"):

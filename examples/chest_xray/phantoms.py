@@ -1,9 +1,10 @@
-"""A seed comes in, a folder of drawn chest films goes out, in the layout of the real database.
+"""Chest-like images in the folder layout of the COVID-19 Radiography Database.
 
-They let anyone run the example without data. Anatomy, exposure, noise and devices vary alike in
-all classes, so that only what is drawn into the lungs tells them apart: nothing (Normal), a focal
-opacity (Lung_Opacity), a bilateral peripheral haze (COVID), a diffuse mottling (Viral Pneumonia),
-each from plain to barely visible. No patient was involved and nothing can be diagnosed by them.
+These phantoms let anyone run the example without data. Anatomy, exposure, noise and devices vary in
+the same way in all classes. The classes differ only in what is added to the lungs: nothing
+(Normal), a focal opacity (Lung_Opacity), a bilateral peripheral haze (COVID) or a diffuse mottling
+(Viral Pneumonia), each from clearly to barely visible. The images show no patients and are not
+suited for any diagnosis.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import os
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +26,9 @@ from scipy.ndimage import gaussian_filter, rotate
 Field = NDArray[np.float32]
 
 CLASSES = ("COVID", "Lung_Opacity", "Normal", "Viral Pneumonia")
-# About 3 % of the database's 3,616 / 6,012 / 10,192 / 1,345, so that its imbalance stays.
+# About 3 % of the database's 3,616 / 6,012 / 10,192 / 1,345 images: the same class imbalance.
 COUNTS = {"COVID": 110, "Lung_Opacity": 182, "Normal": 308, "Viral Pneumonia": 41}
-NOTE = "Drawn images, no patients: the chest X-ray example's phantoms. They diagnose nothing.\n"
+NOTE = "Phantoms of the chest X-ray example: drawn images without patients. Not for diagnosis.\n"
 
 
 def write_phantoms(
@@ -35,16 +38,16 @@ def write_phantoms(
     size: int = 224,
     seed: int = 0,
 ) -> Path:
-    """Write `folder/CLASS/images/CLASS-N.png` and the lung masks beside them.
+    """Write phantoms to `folder/CLASS/images/CLASS-N.png`, and their lung masks beside them.
 
-    Image N of a class depends on the seed, the class, N and the size alone. The folder appears
-    whole or not at all; one that holds the same phantoms already is kept.
+    Image N of a class depends on the seed, the class, N and the size alone. The folder is written
+    completely or not at all. A folder that already holds the same phantoms is kept.
 
     Args:
-        folder: where to; made with its parents.
-        images_per_class: how many of each of `CLASSES`. Defaults to about 640 in all.
+        folder: the folder to write, which is made with its parents.
+        images_per_class: number of images of each of `CLASSES`. Defaults to about 640 in total.
         size: height and width in pixels. Defaults to 224.
-        seed: of all that varies. Defaults to 0.
+        seed: seed of the random numbers. Defaults to 0.
 
     Returns:
         The folder.
@@ -53,16 +56,16 @@ def write_phantoms(
         FileExistsError: if the folder holds something else.
     """
     counts = dict(images_per_class or COUNTS)
-    wanted = {"images_per_class": counts, "size": size, "seed": seed}
+    settings = {"images_per_class": counts, "size": size, "seed": seed}
     marker = folder / "phantoms.json"
     if folder.exists():
-        found = (
-            json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else "other files"
-        )
-        if found != wanted:
+        found: Any = "other files"
+        if marker.is_file():
+            found = json.loads(marker.read_text(encoding="utf-8"))
+        if found != settings:
             raise FileExistsError(
-                f"{folder} must be new or hold the phantoms {wanted}; remove it or take another. "
-                f"Received: a folder with {found}"
+                f"{folder} must be a new folder or hold the phantoms {settings}; remove it or use "
+                f"another one. Received: a folder with {found}"
             )
         return folder
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.part")
@@ -70,24 +73,24 @@ def write_phantoms(
     for name in counts:
         for kind in ("images", "masks"):
             (draft / name / kind).mkdir(parents=True)
-
-    def write(name: str, number: int) -> None:
-        rng = np.random.default_rng([seed, CLASSES.index(name), number])
-        film, lungs = draw(name, size, rng)
-        Image.fromarray(film).save(draft / name / "images" / f"{name}-{number}.png")
-        Image.fromarray(lungs).save(draft / name / "masks" / f"{name}-{number}.png")
-
+    jobs = [(name, number) for name, count in counts.items() for number in range(1, count + 1)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        jobs = [(name, n) for name, count in counts.items() for n in range(1, count + 1)]
-        list(pool.map(write, *zip(*jobs, strict=True)))
+        list(pool.map(partial(_write_one, draft, size, seed), *zip(*jobs, strict=True)))
     (draft / "README.md.txt").write_text(NOTE, encoding="utf-8")
-    (draft / marker.name).write_text(json.dumps(wanted), encoding="utf-8")
+    (draft / marker.name).write_text(json.dumps(settings), encoding="utf-8")
     os.replace(draft, folder)
     return folder
 
 
+def _write_one(folder: Path, size: int, seed: int, name: str, number: int) -> None:
+    rng = np.random.default_rng([seed, CLASSES.index(name), number])
+    film, lungs = draw(name, size, rng)
+    Image.fromarray(film).save(folder / name / "images" / f"{name}-{number}.png")
+    Image.fromarray(lungs).save(folder / name / "masks" / f"{name}-{number}.png")
+
+
 def draw(name: str, size: int, rng: np.random.Generator) -> tuple[NDArray[np.uint8], ...]:
-    """One film of a class and the mask of its lungs, each uint8 `(size, size)`."""
+    """Draw one film of a class and the mask of its lungs, each uint8 `(size, size)`."""
     axis = np.linspace(-1, 1, size, dtype=np.float32)
     x, y = np.meshgrid(axis + rng.normal(0, 0.04), axis + rng.normal(0, 0.04))
     x, y = x / rng.normal(1, 0.05), y / rng.normal(1, 0.05)
@@ -102,7 +105,7 @@ def draw(name: str, size: int, rng: np.random.Generator) -> tuple[NDArray[np.uin
 
 
 def _edge(distance: Field, width: float) -> Field:
-    """1 inside (negative distance), 0 outside, soft over `width`."""
+    """Return 1 inside (negative distance) and 0 outside, with an edge as soft as `width`."""
     return 1 / (1 + np.exp((distance / width).clip(-30, 30)))
 
 
@@ -116,7 +119,7 @@ def _lung(x: Field, y: Field, side: int, rng: np.random.Generator) -> Field:
 
 
 def _chest(x: Field, y: Field, lungs: Field, rng: np.random.Generator) -> Field:
-    """Torso, heart, spine, ribs, clavicles, vessels and, at times, a device."""
+    """Draw torso, heart, spine, ribs, clavicles, vessels and, in 30 % of the films, a device."""
     torso = _edge(np.abs(x) - 0.93 + 0.18 * np.maximum(-y - 0.55, 0), 0.05)
     film = 0.66 * torso * (1 - 0.12 * x**2) * _edge(-y - 0.98 + 0.25 * np.abs(x), 0.1)
     film -= lungs * rng.normal(0.43, 0.02)
@@ -150,7 +153,7 @@ def _chest(x: Field, y: Field, lungs: Field, rng: np.random.Generator) -> Field:
 
 
 def _device(x: Field, y: Field, rng: np.random.Generator) -> Field:
-    """An electrode with its lead."""
+    """Draw an electrode with its lead."""
     x0, y0 = rng.uniform(-0.6, 0.6), rng.uniform(-0.5, 0.4)
     disk = _edge((x - x0) ** 2 + (y - y0) ** 2 - 0.035**2, 0.0006)
     path = x0 + 0.25 * np.sin(3 * (y - y0) + rng.uniform(0, 6)) - 0.25 * np.sin(rng.uniform(0, 6))
@@ -159,9 +162,9 @@ def _device(x: Field, y: Field, rng: np.random.Generator) -> Field:
 
 
 def _finding(name: str, x: Field, y: Field, sides: list[Field], rng: np.random.Generator) -> Field:
-    """What the class adds to the lungs; a tail of each class is nearly invisible."""
+    """Draw the finding of a class in the lungs. In some films it is barely visible."""
     size, strength = len(x), rng.beta(1.6, 1.6)
-    # Every lung has a little of everything: what tells the classes apart is how much.
+    # All films have a little haze and mottling, so only the amount depends on the class.
     haze = 0.02 * rng.random() * (1 + _noise(size, 0.1, rng))
     mottle = 0.008 * rng.random() * _noise(size, 0.025, rng)
     if name == "COVID":
@@ -169,8 +172,8 @@ def _finding(name: str, x: Field, y: Field, sides: list[Field], rng: np.random.G
         patches = _edge(-_noise(size, 0.07, rng) - 0.3, 0.4)
         haze = haze + (0.12 + 0.36 * strength) * rim * patches * (1 + 0.2 * _noise(size, 0.02, rng))
     elif name == "Viral Pneumonia":
-        grain = rng.uniform(0.018, 0.04)
-        mottle = mottle + (0.04 + 0.08 * strength) * _noise(size, grain, rng)
+        scale = rng.uniform(0.018, 0.04)
+        mottle = mottle + (0.04 + 0.08 * strength) * _noise(size, scale, rng)
         mottle = mottle + (0.03 + 0.03 * strength)
     elif name == "Lung_Opacity":
         lung = sides[rng.integers(2)]
@@ -185,7 +188,7 @@ def _finding(name: str, x: Field, y: Field, sides: list[Field], rng: np.random.G
 
 
 def _noise(size: int, scale: float, rng: np.random.Generator) -> Field:
-    """Smooth noise of unit variance; `scale` is its grain as a share of the image."""
+    """Return smooth noise of unit variance; `scale` is its width as a share of the image."""
     field = gaussian_filter(
         rng.standard_normal((size, size), np.float32), scale * size, mode="wrap"
     )
@@ -193,7 +196,7 @@ def _noise(size: int, scale: float, rng: np.random.Generator) -> Field:
 
 
 def _develop(film: Field, rng: np.random.Generator) -> Field:
-    """Focus, exposure, contrast and the grain of the film."""
+    """Apply focus, exposure, contrast and film noise."""
     film = gaussian_filter(film, rng.uniform(0.4, 1.1))
     film = film.clip(0, None) ** rng.uniform(0.8, 1.2) * rng.uniform(0.95, 1.35)
     film = film + rng.normal(0.02, 0.03)

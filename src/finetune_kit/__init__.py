@@ -10,10 +10,11 @@ Models are plain Keras models, before and after. What is saved loads with Keras 
 """
 
 from finetune_kit._data.duplicates import Duplicates, find_duplicates
+from finetune_kit._data.folds import StratifiedFolds, stratified_folds
 from finetune_kit._data.images import ImageSet
 from finetune_kit._data.manifest import read_manifest, write_manifest
 from finetune_kit._data.reading import read_image_folder, read_image_table
-from finetune_kit._data.split import Split, StratifiedFolds, stratified_folds, stratified_split
+from finetune_kit._data.split import Split, stratified_split
 from finetune_kit._features.augmentation import Augmentation
 from finetune_kit._features.cache import FeatureCache
 from finetune_kit._model.blocks import Block, conv_blocks
@@ -23,9 +24,10 @@ from finetune_kit._model.preprocessing import preprocessing
 from finetune_kit._model.schedules import gradual_unfreezing, linear_probe_then_fine_tune
 from finetune_kit._model.spec import FineTuneSpec
 from finetune_kit._model.surgery import cut, stitch
-from finetune_kit._report.attribution import grad_cam, occlusion, overlay
+from finetune_kit._report.attribution import grad_cam, occlusion
 from finetune_kit._report.compare import compare
 from finetune_kit._report.evaluate import evaluate
+from finetune_kit._report.overlay import overlay
 from finetune_kit._report.report import Report
 from finetune_kit._train.fine_tune import fine_tune
 from finetune_kit._train.sweep import sweep

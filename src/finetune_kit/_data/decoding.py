@@ -1,8 +1,7 @@
-"""A file comes in, 8-bit RGB pixels go out, or an error that names the file.
+"""Decoding of image files to 8-bit RGB pixels.
 
-Whatever the file holds: any mode and depth that Pillow reads, and DICOM through pydicom (the extra
-`dicom`). A file that is hostile or broken is one `ValueError`, never a crash or a full memory. This
-room knows no classes and no labels.
+Pillow reads pictures of any mode and depth; pydicom (the extra `dicom`) reads DICOM files. A broken
+or malicious file raises a single `ValueError`, and never exhausts the memory.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import (
     Image,
     ImageOps,
-    TiffImagePlugin,  # noqa: F401 - importing it makes its format known
+    TiffImagePlugin,  # noqa: F401 - the import registers the format
     UnidentifiedImageError,
     WebPImagePlugin,  # noqa: F401 - likewise
 )
@@ -29,76 +28,77 @@ PICTURES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", 
 DICOM = frozenset({".dcm", ".dicom"})
 SUFFIXES = PICTURES | DICOM
 
-# Only what the suffixes promise: some of Pillow's other formats start programs.
+# Only the formats of these suffixes: some of Pillow's other formats start external programs.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 
 _FAST = importlib.util.find_spec("kornia_rs") is not None
-_FAST_BYTES = 64 << 20  # read at once; Pillow reads what is larger piece by piece
-_ORIENTED = re.compile(rb"eXIf|Raw profile type|XML:com\.adobe\.xmp")  # where Pillow looks for it
+_FAST_BYTES = (
+    64 << 20
+)  # kornia-rs needs the whole file in memory; Pillow reads larger ones in parts
+# Where Pillow looks for an orientation.
+_ORIENTED = re.compile(rb"eXIf|Raw profile type|XML:com\.adobe\.xmp")
 
-# How a file becomes pixels: part of the key of whatever is computed from them and kept.
-DECODING = {"colours": "RGB", "resize": "bilinear, antialiased", "pillow": pillow, "version": 4}
+# How a file becomes pixels. It is part of the key of all cached results that depend on pixels.
+DECODING = {"colors": "RGB", "resize": "bilinear, antialiased", "pillow": pillow, "version": 4}
 
 
 def decode(file: str | os.PathLike[str], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """RGB pixels `(height, width, 3)` of a file, resized; a ValueError names a bad one."""
+    """Decode and resize a file to RGB pixels `(height, width, 3)`."""
     try:
         with _opened(file) as image:
-            # A JPEG can be decoded at a half, a fourth or an eighth of its size, by means as below.
+            # A JPEG can be decoded at a half, a quarter or an eighth of its size, by averaging.
             image.draft(None, (size[1], size[0]))
             return resize(_upright(image), size)
-    except Exception as error:  # decoders raise whatever a broken file makes of them
+    except Exception as error:  # a decoder may raise anything on a broken file
         raise undecodable(file, error) from error
 
 
-def picture(file: str | os.PathLike[str]) -> NDArray[np.uint8]:
-    """RGB pixels of a file in its own size."""
+def decode_original(file: str | os.PathLike[str]) -> NDArray[np.uint8]:
+    """Decode a file to RGB pixels in its original size."""
     try:
         with _opened(file) as image:
-            return _three(_upright(image))
-    except Exception as error:  # decoders raise whatever a broken file makes of them
+            return _three_channels(_upright(image))
+    except Exception as error:  # a decoder may raise anything on a broken file
         raise undecodable(file, error) from error
 
 
-def unreadable(file: str | os.PathLike[str]) -> str:
-    """Why a file cannot be decoded; empty if it can: all of it is read."""
+def decoding_error(file: str | os.PathLike[str]) -> str:
+    """Return why a file cannot be decoded, or an empty text if it can."""
     try:
         with _opened(file) as image:
-            image.draft(None, (1, 1))  # what a JPEG holds is read in any case, not computed in full
+            image.draft(None, (1, 1))  # reads all of a JPEG, but computes few of its pixels
             _upright(image)
             return ""
-    except Exception as error:  # decoders raise whatever a broken file makes of them
-        return _told(error)
+    except Exception as error:  # a decoder may raise anything on a broken file
+        return _on_one_line(error)
 
 
 def undecodable(file: str | os.PathLike[str], error: Exception) -> ValueError:
-    """What to raise for a file that cannot be decoded."""
+    """Return the error to raise for a file that cannot be read or decoded."""
     return ValueError(
         "Each image must be a file that can be decoded; remove it or repair it. "
-        f"Received: {os.fspath(file)!r}, which fails with {_told(error)}"
+        f"Received: {os.fspath(file)!r}, which fails with {_on_one_line(error)}"
     )
 
 
 def resize(image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """RGB pixels of an image of another size; gray ones are made three channels at last.
+    """Resize an image to RGB pixels `(height, width, 3)`.
 
-    More than twice as large, it is halved (or divided by three, ...) by means first, which takes
-    less time.
+    An image of more than twice the size is first reduced by a whole factor, by averaging, which is
+    faster.
     """
     if image.size != (size[1], size[0]):
         image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR, reducing_gap=1.0)
-    return _three(image)
+    return _three_channels(image)  # last, so that gray images are resized as one channel
 
 
-def _three(image: Image.Image) -> NDArray[np.uint8]:
+def _three_channels(image: Image.Image) -> NDArray[np.uint8]:
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _opened(file: str | os.PathLike[str]) -> Image.Image:
-    if not os.path.isfile(file):  # a named pipe would wait for ever
-        raise FileNotFoundError(
-            "this is no file" if os.path.exists(file) else "there is no such file"
-        )
+    if not os.path.isfile(file):  # opening a named pipe would block forever
+        raise FileNotFoundError("it is not a file" if os.path.exists(file) else "it does not exist")
     try:
         image: Image.Image = Image.open(file, formats=_FORMATS)
     except UnidentifiedImageError:
@@ -110,10 +110,10 @@ def _opened(file: str | os.PathLike[str]) -> Image.Image:
 
 
 def _unpacked(image: PngImageFile, file: str | os.PathLike[str]) -> Image.Image:
-    """A plain PNG unpacked by kornia-rs, in less than half of Pillow's time; others as they are.
+    """Unpack a plain PNG with kornia-rs, in less than half of Pillow's time.
 
-    Both make the same of it, as a PNG loses nothing. What is plain: 8 bits of gray or RGB, one
-    frame, nothing transparent or interlaced, and nothing that may tell how to turn it.
+    PNG is lossless, so both give the same pixels. A plain PNG has 8 bits of gray or RGB, one frame,
+    no transparency, no interlacing and no orientation. Others are returned as they are.
     """
     plain = [tile.args for tile in image.tile] in (["L"], ["RGB"]) and not (
         image.info.keys() & {"transparency", "interlace"} or image.is_animated
@@ -123,12 +123,12 @@ def _unpacked(image: PngImageFile, file: str | os.PathLike[str]) -> Image.Image:
     packed = Path(file).read_bytes()
     if _ORIENTED.search(packed):
         return image
-    from kornia_rs.io import decode_image_png_u8  # the extra `fast`, loaded when needed
+    from kornia_rs.io import decode_image_png_u8  # the extra `fast`, imported when needed
 
     mode = "mono" if image.mode == "L" else "rgb"
     try:
         pixels = decode_image_png_u8(packed, image.size[::-1], mode)
-    except Exception:  # Pillow decides on what it refuses
+    except Exception:  # Pillow decides whether the file is broken
         return image
     image.close()
     return Image.fromarray(pixels[..., 0] if mode == "mono" else pixels)
@@ -142,20 +142,20 @@ def _check_area(width: int, height: int) -> None:
         )
 
 
-def _told(error: Exception) -> str:
+def _on_one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Any mode to 8-bit RGB or gray, turned as its EXIF data says.
+    """Convert any mode to 8-bit RGB or gray, and apply the EXIF orientation.
 
-    Deep pixels are scaled, not clipped; what is transparent turns white.
+    16-bit and 32-bit pixels are scaled, not clipped. Transparent pixels turn white.
     """
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I;16") or image.mode == "I":
         deep = np.asarray(image).astype(np.float64).clip(0, 65535)
         image = Image.fromarray((deep / 257).round().astype(np.uint8))
-    if image.mode == "F":  # a float has no top: that of the file
+    if image.mode == "F":  # floats have no fixed maximum
         image = Image.fromarray(_stretched(np.asarray(image, np.float64)))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         layer = image.convert("RGBA")
@@ -165,7 +165,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _stretched(values: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """From the smallest value as black to the largest as white."""
+    """Scale values so that the smallest is black and the largest is white."""
     values = np.nan_to_num(values, posinf=0.0, neginf=0.0)
     low, high = float(values.min()), float(values.max())
     return ((values - low) / max(high - low, 1e-12) * 255).round().astype(np.uint8)
@@ -177,21 +177,22 @@ def _is_dicom(file: str | os.PathLike[str]) -> bool:
 
 
 def _dicom(file: str | os.PathLike[str]) -> Image.Image:
-    """The (first) frame as a screen shows it: slope, window and MONOCHROME1 applied."""
+    """Read the first frame as a viewer shows it: rescaled, windowed, MONOCHROME1 inverted."""
     if importlib.util.find_spec("pydicom") is None:
         raise ImportError("DICOM files need pydicom (pip install 'finetune-kit[dicom]')")
-    import pydicom  # the extra `dicom`, loaded when needed
+    import pydicom  # the extra `dicom`, imported when needed
     from pydicom.pixels import pixel_array
     from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-    # Deflated as a whole, a file of a megabyte may hold a gigabyte; pictures hardly ever are.
+    # A deflated file of one megabyte may expand to a gigabyte; images are hardly ever deflated.
     syntax = pydicom.filereader.read_file_meta_info(file).get("TransferSyntaxUID")
     if syntax == DeflatedExplicitVRLittleEndian:
-        raise ValueError("deflated DICOM files are not read; save it in another transfer syntax")
+        raise ValueError(
+            "deflated DICOM files are not supported; save it in another transfer syntax"
+        )
     data = pydicom.dcmread(file)
     _check_area(int(data.Columns), int(data.Rows))
-    # Colours come as RGB whatever the file has them in.
-    pixels = pixel_array(data, index=0)
+    pixels = pixel_array(data, index=0)  # converts other color spaces to RGB
     if data.PhotometricInterpretation == "PALETTE COLOR":
         from pydicom.pixels import apply_color_lut
 
@@ -204,13 +205,13 @@ def _dicom(file: str | os.PathLike[str]) -> Image.Image:
 
 
 def _windowed(pixels: NDArray[Any], data: Any) -> NDArray[np.uint8]:
-    """Gray from 0 to 255: the file's (first) window if it has one, else all of its range."""
+    """Scale gray values to 0-255 by the file's first window, or else by their full range."""
     from pydicom.pixels import apply_modality_lut, apply_voi_lut, apply_windowing
 
     values = apply_modality_lut(pixels, data)
     if data.get("WindowCenter") is not None and data.get("WindowWidth") is not None:
         shown = np.asarray(apply_windowing(values, data), np.float64)
-        # The ends of the window's range, which the pixels themselves need not reach.
+        # The ends of the window, which the pixels of this image may not reach.
         low, high = apply_windowing(np.array([-1e12, 1e12]), data)
         return ((shown - low) / (high - low) * 255).clip(0, 255).round().astype(np.uint8)
     return _stretched(np.asarray(apply_voi_lut(values, data), np.float64))

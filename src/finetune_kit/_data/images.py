@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,26 +13,27 @@ from numpy.typing import ArrayLike, NDArray
 from finetune_kit._checks import check_indices, is_count
 from finetune_kit._data.labels import class_indices, group_names, rgb_pixels
 from finetune_kit._data.pixels import Arrays, Source, joined
-from finetune_kit._data.split import stratified_split
+from finetune_kit._data.split import stratified
+from finetune_kit._data.threads import in_threads
 from finetune_kit._text import plural
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images with their labels. Nothing is decoded until `load` is called.
+    """Images with their labels. No image is decoded before `load` is called.
 
-    Made by `read_image_folder`, `read_image_table`, `read_manifest` or `ImageSet.from_arrays`. A
+    `read_image_folder`, `read_image_table`, `read_manifest` and `ImageSet.from_arrays` make one. A
     set never changes: `take`, `split` and `+` return new sets, which share the images.
 
     Attributes:
-        source: where the pixels come from.
+        source: the files or arrays that the pixels come from.
         labels: class index of each image, int array `(n,)`; or, for multi-label images, 0 or 1 for
             each label, int array `(n, num_labels)`.
         class_names: the classes (or labels) in the order of their indices.
         groups: the group of each image (such as the patient) as text, array `(n,)`, or None.
-        skipped: files and folders that were found but left out.
+        skipped: files and folders that were found but are not in the set.
         manifest: fingerprint of the manifest that lists the images, or None.
-        rows: the number of each image in `source`, int array `(n,)`. Defaults to all, in order.
+        rows: number of each image in `source`, int array `(n,)`. Defaults to all, in order.
     """
 
     source: Source = field(repr=False)
@@ -49,8 +49,8 @@ class ImageSet:
         labels, names = class_indices(np.asarray(self.labels), self.class_names, len(rows))
         groups = None if self.groups is None else group_names(np.asarray(self.groups), len(rows))
         checked = {"rows": rows, "labels": labels, "class_names": names, "groups": groups}
-        for name, value in checked.items():  # the class is frozen; this is where values are set
-            object.__setattr__(self, name, value)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)  # as the class is frozen
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -62,7 +62,7 @@ class ImageSet:
         return f"ImageSet({plural(len(self), 'image')}; {kind}{numbers})"
 
     def __add__(self, other: ImageSet) -> ImageSet:
-        """Join two sets of the same classes: `train + validation`."""
+        """Join two sets of the same classes, such as `train + validation`."""
         if not isinstance(other, ImageSet):
             return NotImplemented
         _check_joinable(self, other)
@@ -87,10 +87,10 @@ class ImageSet:
         """Whether an image may have several labels."""
         return self.labels.ndim == 2
 
-    @property
+    @cached_property
     def paths(self) -> tuple[str, ...]:
         """The image files, or made-up names for images in memory."""
-        return tuple(self.source.name(row) for row in self.rows.tolist())
+        return tuple(self.source.file(row) or f"image {row}" for row in self.rows.tolist())
 
     def counts(self) -> NDArray[np.int64]:
         """Return the number of images of each class, int array `(num_classes,)`."""
@@ -99,13 +99,13 @@ class ImageSet:
         return np.bincount(self.labels, minlength=len(self.class_names))
 
     def take(self, indices: ArrayLike) -> ImageSet:
-        """Return some of the images as a set of their own.
+        """Return some of the images as a new set.
 
         Args:
-            indices: which images, in this order, int array `(m,)`.
+            indices: the images to take, in this order, int array `(m,)`.
 
         Returns:
-            An `ImageSet` with their labels and groups.
+            An `ImageSet` with the labels and groups of these images.
 
         Raises:
             ValueError: if an index does not exist.
@@ -134,14 +134,14 @@ class ImageSet:
     ) -> tuple[ImageSet, ImageSet, ImageSet]:
         """Split the images into train, validation and test sets with the same class shares.
 
-        Images of one group (such as the patient) stay together. The method is that of
-        `stratified_split`, which does the same for any labels.
+        Images of one group (such as a patient) stay together. `stratified_split` describes the
+        method and does the same for any labels.
 
         Args:
-            sizes: shares of the three sets, which sum to 1; or whole counts, which sum to the
-                number of images. Each may be 0. Defaults to 70, 15 and 15 %.
-            seed: of the shuffle; the same seed gives the same sets. Defaults to 0.
-            groups: group of each image, any values, `(n,)`; such as `Duplicates.groups`. Defaults
+            sizes: shares of the three sets, which sum to 1, or counts, which sum to the number of
+                images. Each may be 0. Defaults to `(0.70, 0.15, 0.15)`.
+            seed: seed of the shuffle. The same seed gives the same sets. Defaults to 0.
+            groups: group of each image, any values, `(n,)`, such as `Duplicates.groups`. Defaults
                 to `ImageSet.groups`.
 
         Returns:
@@ -158,16 +158,17 @@ class ImageSet:
             ImageSet(4 images; a: 2, b: 2)
         """
         groups = self.groups if groups is None else groups
-        parts = stratified_split(self.labels, sizes, groups=groups, seed=seed)
+        parts = stratified(self.labels, sizes, groups, seed, self.class_names)
         return self.take(parts.train), self.take(parts.validation), self.take(parts.test)
 
     def digests(self) -> tuple[str, ...]:
-        """Return the SHA-256 of the content of each image: of its file, or of its pixels.
+        """Return the SHA-256 of each image, of its file or of its pixels in memory, as hexadecimal.
 
         Each file is read once in a process, and again only if its size or time has changed.
         """
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            return tuple(pool.map(self.source.digest, self.rows.tolist()))
+        unique, place = np.unique(self.rows, return_inverse=True)
+        found = in_threads(self.source.digest, unique.tolist(), at_once=64)
+        return tuple(found[i] for i in place.tolist())
 
     def load(
         self, indices: ArrayLike | None = None, size: tuple[int, int] = (224, 224)
@@ -175,9 +176,9 @@ class ImageSet:
         """Decode images.
 
         Args:
-            indices: which images, in this order. Defaults to all.
-            size: height and width in pixels that each image is resized to (bilinear, with
-                antialiasing), aspect ratio not kept. Defaults to 224 x 224.
+            indices: the images to decode, in this order. Defaults to all.
+            size: height and width in pixels to which each image is resized (bilinear, with
+                antialiasing, without keeping the aspect ratio). Defaults to `(224, 224)`.
 
         Returns:
             RGB pixels from 0 to 255, uint8 `(n, height, width, 3)`.
@@ -209,6 +210,7 @@ class ImageSet:
 
         Args:
             x: pixels from 0 to 255, uint8 `(n, h, w, 3)` RGB, `(n, h, w, 1)` or `(n, h, w)` gray.
+                They are copied unless the array is read-only.
             labels: class index of each image, or its class name, `(n,)`; or, for multi-label
                 images, 0 or 1 for each label, `(n, num_labels)`.
             class_names: the classes (or labels) in the order of their indices. Defaults to the
@@ -219,7 +221,7 @@ class ImageSet:
             An `ImageSet`.
 
         Raises:
-            ValueError: if shapes, dtype or labels are not as above.
+            ValueError: if a shape, the dtype or a label does not fit.
 
         Example:
             >>> x = np.full((4, 32, 32, 3), 128, np.uint8)
@@ -230,7 +232,7 @@ class ImageSet:
         indices, names = class_indices(np.asarray(labels), class_names, len(rgb))
         if indices.ndim == 2 and (indices.sum(axis=1) == 1).all():
             warnings.warn(
-                "`labels` of shape (n, k) are multi-label, and every image here has exactly one "
+                "`labels` of shape (n, k) are read as multi-label, but each image has exactly one "
                 "label. If they are one-hot, pass labels.argmax(axis=1)",
                 stacklevel=2,
             )
@@ -238,16 +240,13 @@ class ImageSet:
 
 
 def _check_joinable(one: ImageSet, other: ImageSet) -> None:
-    kinds = [(s.class_names, s.multi_label, s.groups is None) for s in (one, other)]
-    if kinds[0] == kinds[1]:
-        return
-    if kinds[0][:2] == kinds[1][:2]:
+    if (one.class_names, one.multi_label) != (other.class_names, other.multi_label):
         raise ValueError(
-            "Sets that are joined must both have groups, or neither. Received: one with and one "
-            "without; read both with groups="
+            "Sets to join must have the same classes in the same order; pass class_names= when you "
+            f"read them. Received: {one} and {other}"
         )
-    raise ValueError(
-        "Sets that are joined must have the same classes in the same order; pass "
-        "class_names= when you read them. Received: "
-        f"{list(one.class_names)} and {list(other.class_names)}"
-    )
+    if (one.groups is None) != (other.groups is None):
+        raise ValueError(
+            "Sets to join must both have groups, or neither; read both with groups. "
+            "Received: one with and one without groups"
+        )

@@ -1,4 +1,4 @@
-"""Checks of the arrays that describe images: pixels, labels and groups."""
+"""Checks of the pixels, labels, class names and groups that users pass."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from finetune_kit._text import plural, shortened
+
 
 def rgb_pixels(x: ArrayLike) -> NDArray[np.uint8]:
-    """Return pixels as uint8 RGB `(n, height, width, 3)`; gray images get three channels."""
+    """Return pixels as a read-only array, uint8 RGB `(n, height, width, 3)`."""
     pixels = np.asarray(x)
     if pixels.dtype != np.uint8:
         raise ValueError(f"`x` must hold uint8 pixels from 0 to 255{_remedy(pixels)}")
@@ -28,7 +30,12 @@ def rgb_pixels(x: ArrayLike) -> NDArray[np.uint8]:
             "floats from 0 to 1, pass (x * 255).round().astype('uint8')",
             stacklevel=3,
         )
-    return np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
+    if pixels.shape[-1] == 1:
+        pixels = np.repeat(pixels, 3, axis=-1)
+    elif pixels.flags.writeable:  # the digests of the images are kept, so nobody may change them
+        pixels = pixels.copy()
+    pixels.flags.writeable = False
+    return pixels
 
 
 def _remedy(pixels: NDArray[Any]) -> str:
@@ -45,59 +52,86 @@ def _remedy(pixels: NDArray[Any]) -> str:
 
 def group_names(groups: NDArray[Any], count: int) -> NDArray[np.str_]:
     """Return the group of each image as text."""
-    values = groups.tolist()
-    if not isinstance(values, list) or len(values) != count:
+    if groups.ndim != 1 or len(groups) != count:
         raise ValueError(
-            f"`groups` must hold one group for each of the {count} images. "
+            f"`groups` must hold one value for each of the {count:,} images, such as the patient. "
             f"Received: shape {groups.shape}"
         )
-    bad = [group for group in values if isinstance(group, list) or group is None or group != group]
-    if bad:
+    gaps = missing(groups)
+    if gaps:
         raise ValueError(
-            "`groups` must hold one value for each image, such as the patient, and none may be "
-            f"missing. Received: {bad[:3]}"
+            "`groups` must hold a value for each image, such as the patient. "
+            f"Received: none for images {gaps[:10]}"
         )
-    return np.array([str(group) for group in values], dtype=np.str_)
+    return np.array(list(map(str, groups.tolist())), np.str_)
 
 
 def class_indices(
     labels: NDArray[Any], class_names: Sequence[str] | None, count: int
 ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Return labels as class indices (or a matrix of 0 and 1), and the class names."""
+    if class_names is not None:
+        class_names = unique_names(class_names)
     if labels.ndim == 2 and len(labels) == count:
         return _matrix(labels, class_names)
     if labels.shape != (count,):
         raise ValueError(
-            f"`labels` must be one for each of the {count} images. Received: shape {labels.shape}"
+            f"`labels` must hold one label for each of the {count:,} images. "
+            f"Received: shape {labels.shape}"
         )
-    if labels.dtype == object or np.issubdtype(labels.dtype, np.floating):
-        missing = [i for i, label in enumerate(labels) if label is None or label != label]
-        if missing:
-            raise ValueError(
-                "`labels` must hold a label for each image. "
-                f"Received: none for images {missing[:10]}"
-            )
-        labels = labels.astype(str) if labels.dtype == object else labels
+    gaps = missing(labels)
+    if gaps:
+        raise ValueError(
+            f"`labels` must hold a label for each image. Received: none for images {gaps[:10]}"
+        )
+    labels = labels.astype(str) if labels.dtype == object else labels
     found = np.unique(labels)
     by_index = np.issubdtype(labels.dtype, np.integer) and class_names is not None
-    known = [str(n) for n in (found if class_names is None else class_names)]
+    known = tuple(map(str, found.tolist())) if class_names is None else class_names
     bad = [n for n in found.tolist() if not (0 <= n < len(known) if by_index else str(n) in known)]
     if bad:
-        raise ValueError(f"`labels` must be among the classes {known}. Received: {bad[:10]}")
+        raise ValueError(f"`labels` must be among the classes {list(known)}. Received: {bad[:10]}")
     rank = {name: i for i, name in enumerate(known)}
-    indices = labels if by_index else [rank[str(name)] for name in labels]
-    return np.asarray(indices, np.int64), tuple(known)
+    indices = labels if by_index else [rank[str(name)] for name in labels.tolist()]
+    return np.array(indices, np.int64), known
+
+
+def unique_names(class_names: Sequence[str]) -> tuple[str, ...]:
+    """Return class names as a tuple, after a check that they differ."""
+    names = tuple(map(str, class_names))
+    if isinstance(class_names, str) or len(set(names)) != len(names):
+        raise ValueError(
+            "`class_names` must be a sequence of different names. "
+            f"Received: class_names={shortened(class_names)}"
+        )
+    return names
+
+
+def missing(values: NDArray[Any]) -> list[int]:
+    """Return the indices of values that are None, nan, empty text or a missing value of pandas."""
+    if values.dtype.kind == "U":
+        return np.flatnonzero(values == "").tolist()
+    if values.dtype.kind == "O":
+        return [i for i, value in enumerate(values) if _is_missing(value)]
+    return np.flatnonzero(values != values).tolist()
+
+
+def _is_missing(value: Any) -> bool:
+    # A comparison with pandas' NA has no truth value, and pandas may not be installed.
+    return type(value).__name__ in ("NoneType", "NAType", "NaTType") or bool(
+        value != value or value == ""
+    )
 
 
 def _matrix(
-    labels: NDArray[Any], class_names: Sequence[str] | None
+    labels: NDArray[Any], class_names: tuple[str, ...] | None
 ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     width = labels.shape[1]
-    names = tuple(map(str, range(width) if class_names is None else class_names))
+    names = tuple(map(str, range(width))) if class_names is None else class_names
     if not width or len(names) != width or not np.isin(labels, (0, 1)).all():
         raise ValueError(
             "`labels` of shape (n, num_labels) must be 0 or 1, one column for each name in "
-            f"`class_names`. Received: shape {labels.shape}, {len(names)} names, values "
+            f"`class_names`. Received: shape {labels.shape}, {plural(len(names), 'name')}, values "
             f"{np.unique(labels)[:5].tolist()}"
         )
     return labels.astype(np.int64), names

@@ -1,4 +1,4 @@
-"""Where the pixels of an image come from: a file, or an array in memory."""
+"""Sources of images: files, arrays in memory, and several sources joined."""
 
 from __future__ import annotations
 
@@ -14,32 +14,36 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from finetune_kit._data.decoding import decode, resize, undecodable
+from finetune_kit._data.decoding import decode, decode_original, resize, undecodable
 
 
 class Source(Protocol):
-    """What an `ImageSet` needs to know of image i."""
+    """The images of an `ImageSet`, by number. Implementations can be pickled."""
 
     def __len__(self) -> int:
         """Return the number of images."""
         ...
 
     def load(self, i: int, size: tuple[int, int]) -> NDArray[np.uint8]:
-        """Return RGB pixels, uint8 `(height, width, 3)`."""
+        """Return the RGB pixels of image i, resized: uint8 `(height, width, 3)`."""
+        ...
+
+    def original(self, i: int) -> NDArray[np.uint8]:
+        """Return the RGB pixels of image i in its original size."""
         ...
 
     def digest(self, i: int) -> str:
-        """Return the SHA-256 of the content, in hexadecimal."""
+        """Return the SHA-256 of the content of image i, in hexadecimal."""
         ...
 
-    def name(self, i: int) -> str:
-        """Return the path of the file, or a name made up for an array."""
+    def file(self, i: int) -> str | None:
+        """Return the path of image i, or None if it is not a file."""
         ...
 
 
 @dataclass(frozen=True)
 class Files:
-    """Image files, decoded on demand."""
+    """Image files, which are decoded on demand."""
 
     paths: tuple[str, ...]
 
@@ -47,24 +51,28 @@ class Files:
         return len(self.paths)
 
     def load(self, i: int, size: tuple[int, int]) -> NDArray[np.uint8]:
-        """Decode file i."""
+        """Decode and resize file i."""
         return decode(self.paths[i], size)
+
+    def original(self, i: int) -> NDArray[np.uint8]:
+        """Decode file i in its original size."""
+        return decode_original(self.paths[i])
 
     def digest(self, i: int) -> str:
         """Hash file i, once in a process."""
         return file_digest(self.paths[i])
 
-    def name(self, i: int) -> str:
+    def file(self, i: int) -> str | None:
         """Return the path as it was given."""
         return self.paths[i]
 
 
 @dataclass(frozen=True, eq=False)
 class Arrays:
-    """Images in memory, uint8 `(n, height, width, 3)`."""
+    """Images in memory, uint8 `(n, height, width, 3)`. The pixels must not change."""
 
     pixels: NDArray[np.uint8]
-    _digests: dict[int, str] = field(default_factory=dict, repr=False)
+    _digests: dict[int, str] = field(init=False, repr=False, default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -73,17 +81,21 @@ class Arrays:
         """Resize image i."""
         return resize(Image.fromarray(self.pixels[i]), size)
 
+    def original(self, i: int) -> NDArray[np.uint8]:
+        """Return image i as it is."""
+        return self.pixels[i]
+
     def digest(self, i: int) -> str:
-        """Hash shape and pixels of image i, once."""
+        """Hash the shape and the pixels of image i, once."""
         if i not in self._digests:
             image = np.ascontiguousarray(self.pixels[i])
             content = str(image.shape).encode() + image.tobytes()
             self._digests[i] = hashlib.sha256(content).hexdigest()
         return self._digests[i]
 
-    def name(self, i: int) -> str:
-        """Return a name for messages and reports."""
-        return f"image {i}"
+    def file(self, i: int) -> str | None:
+        """Return None."""
+        return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,19 +112,24 @@ class Joined:
         return self._ends[-1]
 
     def load(self, i: int, size: tuple[int, int]) -> NDArray[np.uint8]:
-        """Load image i from the source that holds it."""
+        """Load image i from its source."""
         source, row = self._find(i)
         return source.load(row, size)
 
+    def original(self, i: int) -> NDArray[np.uint8]:
+        """Return image i of its source in its original size."""
+        source, row = self._find(i)
+        return source.original(row)
+
     def digest(self, i: int) -> str:
-        """Return the digest that the source gives."""
+        """Return the digest of image i of its source."""
         source, row = self._find(i)
         return source.digest(row)
 
-    def name(self, i: int) -> str:
-        """Return the name that the source gives."""
+    def file(self, i: int) -> str | None:
+        """Return the path of image i of its source, or None."""
         source, row = self._find(i)
-        return source.name(row)
+        return source.file(row)
 
     def _find(self, i: int) -> tuple[Source, int]:
         number = bisect_right(self._ends, i)
@@ -120,27 +137,31 @@ class Joined:
 
 
 def joined(sources: Sequence[Source]) -> Source:
-    """Return one source that holds the images of several; nested joins are flattened."""
+    """Return one source with the images of several. Nested joins are flattened."""
     flat: list[Source] = []
     for source in sources:
         flat += source.sources if isinstance(source, Joined) else [source]
-    return Joined(tuple(flat))
+    return flat[0] if len(flat) == 1 else Joined(tuple(flat))
 
 
-_KNOWN: dict[str, tuple[int, int, str]] = {}  # by path: size, time of last change in ns, SHA-256
+# By absolute path: size and times of last change in ns, SHA-256.
+_KNOWN: dict[str, tuple[tuple[int, int, int], str]] = {}
 
 
 def file_digest(path: str) -> str:
-    """Return the SHA-256 of a file. It is read again only after its size or time has changed."""
-    where = os.path.abspath(path)
+    """Return the SHA-256 of a file. It is read again only after its size or a time has changed."""
     try:
-        state = os.stat(where)
-        size, changed, digest = _KNOWN.get(where, (-1, -1, ""))
-        if (size, changed) == (state.st_size, state.st_mtime_ns):
+        # Not abspath, which would take `link/../a.png` for `a.png`.
+        where = os.path.join(os.getcwd(), path)
+        stat = os.stat(where)
+        # The last time reveals a file that was replaced by one of the same size and write time.
+        state = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        known, digest = _KNOWN.get(where, (None, ""))
+        if known == state:
             return digest
         with open(where, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise undecodable(path, error) from error
-    _KNOWN[where] = (state.st_size, state.st_mtime_ns, digest)
+    _KNOWN[where] = (state, digest)
     return digest

@@ -1,30 +1,35 @@
-"""A folder or a table comes in, an `ImageSet` goes out: which files are samples, and of what.
-
-Every file is decoded once, so that what is broken is known before anything is trained.
-"""
+"""Image sets from folders and tables."""
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
-import warnings
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from finetune_kit._checks import check_choice
-from finetune_kit._data.decoding import SUFFIXES, unreadable
+from finetune_kit._data.decoding import decoding_error
+from finetune_kit._data.folders import (
+    Groups,
+    check_classes,
+    checked_folder,
+    checked_groups,
+    class_folders,
+    groups_of,
+    warn_of_classes,
+)
 from finetune_kit._data.images import ImageSet
+from finetune_kit._data.labels import unique_names
 from finetune_kit._data.pixels import Files
-
-_PARTS = {"train", "valid", "val", "validation", "test"}  # of a split that somebody made
-_JOINED = "; read each part by itself (the docs' page 'Data that is split already' joins them)"
+from finetune_kit._data.table import Table, read_table
+from finetune_kit._data.threads import in_threads
+from finetune_kit._text import listed, plural
 
 _log = logging.getLogger("finetune_kit")
 
@@ -32,105 +37,108 @@ _log = logging.getLogger("finetune_kit")
 def read_image_folder(
     path: str | os.PathLike[str],
     *,
-    groups: Callable[[str], Hashable] | None = None,
+    groups: Groups | None = None,
+    class_names: Sequence[str] | None = None,
     on_error: str = "raise",
 ) -> ImageSet:
-    """Find the images below a folder that holds one folder a class.
+    r"""Read a folder of images that holds one folder per class.
 
-    Takes `ROOT/CLASS/*.png` (jpg, jpeg, bmp, gif, tif, tiff, webp; dcm with the extra `dicom`) and
-    the layout of the COVID-19 Radiography Database: `ROOT/CLASS/images/*.png` with lung masks in
-    `ROOT/CLASS/masks/` and tables beside the folders: only what lies in a class folder or its
-    `images/` is a sample. What is skipped is logged once and kept in `ImageSet.skipped`. Hidden
-    files are not looked at.
+    The images are `ROOT/CLASS/*.png` (jpg, jpeg, bmp, gif, tif, tiff, webp; dcm with the extra
+    `dicom`) or, as in the COVID-19 Radiography Database, `ROOT/CLASS/images/*.png`. Other files and
+    folders, such as the lung masks in `ROOT/CLASS/masks/`, are skipped; they are logged once and
+    listed in `ImageSet.skipped`. Hidden files are ignored.
+
+    Each file is decoded once, in threads, to find broken files before the training.
 
     Args:
         path: the folder that holds the class folders.
-        groups: tells the group (such as the patient) of an image from its path relative to `path`.
-            Defaults to no groups.
-        on_error: what to do with files that are no readable image: `"raise"` (default) or
-            `"skip"`. Each file is decoded once to see that, in threads.
+        groups: the group (such as the patient) of each image, as a function of its path relative to
+            `path`, or as a regular expression with one group in parentheses that is searched for in
+            this path, such as `r"(patient\d+)"`. Defaults to no groups.
+        class_names: the classes in the order of their indices. A folder of another name is an
+            error; a class without a folder has no images. Pass it if several folders must have the
+            same classes. Defaults to the names of the folders, sorted.
+        on_error: `"raise"` (default) an error that lists all broken files, or `"skip"` them.
 
     Returns:
-        An `ImageSet`, classes in alphabetical order (as scikit-learn's `LabelEncoder`), images of
-        a class in the order of their names.
+        An `ImageSet`, with the images sorted by class, then by file name.
 
     Raises:
-        FileNotFoundError: if there is no such folder.
-        ValueError: if it has no class folders, or holds files that are no images; names them all.
+        FileNotFoundError: if the folder does not exist.
+        ValueError: if it has no class folders, or has broken files.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from PIL import Image
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> for name in ("cat", "dog"):
+        ...     (folder / name).mkdir()
+        ...     Image.new("L", (8, 8)).save(folder / name / "1.png")
+        >>> read_image_folder(folder)
+        ImageSet(2 images; cat: 1, dog: 1)
     """
     check_choice("on_error", on_error, ("raise", "skip"))
-    root = Path(path)
-    if not root.is_dir():
-        raise FileNotFoundError(
-            f"`path` must be a folder that holds one folder a class. Received: {str(root)!r}, "
-            f"which {'is a file' if root.exists() else 'does not exist'}"
-        )
-    classes: dict[str, list[Path]] = {}
-    skipped: list[Path] = []
-    closed: dict[Path, str] = {}
-    for entry in _visible(root, closed):
-        inside = os.path.isdir(entry) and entry.name != "masks"
-        found = _class_images(entry, skipped, closed) if inside else []
-        if found:
-            classes[entry.name] = found
-        elif entry not in closed:
-            skipped.append(entry)
-    if not closed and (not classes or set(classes) == {"images"}):
-        there = [entry.name for entry in _visible(root, closed)]
-        raise ValueError(
-            f"`path` must hold one folder a class with images in it, such as {root / 'CLASS'} or "
-            f"{root / 'CLASS' / 'images'}. Received: {str(root)!r}, which holds "
-            f"{there[:10]}{_JOINED if _PARTS & set(there) else ''}"
-        )
-    if classes and set(classes) <= _PARTS:
-        warnings.warn(f"The classes of {str(root)!r} are {list(classes)}{_JOINED}", stacklevel=2)
-    files = [file for found in classes.values() for file in found]
-    labels = np.repeat(np.arange(len(classes)), [len(found) for found in classes.values()])
-    good, bad = _readable(files, on_error, closed)
-    told = groups and [groups(files[i].relative_to(root).as_posix()) for i in good]
+    fixed = None if class_names is None else unique_names(class_names)
+    grouping = None if groups is None else checked_groups(groups)
+    root = checked_folder(path)
+    found = class_folders(root)
+    check_classes(found, fixed)
+    names = tuple(found.images) if fixed is None else fixed
+    lists = [found.images.get(name, []) for name in names]
+    files = [file for part in lists for file in part]
+    labels = np.repeat(np.arange(len(names)), [len(part) for part in lists])
+    good, bad = _readable(files, on_error, found.closed)
+    if fixed is None:
+        warn_of_classes(found)
+    paths = [files[i].relative_to(root).as_posix() for i in good]
     images = ImageSet(
-        source=Files(tuple(str(files[i]) for i in good)),
-        labels=labels[good],
-        class_names=tuple(classes),
-        groups=told,
-        skipped=tuple(str(file) for file in [*skipped, *bad]),
+        Files(tuple(str(files[i]) for i in good)),
+        labels[good],
+        names,
+        groups=None if grouping is None else np.array(groups_of(grouping, paths)),
+        skipped=tuple(str(file) for file in [*found.skipped, *bad]),
     )
     if images.skipped:
         shown = [Path(file).relative_to(root).as_posix() for file in images.skipped]
-        _log.warning("%s: %r; skipped what is no sample: %s", root, images, _list(shown))
+        _log.warning("%s: %r; skipped: %s", root, images, listed(shown))
     return images
 
 
 def read_image_table(
-    table: str | os.PathLike[str],
+    table: Any,
     *,
     path: str = "path",
     label: str | Sequence[str] = "label",
     group: str | None = None,
     root: str | os.PathLike[str] | None = None,
+    class_names: Sequence[str] | None = None,
     on_error: str = "raise",
 ) -> ImageSet:
-    """Find the images that a CSV file lists, with their labels and groups.
+    """Read the images that a CSV file or a DataFrame lists, with their labels and groups.
 
     Args:
-        table: the CSV file, UTF-8, with a line of column names.
-        path: column of the image files; they are relative to `root`. Defaults to `"path"`.
-        label: column of the class names (default: `"label"`), or a sequence of columns of 0 and 1
-            for multi-label images, one for each label.
-        group: column of the groups (such as the patients). Defaults to none.
-        root: the folder that paths begin at. Defaults to that of the table.
-        on_error: as in `read_image_folder`; a missing file is a bad one too.
+        table: the path of a CSV file (UTF-8, with a header), or a DataFrame of pandas or polars.
+        path: name of the column of the image files, relative to `root`. Defaults to `"path"`.
+        label: name of the column of the class names; or, for multi-label images, the names of
+            several columns of 0 and 1, one for each label. Defaults to `"label"`.
+        group: name of the column of the groups (such as the patients). Defaults to no groups.
+        root: the folder that the paths are relative to. Defaults to the folder of the CSV file, or
+            to the current folder for a DataFrame.
+        class_names: the classes in the order of their indices. Another label is an error. Pass it
+            if several tables must have the same classes. Defaults to the labels, sorted.
+        on_error: `"raise"` (default) an error that lists all missing and broken files, or `"skip"`
+            them.
 
     Returns:
-        An `ImageSet`, classes in alphabetical order, images in the order of the rows.
+        An `ImageSet`, with the images in the order of the rows.
 
     Raises:
-        FileNotFoundError: if there is no such table.
-        ValueError: if a column is missing, a cell is empty or no label, a file is listed twice, or
-            files are no readable images; names them.
+        FileNotFoundError: if the CSV file does not exist.
+        ValueError: if a column or a value is missing, a file is listed twice, or files are missing
+            or broken.
 
     Example:
-        >>> import csv, tempfile, pathlib
+        >>> import pathlib, tempfile
         >>> from PIL import Image
         >>> folder = pathlib.Path(tempfile.mkdtemp())
         >>> for name in ("a.png", "b.png"):
@@ -141,127 +149,93 @@ def read_image_table(
         ImageSet(2 images; healthy: 1, ill: 1)
     """
     check_choice("on_error", on_error, ("raise", "skip"))
-    source = Path(table)
-    if not source.is_file():
-        raise FileNotFoundError(f"`table` must be a CSV file. Received: {str(source)!r}")
-    labels = [label] if isinstance(label, str) else list(label)
-    rows = _rows(source, [path, *labels, *([] if group is None else [group])])
-    base = source.parent if root is None else Path(root)
-    files = [base / row[path] for row in rows]
-    counts = Counter(map(os.path.normpath, files))
-    twice = [file for file, count in counts.items() if count > 1]
-    if twice:
-        raise ValueError(
-            f"`table` must list each image once. Received more than one row of: {twice}"
-        )
+    columns = [label] if isinstance(label, str) else list(label)
+    if not columns:
+        raise ValueError(f"`label` must name at least one column. Received: label={label!r}")
+    rows = read_table(table, [path, *columns, *([] if group is None else [group])])
+    base = rows.folder if root is None else Path(os.path.expanduser(root))
+    files = [base / cell for cell in rows.cells[path]]
+    _check_once(files)
     good, bad = _readable(files, on_error)
-    chosen = [rows[i] for i in good]
     if isinstance(label, str):
-        names = sorted({row[label] for row in chosen})
-        values = np.array([names.index(row[label]) for row in chosen], np.int64)
+        labels, names = _classes(rows, label, good, class_names)
     else:
-        names, values = labels, _matrix(chosen, labels)
+        labels, names = _matrix(rows, columns, class_names), tuple(columns)
     if bad:
-        _log.warning("%s: skipped what is no image: %s", source, _list(list(map(str, bad))))
+        _log.warning("%s: skipped: %s", rows.name, listed([str(file) for file in bad]))
     return ImageSet(
-        source=Files(tuple(str(files[i]) for i in good)),
-        labels=values,
-        class_names=tuple(names),
-        groups=None if group is None else [row[group] for row in chosen],
+        Files(tuple(str(files[i]) for i in good)),
+        labels[good],
+        names,
+        groups=None if group is None else np.array(rows.cells[group])[good],
         skipped=tuple(map(str, bad)),
     )
 
 
-def _rows(source: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    lines: list[int] = []
-    with open(source, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        reader = csv.DictReader(file)
-        try:
-            there, rows = list(reader.fieldnames or ()), []
-            for row in reader:
-                rows.append({column: row.get(column) or "" for column in columns})
-                lines.append(reader.line_num)
-        except csv.Error as error:
-            raise ValueError(
-                f"`table` must be a CSV file. Received: {str(source)!r}, which fails with {error}"
-            ) from error
-    if not set(columns) <= set(there) or not columns[1:]:
+def _check_once(files: Sequence[Path]) -> None:
+    counts = Counter(map(os.path.normpath, files))
+    twice = [file for file, count in counts.items() if count > 1]
+    if twice:
         raise ValueError(
-            f"`table` must have the columns {list(columns)}; say which they are with `path`, "
-            f"`label` and `group`. Received: {str(source)!r} with {there}"
+            f"`table` must list each image once. Received: more than one row for {listed(twice)}"
         )
-    empty = [line for line, row in zip(lines, rows, strict=True) if not all(row.values())]
-    if empty or not rows:
-        raise ValueError(
-            f"`table` must have rows with a value in each of the columns {list(columns)}. "
-            f"Received: {str(source)!r}, "
-            f"{f'where line {empty[:10]} lacks one' if empty else 'which has none'}"
-        )
-    return rows
 
 
-def _matrix(rows: Sequence[dict[str, str]], labels: Sequence[str]) -> NDArray[np.int64]:
-    known = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
-    cells = [[known.get(row[label].strip().lower(), -1) for label in labels] for row in rows]
-    values = np.array(cells, np.int64).reshape(len(rows), len(labels))
-    if (values < 0).any():
-        i, j = np.argwhere(values < 0)[0]
+def _classes(
+    rows: Table, column: str, good: Sequence[int], class_names: Sequence[str] | None
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Return the class index of each row (-1 for a class of broken files only), and the names."""
+    cells = rows.cells[column]
+    found = sorted({cells[i] for i in good})
+    names = tuple(found) if class_names is None else unique_names(class_names)
+    unknown = next((i for i in good if cells[i] not in names), None)
+    if unknown is not None:
         raise ValueError(
-            f"`label` as several columns must hold 0 or 1. Received: {rows[i][labels[j]]!r} in the "
-            f"column {labels[j]!r}"
+            f"The labels of `table` must be among class_names={list(names)}. "
+            f"Received: {cells[unknown]!r} in {rows.places[unknown]} of {rows.name}"
         )
-    return values
+    rank = {name: i for i, name in enumerate(names)}
+    return np.array([rank.get(cell, -1) for cell in cells], np.int64), names
+
+
+def _matrix(
+    rows: Table, columns: Sequence[str], class_names: Sequence[str] | None
+) -> NDArray[np.int64]:
+    """Return several columns of 0 and 1 as a matrix."""
+    if class_names is not None and tuple(class_names) != tuple(columns):
+        raise ValueError(
+            f"With several columns in `label`, these are the class names; leave out `class_names`. "
+            f"Received: label={list(columns)}, class_names={list(class_names)}"
+        )
+    values = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
+    cells = [rows.cells[column] for column in columns]
+    numbers = np.array([[values.get(c.strip().lower(), -1) for c in row] for row in cells]).T
+    if (numbers < 0).any():
+        i, j = np.argwhere(numbers < 0)[0].tolist()
+        raise ValueError(
+            "`label` with several columns must name columns of 0 and 1. Received: "
+            f"{cells[j][i]!r} in the column {columns[j]!r}, {rows.places[i]} of {rows.name}"
+        )
+    return numbers
 
 
 def _readable(
     files: Sequence[Path], on_error: str, closed: Mapping[Path, str] = MappingProxyType({})
 ) -> tuple[list[int], list[Path]]:
-    """Indices of the files that can be decoded, and what cannot be read; `closed`: of folders."""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        why = list(pool.map(unreadable, files))
-    bad = {file: reason for file, reason in zip(files, why, strict=True) if reason} | dict(closed)
+    """Return the indices of the files that can be decoded, and the paths that cannot be read."""
+    errors = in_threads(decoding_error, files, at_once=4)
+    bad = {file: error for file, error in zip(files, errors, strict=True) if error} | dict(closed)
     if bad and on_error == "raise":
-        lines = "\n".join(f"  {str(file)!r}: {reason}" for file, reason in bad.items())
+        lines = "\n".join(f"  {str(file)!r}: {error}" for file, error in bad.items())
         raise ValueError(
-            "All image files must be readable; on_error='skip' leaves the others out. "
-            f"Received {len(bad):,} that are not:\n{lines}"
+            "All image files must be readable; on_error='skip' skips the others. "
+            f"Received: {plural(len(bad), 'path')} that cannot be read:\n{lines}"
         )
-    good = [i for i, reason in enumerate(why) if not reason]
+    good = [i for i, error in enumerate(errors) if not error]
     if not good:
-        file, reason = next(iter(bad.items()))
+        file, error = next(iter(bad.items()))
         raise ValueError(
-            f"At least one image file must be readable. Received: {len(bad):,} that are not, "
-            f"such as {str(file)!r}: {reason}"
+            f"At least one image file must be readable. Received: {plural(len(bad), 'path')} that "
+            f"cannot be read, such as {str(file)!r}: {error}"
         )
     return good, list(bad)
-
-
-def _visible(folder: Path, closed: dict[Path, str]) -> list[Path]:
-    """What lies in a folder; one that cannot be read is added to `closed`, with the reason."""
-    try:
-        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    except OSError as error:
-        closed[folder] = f"{type(error).__name__}: {error.strerror}"
-        return []
-
-
-def _class_images(
-    folder: Path, skipped: list[Path], closed: dict[Path, str], *, inner: bool = False
-) -> list[Path]:
-    """Image files of a class folder and of its `images/`; the rest is added to `skipped`."""
-    found: list[Path] = []
-    for entry in _visible(folder, closed):
-        folder_itself = os.path.isdir(entry)
-        if entry.name == "images" and folder_itself and not inner:  # links may lead round
-            found += _class_images(entry, skipped, closed, inner=True)
-        elif entry.suffix.lower() in SUFFIXES and not folder_itself:
-            found.append(entry)
-        else:
-            skipped.append(entry)
-    return found
-
-
-def _list(names: Sequence[str]) -> str:
-    """The first of the names; one with a line break or the like in it stays on its line."""
-    shown = ", ".join(name if name.isprintable() else repr(name) for name in names[:4])
-    return shown + (f" and {len(names) - 4:,} more" if len(names) > 4 else "")

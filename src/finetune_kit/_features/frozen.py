@@ -23,9 +23,9 @@ from finetune_kit._data.images import ImageSet
 from finetune_kit._features.augmentation import Augmentation, augmented, views_of_epoch
 from finetune_kit._features.entry import Entry, Features, Inputs
 from finetune_kit._features.store import entry_folders
-from finetune_kit._model.digest import described
+from finetune_kit._model.digest import fingerprint
 from finetune_kit._model.plan import FreezePlan
-from finetune_kit._model.surgery import cut_after, shift_pure_front
+from finetune_kit._model.surgery import cut_after, extend_prefix
 from finetune_kit._text import plural
 
 
@@ -60,7 +60,7 @@ class Views:
 
     def rows(self, count: int) -> dict[int, str]:
         """Return the row name of each copy of the first `count` images."""
-        layer = described(self.augmentation.layer)
+        layer = fingerprint(self.augmentation.layer)
         return {
             i * self.augmentation.views + v: row_name(self.digests[i], layer, self.seed, v)
             for i in range(count)
@@ -211,7 +211,7 @@ class FeatureSource:
         key = {
             **DECODING,
             "size": list(self.size),
-            "prefix": None if prefix is None else described(prefix, self.weights),
+            "prefix": None if prefix is None else fingerprint(prefix, self.weights),
             "keras": None if prefix is None else [keras.__version__, keras.backend.backend()],
         }
         about = {"model": model, "layers": sorted(names), "shapes": shapes, "dtype": dtype}
@@ -242,7 +242,7 @@ def _split(
         return None, model
     prefix, suffix = cut_after(model, names)
     if plan is not None and not any(plan.trainable):
-        return shift_pure_front(prefix, suffix)
+        return extend_prefix(prefix, suffix)
     return prefix, suffix
 
 

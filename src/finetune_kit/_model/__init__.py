@@ -1,1 +1,1 @@
-"""A backbone, its blocks, and which of them train. Knows no images."""
+"""The model side of the library: a backbone, its blocks, and which of them train."""

@@ -1,11 +1,11 @@
-"""A backbone comes in, its blocks go out, at one of three grains: stage, block or layer.
+"""Split a backbone into blocks at one of three levels: stage, block or layer.
 
-Names propose where a block begins (see `_naming`), the graph decides: whatever they say, every
-boundary is downward-closed (nothing before it depends on anything after it). This room knows
-nothing of training: it reads the graph.
+`naming` proposes where blocks begin. The boundaries are then moved so that each is downward-closed:
+nothing before it depends on anything after it.
 
-Three words used below. A *kernel* is an operation with a weight matrix (a convolution or a dense
-layer). A *join* reads two or more operations. A *follower* has no kernel and reads one operation.
+Three terms are used below. A *kernel* is an operation with a weight matrix (a convolution or a
+dense layer). A *join* reads two or more operations. A *follower* has no kernel and reads one
+operation.
 """
 
 from __future__ import annotations
@@ -20,21 +20,23 @@ from typing import Any
 import keras
 
 from finetune_kit._checks import check_choice
-from finetune_kit._model.graph import Graph, functional, is_layer, read
+from finetune_kit._model.flattening import flattened
+from finetune_kit._model.graph import Graph, is_layer, read
 from finetune_kit._model.naming import name_of_block, proposed_names
+from finetune_kit._text import listed
 
 LEVELS = ("stage", "block", "layer")
 
 
 @dataclass(frozen=True)
 class Block:
-    """A run of consecutive operations of a backbone: the unit that freezes or trains.
+    """A run of consecutive operations of a backbone, which is frozen or trained as a whole.
 
     Attributes:
-        name: the name that its layers share, or that of its first convolution; `"stem"` for what
-            comes before the first repeating unit.
+        name: the name that its layers share, or the name of its first convolution. The operations
+            before the first repeating unit are the `"stem"`.
         layers: names of its layers and operations, in topological order.
-        params: number of parameters (scalars), BatchNorm's moving statistics included.
+        params: number of parameters (scalars), moving statistics of BatchNormalization included.
         output_shape: shape of its last operation's output, batch axis first: `(None, 7, 7, 1280)`.
     """
 
@@ -47,23 +49,26 @@ class Block:
 def conv_blocks(backbone: keras.Model, level: str = "block") -> tuple[Block, ...]:
     """List the blocks of a backbone, from the input to the output.
 
-    Use it to see what `FineTuneSpec(trainable_blocks=N)` counts. The blocks hold every layer once,
-    in topological order. The layers of a classifier (`include_top=True`: what follows a global
-    pooling or flattening and has weights) belong to no block.
+    Use it to see what `FineTuneSpec(trainable_blocks=N)` counts. The blocks contain each layer
+    once, in topological order. The layers of a classifier (with `include_top=True`: the weighted
+    layers behind a global pooling or flattening) belong to no block.
 
     Args:
         backbone: any functional model or built Sequential, for example of `keras.applications`.
-        level: `"stage"` (the blocks between two changes of spatial resolution), `"block"`
-            (default: the architecture's repeating unit; a stem, a transition and a top
-            convolution are blocks of their own) or `"layer"` (one weighted convolution with the
-            normalisation and activation that follow it). Each level is finer than the one before.
-            A stage is named by the block it begins with, a layer by its convolution.
+        level: the granularity, from coarse to fine:
+
+            - `"stage"`: the blocks between two changes of the spatial resolution, named after the
+              first of them;
+            - `"block"` (default): the repeating unit of the architecture. A stem, a transition and
+              a top convolution are blocks of their own;
+            - `"layer"`: one weighted layer with the normalization and activation that follow it,
+              named after the weighted layer.
 
     Returns:
         A tuple of `Block`.
 
     Raises:
-        ValueError: if `level` is not one of the three or `backbone` is not a functional model.
+        ValueError: if `level` is not one of the three, or `backbone` is not a functional model.
 
     Example:
         >>> backbone = keras.applications.MobileNetV2(
@@ -79,7 +84,7 @@ def conv_blocks(backbone: keras.Model, level: str = "block") -> tuple[Block, ...
 
 @dataclass(frozen=True)
 class Part:
-    """A block as the objects it is made of."""
+    """A block with its operations themselves, where `Block` has their names."""
 
     name: str
     operations: tuple[Any, ...]
@@ -88,36 +93,36 @@ class Part:
 
 @dataclass(frozen=True)
 class Partition:
-    """All operations of a backbone: its blocks, and the classifier on top where there is one."""
+    """All operations of a backbone: its blocks, and those of a classifier on top, if any."""
 
     parts: tuple[Part, ...]
     top: tuple[Any, ...]
 
 
 def partition(backbone: keras.Model, level: str = "block") -> Partition:
-    """Split the operations of a backbone into blocks; see `conv_blocks`."""
+    """Split the operations of a backbone into blocks, see `conv_blocks`."""
     check_choice("level", level, LEVELS)
-    graph = read(functional(backbone))
+    graph = read(flattened(backbone))
     body = graph.without_top()
-    blocks = _group(_drop_empty(body, _block_numbers(body)), range(len(body.operations)))
+    positions = _group(_drop_empty(body, _block_numbers(body)), range(len(body.operations)))
     if level == "layer":
-        blocks = [layer for block in blocks for layer in _layers(body, block)]
-        names = [_kernel_name(body, layer) for layer in blocks]
+        positions = [layer for block in positions for layer in _layers(body, block)]
+        names = [_kernel_name(body, layer) for layer in positions]
     else:
-        names = [_block_name(body, block) for block in blocks]
+        names = [_block_name(body, block) for block in positions]
     if level == "stage":
-        starts = _stage_starts(body, blocks)
+        starts = _stage_starts(body, positions)
         names = [names[i] for i in starts]
-        blocks = [list(chain(*blocks[i:j])) for i, j in pairwise([*starts, len(blocks)])]
+        positions = [list(chain(*positions[i:j])) for i, j in pairwise([*starts, len(positions)])]
     parts = tuple(
         Part(_unique(names, i), tuple(body.operations[p] for p in block), body.shapes[block[-1]])
-        for i, block in enumerate(blocks)
+        for i, block in enumerate(positions)
     )
     return Partition(parts, tuple(graph.operations[len(body.operations) :]))
 
 
 def as_block(part: Part) -> Block:
-    """What a user may know of a part."""
+    """Return a part as the value that users see."""
     return Block(
         name=part.name,
         layers=tuple(op.name for op in part.operations),
@@ -127,73 +132,91 @@ def as_block(part: Part) -> Block:
 
 
 def chosen_blocks(
-    argument: str, wanted: Any, parts: Sequence[Part], model: str, level: str
+    argument: str, chosen: Any, parts: Sequence[Part], model_name: str, level: str
 ) -> tuple[bool, ...]:
-    """For each block, whether `wanted` means it: a number of trailing ones, `"all"`, or names."""
+    """Return for each block whether it is chosen.
+
+    Args:
+        argument: name of the argument that holds the choice, for the error message.
+        chosen: a number of trailing blocks, `"all"`, or the name or names of blocks.
+        parts: the blocks of the model.
+        model_name: for the error message.
+        level: for the error message.
+    """
     names = [part.name for part in parts]
     count = len(names)
-    if wanted == "all":
+    if chosen == "all":
         return (True,) * count
-    if isinstance(wanted, int):
-        if not 0 <= wanted <= count:
+    if isinstance(chosen, int):
+        if not 0 <= chosen <= count:
             raise ValueError(
-                f"`{argument}` must be between 0 and {count}, the number of blocks of {model!r} "
-                f"at level {level!r}. Received: {argument}={wanted}"
+                f"`{argument}` must be between 0 and {count}, the number of blocks of "
+                f"{model_name!r} at level {level!r}. Received: {argument}={chosen}"
             )
-        return tuple(i >= count - wanted for i in range(count))
-    wanted = (wanted,) if isinstance(wanted, str) else wanted
-    for name in wanted:
+        return tuple(i >= count - chosen for i in range(count))
+    chosen = (chosen,) if isinstance(chosen, str) else chosen
+    for name in chosen:
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[-3:]
-            around = [part.name for part in parts if name in (op.name for op in part.operations)]
             raise ValueError(
-                f"`{argument}` must name blocks of {model!r} at level {level!r}; near to what was "
-                f"given: {', '.join(around or near)}. Received: {name!r}"
-                f"{', a layer inside ' + repr(around[0]) if around else ''}"
+                f"`{argument}` must name blocks of {model_name!r} at level {level!r}"
+                f"{_suggestion(name, parts)}"
             )
-    return tuple(name in wanted for name in names)
+    return tuple(name in chosen for name in names)
+
+
+def _suggestion(name: str, parts: Sequence[Part]) -> str:
+    """Return the end of the message about a name that no block has."""
+    names = [part.name for part in parts]
+    for part in parts:
+        if name in (operation.name for operation in part.operations):
+            return f". Received: {name!r}, a layer inside {part.name!r}"
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[-3:]
+    return f", such as {listed(near)}. Received: {name!r}"
 
 
 def _block_numbers(graph: Graph) -> list[int]:
-    """A block number for each operation, never falling along an edge of the graph."""
+    """Return a block number for each operation that never falls along an edge of the graph."""
     names = proposed_names(graph)
     order = {name: i for i, name in enumerate(dict.fromkeys(n for n in names if n), start=1)}
-    anchors = _anchor([order.get(name) for name in names], graph)  # type: ignore[arg-type]
+    anchors = _anchored([order[name] if name else None for name in names], graph)
     first_named = next((i for i, name in enumerate(names) if name), 0)
-    stem_end = max(
-        (i for i, alone in enumerate(graph.bottlenecks()[:first_named]) if alone), default=-1
-    )
+    bottlenecks = graph.bottlenecks()[:first_named]
+    stem_end = max((i for i, is_bottleneck in enumerate(bottlenecks) if is_bottleneck), default=-1)
     numbers = [0] * len(names)
-    for i in reversed(range(len(names))):
-        if i <= stem_end:
-            numbers[i] = 0
-        elif anchors[i] is not None:
-            numbers[i] = anchors[i]  # type: ignore[assignment]
-        else:  # as late as its readers allow; what nobody reads is a top of its own
-            numbers[i] = min((numbers[j] for j in graph.feeds[i] if j > i), default=len(order) + 1)
+    for i in reversed(range(stem_end + 1, len(names))):
+        anchor = anchors[i]
+        if anchor is None:
+            # As late as its readers allow. An operation without readers closes the graph.
+            later = (numbers[j] for j in graph.readers[i] if j > i)
+            anchor = min(later, default=len(order) + 1)
+        numbers[i] = anchor
     return _monotone(numbers, graph)
 
 
-def _anchor(named: list[int | None], graph: Graph) -> list[int | None]:
-    """Give joins and followers of a named operation its number; None for what stays open.
+def _anchored(numbers: list[int | None], graph: Graph) -> list[int | None]:
+    """Extend the block numbers of named operations to joins and followers; None where undecided.
 
-    A join belongs where its named branch ends (a residual addition closes its block), a follower
-    to what it follows unless others read that too (then it begins a branch of a later block).
+    A join belongs to the block of its latest source (a residual addition closes its block). A
+    follower belongs to the block of its source, unless other operations read that source too: then
+    it begins a branch of a later block.
     """
-    anchors = list(named)
-    for i, sources in enumerate(graph.reads):
-        if anchors[i] is None and not graph.kernels[i] and sources:
-            follows = len(sources) > 1 or len(graph.feeds[next(iter(sources))]) == 1
-            known = [anchors[j] for j in sources if anchors[j] is not None]
-            anchors[i] = max(known, default=None) if follows else None  # type: ignore[type-var]
+    anchors = list(numbers)
+    for i, sources in enumerate(graph.sources):
+        if anchors[i] is None and not graph.has_kernel[i] and sources:
+            follows = len(sources) > 1 or len(graph.readers[next(iter(sources))]) == 1
+            known = [anchor for anchor in (anchors[j] for j in sources) if anchor is not None]
+            anchors[i] = max(known, default=None) if follows else None
     return anchors
 
 
 def _monotone(numbers: list[int], graph: Graph) -> list[int]:
-    """The nearest numbering that never falls along an edge; a layer used twice closes a range."""
+    """Return the nearest numbers that never fall along an edge of the graph.
+
+    A layer that is called twice closes a loop: all blocks between its calls become one.
+    """
     numbers = list(numbers)
     loops = []
-    for i, sources in enumerate(graph.reads):
+    for i, sources in enumerate(graph.sources):
         numbers[i] = max([numbers[i], *(numbers[j] for j in sources if j < i)])
         loops += [(i, j) for j in sources if j > i]
     for first, last in loops:
@@ -203,15 +226,15 @@ def _monotone(numbers: list[int], graph: Graph) -> list[int]:
 
 
 def _drop_empty(graph: Graph, numbers: list[int]) -> list[int]:
-    """Join each block without a kernel to the block before it (the first ones to the next)."""
-    weighted = sorted({n for n, kernel in zip(numbers, graph.kernels, strict=True) if kernel})
+    """Merge each block without a kernel into the block before it, or else into the next."""
+    weighted = sorted({n for n, has in zip(numbers, graph.has_kernel, strict=True) if has})
     if not weighted:
         return [0] * len(numbers)
     return [weighted[max(0, bisect_right(weighted, n) - 1)] for n in numbers]
 
 
 def _group(numbers: list[int], positions: Iterable[int]) -> list[list[int]]:
-    """The positions that have the same number, from the lowest number to the highest."""
+    """Return the positions grouped by their number, from the lowest number to the highest."""
     groups: dict[int, list[int]] = {}
     for i in positions:
         groups.setdefault(numbers[i], []).append(i)
@@ -219,7 +242,7 @@ def _group(numbers: list[int], positions: Iterable[int]) -> list[list[int]]:
 
 
 def _stage_starts(graph: Graph, blocks: list[list[int]]) -> list[int]:
-    """The blocks that change the spatial resolution, and the first."""
+    """Return the numbers of the first block and of those that change the spatial resolution."""
     starts: list[int] = []
     before = None
     for number, block in enumerate(blocks):
@@ -232,15 +255,18 @@ def _stage_starts(graph: Graph, blocks: list[list[int]]) -> list[int]:
 
 
 def _layers(graph: Graph, block: list[int]) -> list[list[int]]:
-    """Split a block at its kernels: each takes what follows it, the first what precedes it."""
+    """Split a block at its kernels.
+
+    Each kernel takes the operations that follow it, the first also those that precede it.
+    """
     count = 0
     number: dict[int, int] = {}
     for i in block:
-        if graph.kernels[i]:
+        if graph.has_kernel[i]:
             number[i] = count
             count += 1
         else:
-            number[i] = max((number[j] for j in graph.reads[i] if j in number), default=0)
+            number[i] = max((number[j] for j in graph.sources[i] if j in number), default=0)
     ranks = _monotone([number.get(i, -1) for i in range(len(graph.operations))], graph)
     return _group(ranks, block)
 
@@ -251,10 +277,11 @@ def _block_name(graph: Graph, block: list[int]) -> str:
     return next((name for name in proposed if name), default)
 
 
-def _kernel_name(graph: Graph, group: list[int]) -> str:
-    first = next((i for i in group if graph.kernels[i]), group[0])
+def _kernel_name(graph: Graph, positions: list[int]) -> str:
+    first = next((i for i in positions if graph.has_kernel[i]), positions[0])
     return str(graph.operations[first].name)
 
 
 def _unique(names: list[str], i: int) -> str:
+    """Return name `i`, numbered if other blocks have the same name."""
     return names[i] if names.count(names[i]) == 1 else f"{names[i]}_{names[:i].count(names[i]) + 1}"

@@ -1,7 +1,6 @@
-"""A model or layer comes in, one digest of its graph and weights goes out.
+"""Fingerprints of models.
 
-Equal digests mean equal outputs in inference mode: kept features, checkpoints and reports are
-recognised by them.
+Feature caches, checkpoints and reports recognize a model by its fingerprint.
 """
 
 from __future__ import annotations
@@ -15,20 +14,21 @@ import keras
 import numpy as np
 
 
-def described(model: keras.Layer, known: Mapping[int, str] | None = None) -> str:
-    """Return one digest of the graph and weights of a model or layer.
+def fingerprint(model: keras.Layer, known: Mapping[int, str] | None = None) -> str:
+    """Return a SHA-256 digest of the graph and the weights of a model or layer.
 
-    The names of its layers do not matter. `known` holds digests of variables by their `id`, so that
-    weights that stay the same are hashed once.
+    Models with equal fingerprints have equal outputs in inference mode. The names of layers do not
+    count, because Keras numbers them anew in each process. `known` holds digests of variables by
+    their `id`, so that weights that stay the same are hashed once.
     """
     try:
         config = keras.saving.serialize_keras_object(model)
         graph = json.dumps(_canonical(config), sort_keys=True, default=str)
     except (NotImplementedError, TypeError) as error:
         raise ValueError(
-            "Each layer of the frozen part must have a config, because kept features are "
-            "recognised by it; give the layer a get_config method, or pass features=False. "
-            f"Received: {model.name!r}, which says: {error}"
+            "Each layer of the model must have a config, because cached features are recognized by "
+            "it. Give the layer a `get_config` method, or pass features=False to `fine_tune`. "
+            f"Received: {model.name!r}, for which Keras reports: {error}"
         ) from error
     digest = hashlib.sha256(graph.encode())
     for weight in model.weights:
@@ -44,29 +44,29 @@ def variable_digest(variable: Any) -> str:
 
 
 def _canonical(config: Any) -> Any:
-    """A config without what does not matter: names become places, seeds are left out.
+    """Return a config with names replaced by their order of appearance, and without seeds.
 
-    A name is replaced by the place where it comes up first. Nothing draws random numbers in
-    inference mode, and augmentation is given its own states.
+    Seeds do not matter in inference mode. Those of augmentation are part of another key.
     """
-    names: dict[str, str] = {}
+    order: dict[str, str] = {}
+    _number_names(config, order)
+    return _replaced(config, order)
 
-    def collect(node: Any) -> None:
-        if isinstance(node, Mapping):
-            if isinstance(node.get("name"), str):
-                names.setdefault(node["name"], f"#{len(names)}")
-            for value in node.values():
-                collect(value)
-        elif isinstance(node, (list, tuple)):
-            for value in node:
-                collect(value)
 
-    def replace(node: Any) -> Any:
-        if isinstance(node, Mapping):
-            return {key: replace(value) for key, value in node.items() if key != "seed"}
-        if isinstance(node, (list, tuple)):
-            return [replace(value) for value in node]
-        return names.get(node, node) if isinstance(node, str) else node
+def _number_names(node: Any, order: dict[str, str]) -> None:
+    if isinstance(node, Mapping):
+        if isinstance(node.get("name"), str):
+            order.setdefault(node["name"], f"#{len(order)}")
+        for value in node.values():
+            _number_names(value, order)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            _number_names(value, order)
 
-    collect(config)
-    return replace(config)
+
+def _replaced(node: Any, order: Mapping[str, str]) -> Any:
+    if isinstance(node, Mapping):
+        return {key: _replaced(value, order) for key, value in node.items() if key != "seed"}
+    if isinstance(node, (list, tuple)):
+        return [_replaced(value, order) for value in node]
+    return order.get(node, node) if isinstance(node, str) else node

@@ -1,7 +1,8 @@
-"""A Keras model comes in, the graph of its operations goes out, or the same layers wired anew.
+"""Read, rewire and copy the operations of a Keras model.
 
-The wall between this library and the inside of Keras' functional models: what reads or calls their
-operations one by one does it through this room. It knows nothing of blocks, images or training.
+Keras has no public interface for the single calls inside a functional model. The names that it
+keeps private are therefore used in this module only, each in one small function, and
+`tests/test_keras_internals.py` holds one test for each of them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import keras
 
 Shape: TypeAlias = tuple[int | None, ...]
 
-_TO_VECTOR = (
+# Layers that turn a feature map into a vector. What follows one of them is a classifier.
+TO_VECTOR = (
     keras.layers.Flatten,
     keras.layers.GlobalAveragePooling1D,
     keras.layers.GlobalAveragePooling2D,
@@ -25,59 +27,109 @@ _TO_VECTOR = (
 )
 
 
+# What Keras keeps private.
+
+
+def made_by(tensor: Any) -> tuple[Any, Any]:
+    """Return the operation that made a symbolic tensor, and the graph node of that call."""
+    operation, node_index, _ = tensor._keras_history
+    return operation, operation._inbound_nodes[node_index]
+
+
+def call_arguments(node: Any, tensors: dict[int, Any]) -> tuple[Any, Any]:
+    """Return the arguments of a recorded call, with other tensors in place of its symbolic ones.
+
+    `tensors` maps the `id` of each symbolic tensor to the tensor that replaces it.
+    """
+    return node.arguments.fill_in(tensors)
+
+
+def layers_within(layer: keras.Layer) -> list[Any]:
+    """Return a layer and, after it, all layers that it contains at any depth."""
+    return list(layer._flatten_layers())
+
+
+def direct_sublayers(layer: keras.Layer) -> list[Any]:
+    """Return the layers that a layer itself holds, without those inside them."""
+    return list(layer._layers)
+
+
+def own_weights(layer: keras.Layer) -> list[Any]:
+    """Return the variables of this layer alone that could train, whatever `trainable` says."""
+    return list(layer._trainable_variables)
+
+
+def own_statistics(layer: keras.Layer) -> list[Any]:
+    """Return the variables of this layer alone that never train, such as moving averages."""
+    return list(layer._non_trainable_variables)
+
+
+# What is built on it.
+
+
 @dataclass(frozen=True)
 class Graph:
-    """Operations in topological order; what operation i reads and feeds, by position.
+    """The operations of a model in topological order, and how they are connected.
 
-    `shapes[i]` is the shape of its (first) output, `sizes[i]` the spatial part of that,
-    `kernels[i]` tells whether it has a weight matrix (a convolution or a dense layer).
+    Attributes:
+        operations: Keras layers and operations.
+        sources: for each operation, the positions of those whose outputs it reads.
+        shapes: for each operation, the shape of its first output.
+        sizes: the spatial part of these shapes.
+        has_kernel: for each operation, whether it has a weight matrix.
+        readers: for each operation, the positions of those that read its outputs.
     """
 
     operations: Sequence[Any]
-    reads: Sequence[frozenset[int]]
+    sources: Sequence[frozenset[int]]
     shapes: Sequence[Shape]
     sizes: Sequence[Shape]
-    kernels: Sequence[bool]
-    feeds: Sequence[list[int]] = field(init=False)
+    has_kernel: Sequence[bool]
+    readers: Sequence[list[int]] = field(init=False)
 
     def __post_init__(self) -> None:
-        feeds: list[list[int]] = [[] for _ in self.operations]
-        for i, sources in enumerate(self.reads):
+        readers: list[list[int]] = [[] for _ in self.operations]
+        for i, sources in enumerate(self.sources):
             for source in sources:
-                feeds[source].append(i)
-        object.__setattr__(self, "feeds", feeds)
+                readers[source].append(i)
+        object.__setattr__(self, "readers", readers)
 
     def bottlenecks(self) -> list[bool]:
-        """For each position: is its output the only tensor that crosses to what comes after?
+        """Return, for each operation, whether all that follows depends on its output alone.
 
         Tensors without a kernel above them (an attention mask, the input of a global residual)
-        are not counted: they pass any boundary at no cost.
+        do not count: they may cross any boundary, because nothing has to be kept for them.
         """
-        last_use = [max(feeds, default=i) for i, feeds in enumerate(self.feeds)]
-        learned = list(self.kernels)
-        reach, found = -1, []  # furthest reader of what was learned before position i
-        for i, use in enumerate(last_use):
-            learned[i] = learned[i] or any(learned[j] for j in self.reads[i])
-            found.append(reach <= i and (use > i or i == len(last_use) - 1))
-            reach = max(reach, use) if learned[i] else reach
+        last_reader = [max(readers, default=i) for i, readers in enumerate(self.readers)]
+        learned = list(self.has_kernel)
+        furthest = -1  # the last reader of any learned tensor before position i
+        found = []
+        for i, last in enumerate(last_reader):
+            learned[i] = learned[i] or any(learned[j] for j in self.sources[i])
+            found.append(furthest <= i and (last > i or i == len(last_reader) - 1))
+            furthest = max(furthest, last) if learned[i] else furthest
         return found
 
     def without_top(self) -> Graph:
-        """The graph without the classifier that follows a global pooling or a flattening."""
-        for i, alone in enumerate(self.bottlenecks()):
-            if alone and isinstance(self.operations[i], _TO_VECTOR) and any(self.kernels[i:]):
+        """Return the graph without the classifier that follows a global pooling or flattening."""
+        for i, is_bottleneck in enumerate(self.bottlenecks()):
+            to_vector = isinstance(self.operations[i], TO_VECTOR)
+            if is_bottleneck and to_vector and any(self.has_kernel[i:]):
                 return Graph(
                     self.operations[:i],
-                    self.reads[:i],
+                    self.sources[:i],
                     self.shapes[:i],
                     self.sizes[:i],
-                    self.kernels[:i],
+                    self.has_kernel[:i],
                 )
         return self
 
 
 def read(model: keras.Model) -> Graph:
-    """The graph of a functional model; one for images of any size is measured at 256 x 256."""
+    """Return the graph of a functional model.
+
+    The sizes in a model for images of any size are those for images of 256 x 256 pixels.
+    """
     graph = _read(model)
     if not any(None in _spatial(tuple(tensor.shape)) for tensor in model.inputs):
         return graph
@@ -89,46 +141,8 @@ def read(model: keras.Model) -> Graph:
     return replace(graph, sizes=_read(trial).sizes)
 
 
-def functional(model: Any) -> keras.Model:
-    """The model as one flat graph that shares its layers; a ValueError for what has no graph.
-
-    A model that holds another as one layer (a backbone, a head) is opened, and so is a layer that
-    is a stack of repeating units (keras-hub's ViT encoder); the small models that an architecture
-    is made of (a stem, a residual unit written as a Sequential) stay one operation.
-    """
-    inputs = getattr(model, "inputs", None)
-    if not isinstance(model, keras.Model) or not inputs or not hasattr(model, "outputs"):
-        raise ValueError(
-            "`backbone` must be a functional Keras model (or a Sequential that knows its input "
-            "shape), because its blocks are read from its graph. Subclass models have none: "
-            "rebuild it with the functional API. "
-            f"Received: {getattr(model, 'name', model)!r} of type {type(model).__name__}"
-        )
-    if not hasattr(model, "operations"):  # a Sequential keeps its graph to itself
-        model = keras.Model(model.inputs, model.outputs, name=model.name)
-    nested = [op for op in model.operations if _is_model(op)]
-    heads = [op for op in nested if any(isinstance(layer, _TO_VECTOR) for layer in op.layers)]
-    large = [op for op in nested if op not in heads and _count_kernels(op) > 1]
-    opened = {id(op) for op in heads + (large if len(large) == 1 else [])}
-    stacks = {id(op) for op in model.operations if _is_stack(op)}
-    if not opened | stacks:
-        return model
-
-    def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
-        if id(operation) in opened:
-            inner = functional(operation)
-            return rewire(inner.input, args[0], inner.output)
-        if id(operation) in stacks:  # on symbolic tensors, its code wires its own layers
-            return operation.call(*args, **kwargs)
-        return operation(*args, **kwargs)
-
-    inputs = fresh_inputs(model.input)
-    flat = keras.Model(inputs, rewire(model.input, inputs, model.output, call), name=model.name)
-    return functional(flat)
-
-
 def call_operation(operation: Any, *args: Any, **kwargs: Any) -> Any:
-    """What `rewire` does for each operation unless told otherwise."""
+    """Call an operation as it is: the default of `rewire`."""
     return operation(*args, **kwargs)
 
 
@@ -140,10 +154,10 @@ def rewire(
     Layers are shared, not copied.
 
     Args:
-        sources: where to begin: symbolic tensors that together feed all of `outputs`.
-        targets: what takes their place, in the same structure.
+        sources: where to begin: symbolic tensors on which all of `outputs` depend.
+        targets: the tensors that replace them, in the same structure.
         outputs: where to end: symbolic tensors.
-        call: what to do for one operation; receives it with its arguments, returns its outputs.
+        call: called with each operation and its arguments; returns the operation's outputs.
 
     Returns:
         Symbolic tensors in the structure of `outputs`.
@@ -160,33 +174,28 @@ def rewire(
         if missing:
             pending += missing
             continue
-        args, kwargs = node.arguments.fill_in(known)
-        made = keras.tree.flatten(call(operation, *args, **kwargs))
-        known |= {id(old): new for old, new in zip(node.outputs, made, strict=True)}
+        args, kwargs = call_arguments(node, known)
+        results = keras.tree.flatten(call(operation, *args, **kwargs))
+        known |= {id(old): new for old, new in zip(node.outputs, results, strict=True)}
     return keras.tree.map_structure(lambda tensor: known[id(tensor)], outputs)
 
 
-def made_by(tensor: Any) -> tuple[Any, Any]:
-    """The operation that made a symbolic tensor, and the node of the graph: its call."""
-    # Keras has no public way to ask; `_keras_history` is what its own functional models live by.
-    operation, node_index, _ = tensor._keras_history
-    return operation, operation._inbound_nodes[node_index]
-
-
 def fresh_inputs(tensors: Any) -> Any:
-    """New symbolic inputs of the same structure, shapes and types."""
+    """Return new symbolic inputs of the same structure, shapes and types."""
     return keras.tree.map_structure(
         lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype), tensors
     )
 
 
 def copy(layer: keras.Layer) -> keras.Layer:
-    """The same model or layer with variables of its own, and the weights where it has them.
+    """Return the same model or layer with variables of its own and the same weights.
 
-    A layer that was not built yet stays so: it draws its initial weights when it is.
+    The copy of a layer that is not built yet is not built either: it gets its initial weights when
+    it is.
     """
-    plain = type(layer).__module__.startswith("keras.")
-    if isinstance(layer, keras.Model) and plain:  # others, such as keras-hub's, know how to be made
+    # Models of other libraries, such as keras-hub's, have configs that rebuild them.
+    from_keras = type(layer).__module__.startswith("keras.")
+    if isinstance(layer, keras.Model) and from_keras:
         twin = keras.models.clone_model(layer)
     else:
         twin = layer.__class__.from_config(layer.get_config())
@@ -198,30 +207,48 @@ def copy(layer: keras.Layer) -> keras.Layer:
 
 
 def is_layer(operation: Any) -> bool:
-    """Is it a layer, and no bare operation such as an addition?"""
+    """Return whether an operation is a layer, and not a bare operation such as an addition."""
     return isinstance(operation, keras.Layer)
 
 
 def is_stochastic(operation: Any) -> bool:
-    """Does it, or a layer inside it, draw random numbers in training (Dropout, noise)?"""
+    """Return whether an operation or a layer in it uses random numbers in training (Dropout)."""
     return is_layer(operation) and bool(random_states(operation))
 
 
 def random_states(layer: keras.Layer) -> list[Any]:
-    """The states of its random generators: what Keras keeps among `variables`, not `weights`."""
+    """Return the states of a layer's random generators: in its `variables`, not its `weights`."""
     weights = {id(weight) for weight in layer.weights}
     return [variable for variable in layer.variables if id(variable) not in weights]
 
 
 def is_composite(operation: Any) -> bool:
-    """Is it one layer made of several weighted ones, such as a transformer's encoder layer?"""
-    return is_layer(operation) and _count_kernels(operation) > 1
+    """Return whether an operation is a layer made of several weighted ones (an encoder layer)."""
+    return is_layer(operation) and count_kernels(operation) > 1
+
+
+def count_kernels(layer: keras.Layer) -> int:
+    """Return how many of the innermost layers of a layer have a kernel."""
+    inner = layers_within(layer)[1:]
+    return sum(_has_kernel(x) for x in inner if len(layers_within(x)) == 1)
+
+
+def _has_kernel(operation: Any) -> bool:
+    """Return whether an operation has a weight matrix: a weight of two or more axes.
+
+    PReLU and LayerNormalization may have one too, but scale each value by itself.
+    """
+    if not is_layer(operation):
+        return False
+    if isinstance(operation, (keras.layers.PReLU, keras.layers.LayerNormalization)):
+        return False
+    return any(len(weight.shape) > 1 for weight in operation.weights)
 
 
 def _read(model: keras.Model) -> Graph:
     operations = list(model.operations)
     position = {id(op): i for i, op in enumerate(operations)}
-    reads: list[set[int]] = [set() for _ in operations]
+    sources: list[set[int]] = [set() for _ in operations]
     shapes = [_shape(op.output) for op in operations]
     pending, seen = list(model.outputs), set()
     while pending:
@@ -231,47 +258,15 @@ def _read(model: keras.Model) -> Graph:
         seen.add(id(node))
         i = position[id(operation)]
         shapes[i] = _shape(node.outputs)
-        reads[i] |= {position[id(made_by(tensor)[0])] for tensor in node.input_tensors}
+        sources[i] |= {position[id(made_by(tensor)[0])] for tensor in node.input_tensors}
         pending += node.input_tensors
     return Graph(
         operations=operations,
-        reads=[frozenset(sources) for sources in reads],
+        sources=[frozenset(positions) for positions in sources],
         shapes=shapes,
         sizes=[_spatial(shape) for shape in shapes],
-        kernels=[_has_kernel(operation) for operation in operations],
+        has_kernel=[_has_kernel(operation) for operation in operations],
     )
-
-
-def _has_kernel(operation: Any) -> bool:
-    """Has it a weight of two or more axes? PReLU and LayerNorm may, but convolve nothing."""
-    if not is_layer(operation):
-        return False
-    if isinstance(operation, (keras.layers.PReLU, keras.layers.LayerNormalization)):
-        return False
-    return any(len(weight.shape) > 1 for weight in operation.weights)
-
-
-def _count_kernels(layer: keras.Layer) -> int:
-    inner = layer._flatten_layers(include_self=False)
-    return sum(_has_kernel(x) for x in inner if not any(x._flatten_layers(include_self=False)))
-
-
-def _is_stack(operation: Any) -> bool:
-    """Is it a layer that is nothing but two or more composite layers of one kind?"""
-    if not is_layer(operation) or isinstance(operation, keras.Model) or _own_variables(operation):
-        return False
-    units = [x for x in operation._layers if is_composite(x) and not _is_model(x)]
-    kinds = {type(unit) for unit in units}
-    within = sum(map(_count_kernels, units))
-    return len(units) > 1 and len(kinds) == 1 and within == _count_kernels(operation)
-
-
-def _own_variables(layer: keras.Layer) -> bool:
-    return bool(layer._trainable_variables or layer._non_trainable_variables)
-
-
-def _is_model(operation: Any) -> bool:
-    return isinstance(operation, keras.Model) and bool(getattr(operation, "inputs", None))
 
 
 def _shape(output: Any) -> Shape:

@@ -1,100 +1,59 @@
-"""Numbers come in, a head goes out: plain Keras layers that turn features into predictions.
-
-It knows no backbone, no images and no training.
-"""
+"""Classification heads: plain Keras layers that turn features into predicted probabilities."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Integral
+from typing import Any
 
 import keras
 
-from finetune_kit._checks import check_choice, check_count, is_count
+from finetune_kit._checks import check_choice, is_count
+from finetune_kit._text import shortened
 
 POOLING = ("avg", "max", "avgmax", "flatten", None)
 
 
 def classification_head(
-    num_classes: int,
+    classes: int | Sequence[str],
     *,
     units: Sequence[int] = (),
     pooling: str | None = "avg",
     dropout: float = 0.0,
     activation: str = "relu",
+    multi_label: bool = False,
 ) -> keras.Sequential:
     """Build a classifier to put on a backbone: pooling, dense layers, a softmax.
 
     Args:
-        num_classes: number of classes, at least 1. One means a single sigmoid output (binary).
-        units: widths of the dense layers before the last, for example `(1024, 512)`. Defaults to
-            none.
+        classes: the number of classes, at least 1, or their names. A single class means one sigmoid
+            output (binary classification).
+        units: widths of the hidden dense layers, for example `(1024, 512)`. Defaults to none.
         pooling: how a feature map becomes a vector: `"avg"` (default), `"max"`, `"avgmax"` (both,
-            concatenated), `"flatten"`, or None for a backbone that pools by itself.
-        dropout: rate of the Dropout before each dense layer, from 0 (default: none) to below 1.
-        activation: of the dense layers before the last. Defaults to `"relu"`.
+            concatenated), `"flatten"`, or None for a backbone with pooling of its own.
+        dropout: rate of the Dropout before each dense layer, from 0 (default: no Dropout) to below
+            1.
+        activation: activation of the hidden dense layers. Defaults to `"relu"`.
+        multi_label: True for images that may have several labels at once. Each label then has a
+            sigmoid of its own, trained on labels of shape `(n, classes)`, each 0 or 1. Defaults to
+            False.
 
     Returns:
-        An unbuilt `keras.Sequential` named `head`; it takes `(n, h, w, c)` features (or `(n, c)`
-        with `pooling=None`) and gives probabilities `(n, num_classes)`.
+        An unbuilt `keras.Sequential` named `head`. It takes features of shape `(n, h, w, c)`, or
+        `(n, c)` with `pooling=None`, and returns probabilities of shape `(n, classes)`.
 
     Raises:
-        ValueError: for a value outside what is said above.
+        ValueError: if an argument is outside its range.
 
     Example:
-        >>> head = classification_head(4, units=(1024, 512))
+        >>> head = classification_head(["COVID", "Normal"], units=(1024, 512))
         >>> head.compute_output_shape((None, 7, 7, 1280))
-        (None, 4)
+        (None, 2)
     """
-    check_count("num_classes", num_classes)
-    last = "sigmoid" if num_classes == 1 else "softmax"
-    return _head(num_classes, last, units, pooling, dropout, activation)
-
-
-def multilabel_head(
-    num_labels: int,
-    *,
-    units: Sequence[int] = (),
-    pooling: str | None = "avg",
-    dropout: float = 0.0,
-    activation: str = "relu",
-) -> keras.Sequential:
-    """Build a head for images that may show several findings at once: a sigmoid for each label.
-
-    Args:
-        num_labels: number of labels, at least 1.
-        units: see `classification_head`.
-        pooling: see `classification_head`.
-        dropout: see `classification_head`.
-        activation: see `classification_head`.
-
-    Returns:
-        An unbuilt `keras.Sequential` named `head`; it gives a probability for each label by
-        itself, `(n, num_labels)`. It is trained on labels of that shape, 0 or 1.
-
-    Raises:
-        ValueError: for a value outside what is said above.
-
-    Example:
-        >>> head = multilabel_head(14, dropout=0.2)
-        >>> head.compute_output_shape((None, 7, 7, 1280))
-        (None, 14)
-    """
-    check_count("num_labels", num_labels)
-    return _head(num_labels, "sigmoid", units, pooling, dropout, activation)
-
-
-def _head(
-    outputs: int,
-    last: str,
-    units: Sequence[int],
-    pooling: str | None,
-    dropout: float,
-    activation: str,
-) -> keras.Sequential:
+    count = _count(classes)
     if isinstance(units, (str, Integral)) or not all(map(is_count, units)):
         raise ValueError(
-            f"`units` must be a sequence of whole numbers from 1 up. Received: {units!r}"
+            f"`units` must be a sequence of whole numbers from 1 up. Received: units={units!r}"
         )
     check_choice("pooling", pooling, POOLING)
     if not 0 <= dropout < 1:
@@ -102,9 +61,41 @@ def _head(
     layers = [] if pooling is None else _pooling(pooling)
     for width in units:
         layers += [*_dropout(dropout), keras.layers.Dense(width, activation=activation)]
-    # float32 whatever the policy: probabilities in half precision spoil the loss.
-    predictions = keras.layers.Dense(outputs, activation=last, dtype="float32", name="predictions")
+    last = "sigmoid" if multi_label or count == 1 else "softmax"
+    # In float32 under mixed precision too: the loss needs precise probabilities.
+    predictions = keras.layers.Dense(count, activation=last, dtype="float32", name="predictions")
     return keras.Sequential([*layers, *_dropout(dropout), predictions], name="head")
+
+
+def check_not_swapped(backbone: Any, head: Any) -> None:
+    """Check that `backbone` and `head` were not passed in the wrong order."""
+    if _takes_images(head) and not _takes_images(backbone):
+        raise ValueError(
+            "`backbone` must come before `head`; the two seem to be swapped. "
+            f"Received: backbone={backbone.name!r}, which takes no RGB images, and "
+            f"head={head.name!r}, which does"
+        )
+
+
+def _takes_images(model: Any) -> bool:
+    shape = getattr(model, "input_shape", None)
+    channels = 1 if keras.config.image_data_format() == "channels_first" else 3
+    return isinstance(shape, tuple) and len(shape) == 4 and shape[channels] == 3
+
+
+def _count(classes: Any) -> int:
+    """Return the number of classes, given as a number or as their names."""
+    if is_count(classes):
+        return int(classes)
+    if isinstance(classes, Sequence) and not isinstance(classes, (str, bytes)):
+        distinct = all(isinstance(name, str) for name in classes) and len(set(classes))
+        if distinct and distinct == len(classes):
+            return distinct
+    raise ValueError(
+        "`classes` must be the number of classes, from 1 up, or a sequence of their names, each "
+        f"a different text. Received: classes={shortened(classes)} of type "
+        f"{type(classes).__name__}"
+    )
 
 
 def _pooling(pooling: str) -> list[keras.Layer]:
@@ -117,7 +108,8 @@ def _pooling(pooling: str) -> list[keras.Layer]:
     features = keras.Input((None, None, None))
     both = [keras.layers.GlobalAveragePooling2D(), keras.layers.GlobalMaxPooling2D()]
     vector = keras.layers.Concatenate()([pool(features) for pool in both])
-    # A Sequential that began with a model would be built at once, for its unknown channels.
+    # A Sequential that begins with a model is built at once, here with an unknown number of
+    # channels. Behind a layer without weights it waits for its first input.
     return [keras.layers.Identity(), keras.Model(features, vector, name="pooling")]
 
 

@@ -1,7 +1,4 @@
-"""Blocks and what trains of them come in, the plan goes out: a value that prints as a table.
-
-It knows neither specs nor models: all it says was counted before.
-"""
+"""The plan of a fine-tuning phase: which blocks of a backbone are frozen, and which train."""
 
 from __future__ import annotations
 
@@ -10,24 +7,25 @@ import math
 from dataclasses import dataclass
 
 from finetune_kit._model.blocks import Block
+from finetune_kit._text import aligned, plural
 
 
 @dataclass(frozen=True)
 class FreezePlan:
-    """What a spec means for one backbone: printed, a table; it changes nothing.
+    """What a `FineTuneSpec` means for one backbone; prints as a table.
 
     Attributes:
-        backbone: its name.
-        level: of the blocks.
-        batch_norm: what BatchNormalization does in the blocks that train.
-        blocks: all of them, from the input to the output.
+        backbone: name of the backbone.
+        level: granularity of the blocks, see `conv_blocks`.
+        batch_norm: what BatchNormalization does in trainable blocks, see `FineTuneSpec`.
+        blocks: all blocks, from the input to the output.
         trainable: for each block, whether it trains.
-        block_trainable_params: for each block, how many of its parameters move by gradient.
+        block_trainable_params: for each block, how many of its parameters the optimizer updates.
         top_params: parameters of a classifier on top, which belongs to no block and trains.
-        trainable_variables: paths of the variables that the optimizer will move.
-        rate_factors: for each of these, what part of the learning rate it trains with.
-        moving_statistics: paths of the BatchNormalization statistics that training will move.
-            Every other weight of the backbone stays bit-identical.
+        trainable_variables: paths of the variables that the optimizer updates.
+        rate_factors: for each of these, the factor on the learning rate.
+        moving_statistics: paths of the BatchNormalization statistics that training updates.
+            All other weights of the backbone stay bit-identical.
     """
 
     backbone: str
@@ -48,107 +46,110 @@ class FreezePlan:
 
     @property
     def trainable_params(self) -> int:
-        """Number of parameters of the blocks that move by gradient."""
+        """Number of parameters in the blocks that the optimizer updates."""
         return sum(self.block_trainable_params)
 
     @property
     def prefix_blocks(self) -> int:
-        """Number of blocks before the first that trains (the frozen prefix)."""
+        """Number of blocks before the first trainable one: the frozen prefix."""
         return (*self.trainable, True).index(True)
 
     def __str__(self) -> str:
-        """The table: one line a block, with bars for parameters and features, the totals below."""
-        rows = [
-            [*row, *(("#" if trains else ".") * math.ceil(length) for length in bars)]
-            for row, trains, bars in zip(self._rows(), self.trainable, self._bars(), strict=True)
-        ]
-        table = [[*_HEAD, *_BARS], *rows]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if column in _LEFT else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in table
-        ]
-        rule = "  ".join("-" * width for width in widths)
-        return "\n".join([self._title(), lines[0], rule, *lines[1:], rule, *self._notes()])
+        """Return the table: one line per block, then the totals."""
+        rows = [_HEADER]
+        for cells, trains, lengths in self._rows():
+            mark = "#" if trains else "."
+            rows.append(_with_bars(cells, [mark * math.ceil(length) for length in lengths]))
+        header, *lines = aligned(rows, left=_LEFT).splitlines()
+        rule = "-" * max(map(len, [header, *lines]))
+        return "\n".join([self._title(), header, rule, *lines, rule, *self._notes()])
 
     def _repr_html_(self) -> str:
-        """The table in a notebook: the bars are filled where the block trains, else hatched."""
-        cells = "".join(f"<th>{name}</th>" for name in (*_HEAD, *_BARS))
-        rows = "".join(
-            f"<tr{' class=trains' if trains else ''}>"
-            + "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
-            + "".join(f'<td><div class=bar style="width:{0.6 * w:.2f}em"></div></td>' for w in bars)
-            + "</tr>"
-            for row, trains, bars in zip(self._rows(), self.trainable, self._bars(), strict=True)
-        )
+        """Return the table for a notebook."""
+        header = "".join(f"<th>{name}</th>" for name in _HEADER)
+        rows = []
+        for cells, trains, lengths in self._rows():
+            bars = [f'<div class=bar style="width:{n:.2f}em"></div>' for n in lengths]
+            row = _with_bars([html.escape(cell) for cell in cells], bars)
+            kind = " class=trains" if trains else ""
+            rows.append(f"<tr{kind}>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>")
         notes = "".join(f"<div>{html.escape(note)}</div>" for note in self._notes())
         return (
             f"<div class=freeze-plan><style>{_STYLE}</style><b>{html.escape(self._title())}</b>"
-            f"<table><thead><tr>{cells}</tr></thead>"
-            f"<tbody>{rows}</tbody></table>{notes}</div>"
+            f"<table><thead><tr>{header}</tr></thead>"
+            f"<tbody>{''.join(rows)}</tbody></table>{notes}</div>"
         )
 
-    def _rows(self) -> list[list[str]]:
-        return [
-            [
+    def _rows(self) -> list[tuple[list[str], bool, tuple[float, float]]]:
+        """Return for each block its cells, whether it trains, and the lengths of its bars."""
+        most_params = max(1, *(block.params for block in self.blocks))
+        most_values = max(1, *(_values(block) for block in self.blocks))
+        rows = []
+        for block, trains, params in zip(
+            self.blocks, self.trainable, self.block_trainable_params, strict=True
+        ):
+            values = _values(block)
+            cells = [
                 block.name,
                 f"{len(block.layers)}",
                 f"{block.params:,}",
-                f"{count:,}",
-                " x ".join("?" if n is None else str(n) for n in block.output_shape[1:]),
-                _in_bytes(_values(block)),
-                "TRAINS" if trains else "frozen",
+                f"{params:,}" if trains else "frozen",
+                "x".join("?" if n is None else str(n) for n in block.output_shape[1:]),
+                _float32_size(values),
             ]
-            for block, trains, count in zip(
-                self.blocks, self.trainable, self.block_trainable_params, strict=True
-            )
-        ]
-
-    def _bars(self) -> list[tuple[float, float]]:
-        """Parameters and features of each block, where the largest has 10."""
-        most = max(1, *(block.params for block in self.blocks))
-        widest = max(1, *(_values(block) for block in self.blocks))
-        return [(10 * b.params / most, 10 * _values(b) / widest) for b in self.blocks]
+            lengths = _BAR * block.params / most_params, _BAR * values / most_values
+            rows.append((cells, trains, lengths))
+        return rows
 
     def _title(self) -> str:
+        count = sum(self.trainable)
         return (
-            f"{self.backbone}: {sum(self.trainable)} of {len(self.blocks)} blocks train "
-            f"(level {self.level!r})"
+            f"{self.backbone}: {count} of {plural(len(self.blocks), 'block')} "
+            f"{'is' if count == 1 else 'are'} trainable (level {self.level!r})"
         )
 
     def _notes(self) -> list[str]:
-        norm = "in inference mode" if self.batch_norm == "frozen" else "training"
-        between = self.trainable.count(False) - self.prefix_blocks
+        params = sum(block.params for block in self.blocks)
         notes = [
-            f"{self.trainable_params:,} of {self.total_params:,} parameters train; the first "
-            f"{self.prefix_blocks} blocks are the frozen prefix"
-            + (f", {between} more are frozen behind it" if between else "")
+            f"{self.trainable_params:,} of {params:,} parameters are trainable; "
+            f"{self._frozen_blocks()}."
         ]
         if any(self.trainable):
-            notes.append(f"BatchNormalization of the trainable blocks: {norm}")
-        factors = self.rate_factors
-        if factors and min(factors) < 1:
+            mode = "inference mode" if self.batch_norm == "frozen" else "training mode"
+            notes.append(f"BatchNormalization in the trainable blocks: {mode}.")
+        factors = [factor for factor in self.rate_factors if factor < 1]
+        if factors:
             notes.append(
-                f"learning rate: x{max(factors):.3g} in the last block that trains, "
-                f"x{min(factors):.3g} in the first"
+                f"Learning rate: x{max(factors):.3g} in the last trainable block, "
+                f"x{min(factors):.3g} in the first."
             )
         if self.top_params:
-            notes.append(f"+ {self.top_params:,} parameters of the classifier on top, which trains")
+            notes.append(
+                f"The classifier on top ({plural(self.top_params, 'parameter')}) is trainable and "
+                "belongs to no block."
+            )
         return notes
 
+    def _frozen_blocks(self) -> str:
+        prefix = self.prefix_blocks
+        behind = self.trainable.count(False) - prefix
+        text = f"the first {prefix} blocks are the frozen prefix"
+        if prefix < 2:
+            text = "the first block is the frozen prefix" if prefix else "there is no frozen prefix"
+        if behind:
+            text += f", and {plural(behind, 'later block')} {'is' if behind == 1 else 'are'} frozen"
+        return text
 
-_HEAD = ("block", "layers", "parameters", "trainable", "output shape", "features", "")
-_BARS = ("parameters", "features")
-_LEFT = {0, 4, 6, 7, 8}
 
-# Told apart in black and white too: what trains is bold with a filled bar, the rest is hatched.
+_HEADER = ["block", "layers", "parameters", "", "trainable", "output shape", "output size", ""]
+_LEFT = (0, 3, 7)  # the names and the bars
+_BAR = 6  # length of the longest bar, in characters
+
+# Readable in black and white: trainable rows are bold with a filled bar, frozen bars are hatched.
 _STYLE = (
     ".freeze-plan table{border-collapse:collapse;font-size:.9em}"
     ".freeze-plan td,.freeze-plan th{text-align:right;padding:.1em .6em;white-space:nowrap}"
-    ".freeze-plan tr>:first-child,.freeze-plan tr>:nth-child(n+8){text-align:left}"
+    ".freeze-plan tr>:nth-child(1),.freeze-plan tr>:nth-child(4n){text-align:left}"
     ".freeze-plan .trains{font-weight:bold}"
     ".freeze-plan .bar{height:.8em;border:1px solid;box-sizing:border-box;opacity:.7;"
     "background:repeating-linear-gradient(45deg,transparent 0 3px,currentColor 3px 4px)}"
@@ -156,13 +157,18 @@ _STYLE = (
 )
 
 
+def _with_bars(cells: list[str], bars: list[str]) -> list[str]:
+    """Put the two bars behind the numbers that they show: the parameters and the output size."""
+    return [*cells[:3], bars[0], *cells[3:], bars[1]]
+
+
 def _values(block: Block) -> int:
-    """How many numbers a block hands on for one image; 0 where the image size is open."""
+    """Return how many values a block puts out for one image; 0 where the image size is open."""
     return math.prod(n or 0 for n in block.output_shape[1:])
 
 
-def _in_bytes(values: int) -> str:
-    """What so many numbers take as float32."""
+def _float32_size(values: int) -> str:
+    """Return the size of so many float32 values as text."""
     size = 4 * values
     if not size:
         return "?"

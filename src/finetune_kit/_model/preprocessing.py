@@ -1,8 +1,7 @@
-"""A backbone comes in, the pixel convention its weights were trained with goes out.
+"""The preprocessing of raw pixels that the weights of a backbone expect.
 
-The conventions are those of `keras.applications`; its `preprocess_input` functions are the source
-of the numbers. This room recognises a family by its layer names, so a renamed model is still known,
-and knows nothing of images, blocks or training.
+The numbers are those of the `preprocess_input` functions in `keras.applications`. A family is
+recognized by the names of its layers, so renaming a model does no harm.
 """
 
 from __future__ import annotations
@@ -12,13 +11,13 @@ import warnings
 import keras
 import numpy as np
 
-# Per channel, RGB, on a scale of 0-1: mean and standard deviation of ImageNet.
+# Mean and standard deviation of ImageNet for the channels RGB, on a scale from 0 to 1.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# Per channel, BGR, on a scale of 0-255: what Caffe's models subtract.
+# What models from Caffe subtract from the channels BGR, on a scale from 0 to 255.
 _CAFFE_MEAN = (103.939, 116.779, 123.68)
 
-# How the name of one layer ends, and what that family expects. First match counts: the more
-# particular families stand before those whose names they share.
+# The ending of one layer's name, and what models with such a layer expect. The first match counts:
+# more specific endings come first.
 _FAMILIES = (
     ("conv2_block1_preact_bn", "tf"),  # ResNetV2
     ("bn_Conv1", "tf"),  # MobileNetV2
@@ -36,27 +35,28 @@ _FAMILIES = (
 
 
 def preprocessing(backbone: keras.Model) -> keras.Layer:
-    """Find what raw pixels must pass through before they enter a backbone.
+    """Return the layer that scales raw pixels as the weights of a backbone expect.
 
-    Dividing by 255 where the weights expect [-1, 1], or twice where the model rescales by itself,
-    trains without any error and costs accuracy. The convention is found from the layer names of
-    the architecture, so random weights get that of the pretrained ones.
+    Use it wherever a model is built without `fine_tune`, which calls it by default. Dividing by 255
+    where the weights expect [-1, 1], or scaling twice where the model has a rescaling layer of its
+    own, raises no error and costs accuracy. The architecture decides: a model with random weights
+    gets the preprocessing of the pretrained one.
 
     Args:
         backbone: a model of `keras.applications`, renamed or not, with or without its weights.
 
     Returns:
         A plain Keras layer (or model) that takes raw RGB pixels from 0 to 255, of any size,
-        `(n, h, w, 3)`:
+        `(n, h, w, 3)`, and returns them
 
-        - `"tf"`, to [-1, 1]: MobileNet, MobileNetV2, ResNetV2, Inception, Xception, NASNet;
-        - `"torch"`, by ImageNet's mean and standard deviation: DenseNet;
-        - `"caffe"`, BGR minus ImageNet's mean: VGG, ResNet;
-        - nothing, where the model rescales inside: EfficientNet, EfficientNetV2, MobileNetV3,
-          ConvNeXt.
+        - scaled to [-1, 1] for MobileNet, MobileNetV2, ResNetV2, Inception, Xception and NASNet;
+        - normalized by ImageNet's mean and standard deviation for DenseNet;
+        - as BGR minus ImageNet's mean for VGG and ResNet;
+        - unchanged for models that rescale pixels themselves: EfficientNet, EfficientNetV2,
+          MobileNetV3 and ConvNeXt.
 
     Raises:
-        ValueError: if the family is not known.
+        ValueError: if the family is unknown.
 
     Example:
         >>> backbone = keras.applications.MobileNetV2(
@@ -71,34 +71,34 @@ def preprocessing(backbone: keras.Model) -> keras.Layer:
         if any(name.endswith(ending) for name in names):
             return _layer(convention)
     raise ValueError(
-        "The pixel convention of `backbone` must be known, because pixels scaled otherwise train "
-        "without an error and cost accuracy. Say it: preprocessing=a Keras layer that takes raw "
-        "0-255 RGB, such as keras.layers.Rescaling(1 / 255), or preprocessing=None if the model "
-        f"takes raw pixels. Received: {backbone.name!r}, which is like no family of "
-        "keras.applications"
+        "`backbone` must belong to a family of keras.applications for its preprocessing to be "
+        "known, and wrongly scaled pixels cost accuracy without an error. Pass preprocessing=a "
+        "Keras layer that takes raw 0-255 RGB, such as keras.layers.Rescaling(1 / 255), or "
+        "preprocessing=None for a model that takes raw pixels. "
+        f"Received: {backbone.name!r}, whose family is unknown"
     )
 
 
-def warn_of_pixels(given: keras.Layer | None, backbone: keras.Model) -> None:
-    """Warn where the pixels that reach a known backbone are on another scale than it expects."""
+def warn_of_pixel_range(given: keras.Layer | None, backbone: keras.Model) -> None:
+    """Warn if a backbone of a known family gets pixels on another scale than it expects."""
     try:
         expected = preprocessing(backbone)
-    except ValueError:  # nobody knows what it expects
+    except ValueError:  # an unknown family
         return
     low, high = pixel_range(expected, backbone)
     lowest, highest = pixel_range(given, backbone)
     if not 2 / 3 < (highest - lowest) / (high - low) < 3 / 2:
         name = "None" if given is None else repr(given.name)
         warnings.warn(
-            f"Raw pixels from 0 to 255 reach {backbone.name!r} as {lowest:.3g} to {highest:.3g} "
-            f"through preprocessing={name}; its weights expect {low:.3g} to {high:.3g}. Pass "
-            "preprocessing='auto', or a layer that does not scale twice",
+            f"{backbone.name!r} expects pixels from {low:.3g} to {high:.3g} and gets pixels from "
+            f"{lowest:.3g} to {highest:.3g} with preprocessing={name}. Pass preprocessing='auto', "
+            "or a layer that takes raw pixels from 0 to 255 and scales them once",
             stacklevel=3,
         )
 
 
 def pixel_range(given: keras.Layer | None, backbone: keras.Model) -> tuple[float, float]:
-    """What black and white become in front of the backbone, the least and the most."""
+    """Return the least and the greatest value of black and white pixels after preprocessing."""
     probe = np.zeros((1, *backbone.input_shape[1:]), "float32")
     probe[:, ::2] = 255
     values = keras.ops.convert_to_numpy(probe if given is None else given(probe))

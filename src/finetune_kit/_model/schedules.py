@@ -1,4 +1,4 @@
-"""A depth comes in, a schedule goes out: a list of specs for `fine_tune`, one for each phase."""
+"""Schedules: lists of specs for `fine_tune`, one for each phase of training."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ def linear_probe_then_fine_tune(
     learning_rate: float = 1e-4,
     **options: Any,
 ) -> list[FineTuneSpec]:
-    """Train the head alone first, then the blocks with it, at a lower rate (LP-FT).
+    """Train the head alone first, then the head and trailing blocks at a lower rate (LP-FT).
 
-    A head that starts at random sends large gradients into the backbone and distorts what it
-    knows; one that has been trained does not (Kumar et al., ICLR 2022, arXiv:2202.10054: 1 % more
-    accuracy in distribution and 10 % more out of it than fine-tuning at once).
+    Use it where features of the backbone should not be distorted: a head with random weights sends
+    large gradients into the backbone, a trained one does not. Kumar et al. (ICLR 2022,
+    arXiv:2202.10054) report 1 % more accuracy in distribution and 10 % more out of distribution
+    than with fine-tuning from the start.
 
     Args:
-        trainable_blocks: of the second phase, see `FineTuneSpec`.
-        probe_epochs: of the first phase.
-        epochs: of the second phase.
-        probe_learning_rate: of the first phase. Defaults to 1e-3.
-        learning_rate: of the second phase. Defaults to 1e-4.
+        trainable_blocks: the blocks that train in the second phase, see `FineTuneSpec`.
+        probe_epochs: epochs of the first phase.
+        epochs: epochs of the second phase.
+        probe_learning_rate: learning rate of the first phase. Defaults to 1e-3.
+        learning_rate: learning rate of the second phase. Defaults to 1e-4.
         **options: `level`, `batch_norm` and `layer_decay`, see `FineTuneSpec`.
 
     Returns:
-        Two specs.
+        A list of two specs.
 
     Example:
         >>> [s.trainable_blocks for s in linear_probe_then_fine_tune(4, probe_epochs=5, epochs=10)]
@@ -51,20 +52,20 @@ def gradual_unfreezing(
     learning_rate: float = 1e-3,
     **options: Any,
 ) -> list[FineTuneSpec]:
-    """Train the head, then one block more in each phase, from the output toward the input.
+    """Train the head first, then one more trailing block in each phase.
 
-    The last blocks hold what is most particular to the old task, so they may move first (Howard
-    and Ruder, ACL 2018, arXiv:1801.06146, section 3.3).
+    The last blocks are the most specific to the task of the pretraining, so they are unfrozen first
+    (Howard and Ruder, ACL 2018, arXiv:1801.06146, section 3.3).
 
     Args:
-        trainable_blocks: of the last phase, a number.
-        epochs_per_block: of each phase but the last. Defaults to 1.
-        epochs: of the last phase.
-        learning_rate: of all phases. Defaults to 1e-3.
+        trainable_blocks: number of trailing blocks that train in the last phase.
+        epochs_per_block: epochs of each phase but the last. Defaults to 1.
+        epochs: epochs of the last phase.
+        learning_rate: learning rate of all phases. Defaults to 1e-3.
         **options: `level`, `batch_norm` and `layer_decay`, see `FineTuneSpec`.
 
     Returns:
-        `trainable_blocks` + 1 specs.
+        A list of `trainable_blocks` + 1 specs.
 
     Example:
         >>> [spec.trainable_blocks for spec in gradual_unfreezing(3, epochs=10)]

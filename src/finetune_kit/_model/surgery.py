@@ -1,6 +1,7 @@
-"""A model and a block come in, the two models on either side of the boundary go out, and back.
+"""Cut a model in two at a block boundary, and stitch two models together.
 
-`cut` and `stitch` are an inverse pair. Layers are shared: what trains in one trains in the other.
+`cut` and `stitch` are inverse to each other. Both share the layers of the models they are given, so
+training one part trains the same layers in the whole.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from collections.abc import Container
 import keras
 
 from finetune_kit._model.blocks import chosen_blocks, partition
+from finetune_kit._model.flattening import flattened
 from finetune_kit._model.graph import (
     fresh_inputs,
-    functional,
     is_layer,
     is_stochastic,
     made_by,
@@ -26,22 +27,23 @@ def cut(
 ) -> tuple[keras.Model, keras.Model]:
     """Cut a model in two at a block boundary.
 
-    Use it to compute a frozen prefix once and train the suffix on its outputs. The parts share
+    Use it to compute a frozen prefix once and to train the suffix on its outputs. Both parts share
     their layers with the model.
 
     Args:
-        model: any functional model, see `conv_blocks`; a classifier on top goes with the suffix.
-        at: the name of the block that the suffix begins with, or how many trailing blocks are in
-            the suffix.
-        level: what a block is, see `conv_blocks`. Defaults to `"block"`.
+        model: any functional model, see `conv_blocks`. A classifier on top becomes part of the
+            suffix.
+        at: the name of the first block of the suffix, or the number of trailing blocks in the
+            suffix.
+        level: granularity of the blocks, see `conv_blocks`. Defaults to `"block"`.
 
     Returns:
-        `(prefix, suffix)`, two plain models: the prefix takes the model's inputs and gives the
-        tensors that cross the boundary (several where the graph needs it, as in NASNet), the
-        suffix takes those and gives the model's outputs.
+        `(prefix, suffix)`, two plain models. The prefix takes the inputs of the model and returns
+        the tensors that cross the boundary: one, or several where the graph needs it, as in NASNet.
+        The suffix takes these tensors and returns the outputs of the model.
 
     Raises:
-        ValueError: if there is no such block.
+        ValueError: if the model has no such block.
 
     Example:
         >>> model = keras.applications.MobileNetV2(
@@ -57,8 +59,8 @@ def cut(
 
 
 def cut_after(model: keras.Model, names: Container[str]) -> tuple[keras.Model, keras.Model]:
-    """Cut a model behind the operations of these names, which together are downward-closed."""
-    graph = functional(model)
+    """Cut a model behind the operations of these names, which must be downward-closed."""
+    graph = flattened(model)
     crossing, pending, seen = [], list(graph.outputs), set()
     while pending:
         tensor = pending.pop()
@@ -79,35 +81,35 @@ def cut_after(model: keras.Model, names: Container[str]) -> tuple[keras.Model, k
     return prefix, keras.Model(inputs, outputs, name=f"{model.name}_suffix")
 
 
-def shift_pure_front(prefix: keras.Model, suffix: keras.Model) -> tuple[keras.Model, keras.Model]:
-    """Move what the suffix begins with to the prefix, as far as it has no weights and is no draw.
+def extend_prefix(prefix: keras.Model, suffix: keras.Model) -> tuple[keras.Model, keras.Model]:
+    """Move the first operations of the suffix without weights or randomness to the prefix.
 
-    Pooling a feature map before it is kept makes it smaller by the size of the map.
+    Global pooling above all: a pooled feature map takes a fraction of the space when it is kept.
     """
-    suffix = functional(suffix)
+    suffix = flattened(suffix)
     graph = read(suffix)
-    pure: list[bool] = []
-    for operation, sources in zip(graph.operations, graph.reads, strict=True):
-        plain = not (is_layer(operation) and (operation.weights or is_stochastic(operation)))
-        pure.append(plain and all(pure[i] for i in sources))
-    names = {op.name for op, is_pure in zip(graph.operations, pure, strict=True) if is_pure}
+    movable: list[bool] = []
+    for operation, sources in zip(graph.operations, graph.sources, strict=True):
+        varies = is_layer(operation) and (operation.weights or is_stochastic(operation))
+        movable.append(not varies and all(movable[i] for i in sources))
+    names = {op.name for op, moves in zip(graph.operations, movable, strict=True) if moves}
     front, rest = cut_after(suffix, names)
     features = rewire(front.input, prefix.output, front.output)
     return keras.Model(prefix.input, features, name=prefix.name), rest
 
 
 def stitch(prefix: keras.Model, suffix: keras.Model) -> keras.Model:
-    """Put two models together, one after the other: the inverse of `cut`.
+    """Join two models, one after the other: the inverse of `cut`.
 
     Args:
         prefix: a functional model.
-        suffix: a functional model that takes what the prefix gives.
+        suffix: a functional model that takes the outputs of the prefix.
 
     Returns:
         A plain, flat model that shares its layers with both.
 
     Raises:
-        ValueError: if the suffix does not take what the prefix gives.
+        ValueError: if the suffix does not take the outputs of the prefix.
 
     Example:
         >>> model = keras.applications.MobileNetV2(
@@ -115,14 +117,14 @@ def stitch(prefix: keras.Model, suffix: keras.Model) -> keras.Model:
         >>> stitch(*cut(model, "block_13")).count_params() == model.count_params()
         True
     """
-    given = [tuple(x.shape) for x in prefix.outputs]
-    taken = [tuple(x.shape) for x in suffix.inputs]
-    if given != taken:
+    returned = [tuple(x.shape) for x in prefix.outputs]
+    expected = [tuple(x.shape) for x in suffix.inputs]
+    if returned != expected:
         raise ValueError(
-            f"`suffix` must take what `prefix` gives, tensors of the shapes {given}. "
-            f"Received: {suffix.name!r}, which takes {taken}"
+            f"`suffix` must take the outputs of `prefix`, tensors of the shapes {returned}. "
+            f"Received: suffix={suffix.name!r}, which takes the shapes {expected}"
         )
-    prefix, suffix = functional(prefix), functional(suffix)
+    prefix, suffix = flattened(prefix), flattened(suffix)
     inputs = fresh_inputs(prefix.input)
     boundary = rewire(prefix.input, inputs, prefix.output)
     outputs = rewire(suffix.input, boundary, suffix.output)

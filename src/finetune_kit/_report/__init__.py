@@ -1,1 +1,1 @@
-"""How good a model is, and where it looks."""
+"""Evaluation of trained models: metrics, reports, comparisons and heat maps."""

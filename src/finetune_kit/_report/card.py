@@ -1,8 +1,4 @@
-"""A report comes in, a model card goes out: Markdown with the headings of Hugging Face's.
-
-The figures are the report's. What only people can know (what the model is for, whom it may fail) is
-left open, and says so. It knows no model and writes no file.
-"""
+"""A model card in Markdown, with the headings of Hugging Face's model cards."""
 
 from __future__ import annotations
 
@@ -11,61 +7,98 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from finetune_kit._report.markup import label
 from finetune_kit._report.metrics import OVERALL, PER_CLASS
+from finetune_kit._report.results import Results
 
-_OPEN = "*To be written by those who know.*"
+_MISSING = "[More information needed]"
+_LOAD = """```python
+import keras
+
+model = keras.saving.load_model("model.keras")
+probabilities = model.predict(pixels)  # uint8 or float RGB from 0 to 255
+```"""
 
 
-def of_report(report: Any, title: str) -> str:
-    """The card of a `Report` (headings: https://huggingface.co/docs/hub/model-cards)."""
+def of_report(report: Results, title: str) -> str:
+    """Return the card of a report.
+
+    The metrics, the training settings and the cautions are filled in. What the report does not
+    know, such as the intended use, is marked with `[More information needed]`.
+    """
     about = report.about
-    kind = "labels" if report.many else "classes"
-    names = ", ".join(map(_plain, report.class_names))
-    overall = [[label, str(report.figures[name])] for name, label in OVERALL.items()]
-    classes = [
-        [_plain(name), *(str(report.class_figures[name][c]) for c in PER_CLASS),
-         f"{report.support[name]:,}"]
-        for name in report.class_names
-    ]  # fmt: skip
     cautions = [f"- {_plain(text)}" for text in report.cautions()]
-    methods = sorted({figure.method for figure in report.figures.values()})
-    parts: list[tuple[str, str]] = [
-        (f"# {_plain(title)}", f"An image classifier that tells {len(report.class_names)} {kind}: "
-         f"{names}. It takes raw RGB pixels from 0 to 255."),
-        ("## Model Details", _list(about.get("model", {})) or _OPEN),
+    cautions.append(
+        "- The metrics were measured on images from one source. They do not show how the model "
+        "performs on images from other sources."
+    )
+    parts = [
+        (f"# {_plain(title)}", _description(report)),
+        ("## Model Details", _list(about.get("model", {}))),
         ("## Uses", ""),
-        ("### Direct Use", _OPEN),
-        ("### Out-of-Scope Use", _OPEN),
-        ("## Bias, Risks, and Limitations", "\n".join(
-            [*cautions, "- The figures below hold for images from the source of these test images; "
-             "nothing here was measured on others."])),
-        ("## How to Get Started with the Model", "```python\nimport keras\n\n"
-         'model = keras.saving.load_model("model.keras")\n'
-         "probabilities = model.predict(pixels)  # uint8 or float RGB from 0 to 255\n```"),
+        ("### Direct Use", _MISSING),
+        ("### Out-of-Scope Use", _MISSING),
+        ("## Bias, Risks, and Limitations", "\n".join(cautions)),
+        ("## How to Get Started with the Model", _LOAD),
         ("## Training Details", ""),
-        ("### Training Data", _list(about.get("data", {})) or _OPEN),
-        ("### Training Procedure", _list(about.get("training", {})) or _OPEN),
-        ("## Evaluation", f"{len(report.labels):,} test images. Figures with 95 % intervals "
-         f"({'; '.join(method for method in methods if method)})."),
-        ("### Metrics", _table(["figure", "value (95 % interval)"], overall)),
-        ("### Results", _table([kind[:-2] if kind == "classes" else "label",
-                                *PER_CLASS.values(), "images"], classes)),
-        ("## Technical Specifications", _list(about.get("environment", {})) or _OPEN),
-        ("## Model Card Authors", _OPEN),
-    ]  # fmt: skip
+        ("### Training Data", _list(about.get("data", {}))),
+        ("### Training Procedure", _list(about.get("training", {}))),
+        ("## Evaluation", _method(report)),
+        ("### Metrics", _metrics_table(report)),
+        ("### Results", _class_table(report)),
+        ("## Technical Specifications", _list(about.get("environment", {}))),
+        ("## Model Card Authors", _MISSING),
+    ]
     front = "---\nlibrary_name: keras\npipeline_tag: image-classification\n---"
     return "\n\n".join([front, *(text for part in parts for text in part if text)]) + "\n"
 
 
+def _description(report: Results) -> str:
+    kind = "labels" if report.multi_label else "classes"
+    names = ", ".join(map(_plain, report.class_names))
+    return (
+        f"An image classifier with {len(report.class_names)} {kind}: {names}. The input is RGB "
+        "pixels from 0 to 255."
+    )
+
+
+def _method(report: Results) -> str:
+    methods = sorted({estimate.method for estimate in report.metrics.values()} - {""})
+    return (
+        f"{len(report.labels):,} test images. The metrics have 95% intervals ({'; '.join(methods)};"
+        f" {report.resamples:,} resamples)."
+    )
+
+
+def _metrics_table(report: Results) -> str:
+    rows = [[name, str(report.metrics[key])] for key, name in OVERALL.items()]
+    return _table(["metric", "value (95% interval)"], rows)
+
+
+def _class_table(report: Results) -> str:
+    rows = []
+    for name in report.class_names:
+        values = (str(report.class_metrics[name][key]) for key in PER_CLASS)
+        rows.append([_plain(name), *values, f"{report.support[name]:,}"])
+    head = "label" if report.multi_label else "class"
+    return _table([head, *PER_CLASS.values(), "images"], rows)
+
+
 def _list(values: Mapping[str, Any]) -> str:
-    return "\n".join(f"- {_plain(name)}: {_plain(_words(value))}" for name, value in values.items())
+    lines = [
+        f"- {_plain(label(name))}: {_plain(_text(value))}"
+        for name, value in values.items()
+        if value is not None
+    ]
+    return "\n".join(lines) or _MISSING
 
 
-def _words(value: Any) -> str:
+def _text(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {_words(inner)}" for key, inner in value.items())
+        pairs = ((label(key), _text(inner)) for key, inner in value.items() if inner is not None)
+        return ", ".join(f"{name}: {text}" for name, text in pairs)
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(_words, value))
+        return ", ".join(map(_text, value))
     return str(value)
 
 
@@ -75,6 +108,6 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown takes for nothing else: one line, no markup, no table's edge."""
+    """Escape text so that Markdown shows it as it is: one line, no markup, no cell border."""
     flat = html.escape(" ".join(str(text).split()), quote=False)
     return re.sub(r"([\\`*_{}\[\]|#!])", r"\\\1", flat)

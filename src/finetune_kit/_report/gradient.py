@@ -1,9 +1,8 @@
-"""The rest of a model comes in, the gradient of its scores by the channels of its input goes out.
+"""The gradient of a model's scores with respect to the channels of a feature map.
 
-Keras has no public word for a gradient, but a train step is one: a variable that is added to the
-features and moved by plain gradient descent at rate 1 has moved, after one step, by the gradient.
-So no backend is imported, and it is the same on all three. This room knows nothing of pixels; what
-trains here is a copy.
+Keras has no public function for gradients, but a training step computes one: a variable that is
+added to the features and updated by plain gradient descent with learning rate 1 changes by the
+gradient. This needs no backend's own functions and works alike on all of them. A copy is trained.
 """
 
 from __future__ import annotations
@@ -18,50 +17,56 @@ from finetune_kit._model.graph import copy, made_by
 
 
 class Probe(keras.Model):
-    """The scores behind features to which a variable shift is added: one an image and channel.
+    """A model from features to scores, with a trainable shift for each image and channel.
 
-    A shift is added at each place of a map, so its gradient is the sum over all places.
+    The shift is added at every position of a feature map, so its gradient is the sum over all
+    positions.
 
     Args:
-        suffix: takes the features, gives a score for each class; a copy of it is used.
-        place: which of its inputs is the map of features.
-        batch_size: rows a step.
-        predicted: whether the gradient of the highest score is wanted, whichever that is.
+        suffix: the model from features to class scores. A copy of it is used.
+        place: index of the input that is the feature map.
+        batch_size: images per step.
+        predicted: whether to use the score of the predicted class, not that of a given class.
     """
 
     def __init__(
         self, suffix: keras.Model, place: int, batch_size: int, *, predicted: bool
     ) -> None:
-        super().__init__(name="probe", dtype="float32")  # the rest keeps its policy
+        super().__init__(name="probe", dtype="float32")  # the copy keeps its own dtype policy
         self.scores, self.place = _without_last_activation(copy(suffix)), place
         self.scores.trainable = False
         channels = suffix.inputs[place].shape[-1]
         self.shift = self.add_weight(shape=(batch_size, 1, 1, channels), initializer="zeros")
-        # A constant factor, taken back in the update, keeps small gradients alive in float16.
+        # The factor keeps small gradients from vanishing in float16; the update divides by it.
         descent = keras.optimizers.SGD(learning_rate=1.0, loss_scale_factor=1024.0)
-        loss = _highest_score if predicted else _wanted_score
+        loss = _highest_score if predicted else _target_score
         self.compile(optimizer=descent, loss=loss, auto_scale_loss=False)
 
     def call(self, features: Any) -> Any:
-        """Scores in two columns or more: a single one tells a class (+) from another (-)."""
+        """Return the scores; a single score becomes two columns, its negative and itself."""
         tensors = keras.tree.flatten(features)
         tensors[self.place] = tensors[self.place] + self.shift
-        # Said here, `training=False` holds in a train step too: no Dropout.
+        # An explicit `training=False` also holds in a training step, so dropout is off.
         scores = self.scores(tensors if len(tensors) > 1 else tensors[0], training=False)
-        scores = keras.tree.flatten(scores)[0]  # a Sequential's graph has a list of one
+        scores = keras.tree.flatten(scores)[0]  # a Sequential's graph returns a list of one
         if scores.shape[-1] > 1:
             return scores
         return keras.ops.concatenate([-scores, scores], axis=-1)
 
-    def gradient(self, features: Any, wanted: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The gradient of each row's score, `(batch_size, channels)`; `wanted` is one-hot."""
+    def gradient(self, features: Any, targets: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the gradient of each image's score, `(batch_size, channels)`.
+
+        Args:
+            features: the model's inputs for one batch.
+            targets: the classes, one-hot.
+        """
         self.shift.assign(np.zeros(self.shift.shape, np.float32))
-        self.train_on_batch(features, wanted)
+        self.train_on_batch(features, targets)
         return np.array(keras.ops.convert_to_numpy(self.shift))[:, 0, 0]
 
 
-def _wanted_score(wanted: Any, scores: Any) -> Any:
-    return -keras.ops.sum(wanted * scores)
+def _target_score(targets: Any, scores: Any) -> Any:
+    return -keras.ops.sum(targets * scores)
 
 
 def _highest_score(_: Any, scores: Any) -> Any:
@@ -69,10 +74,10 @@ def _highest_score(_: Any, scores: Any) -> Any:
 
 
 def _without_last_activation(twin: keras.Model) -> keras.Model:
-    """The scores before the softmax or sigmoid; where there is none, the outputs themselves.
+    """Return the model before its final softmax or sigmoid, or the model itself without one.
 
-    The gradient of a probability by way of its logarithm would differ by a factor for each image,
-    which a map scaled to its highest value does not show.
+    A model that ends in probabilities and has no such activation is used as it is: the gradient of
+    a log-probability differs by one factor per image, which a map scaled to its maximum hides.
     """
     last, node = made_by(twin.outputs[0])
     if isinstance(last, keras.layers.Softmax):
@@ -81,5 +86,5 @@ def _without_last_activation(twin: keras.Model) -> keras.Model:
         last, _ = made_by(last.outputs[0])
     squashing = (keras.activations.softmax, keras.activations.sigmoid)
     if getattr(last, "activation", None) in squashing:
-        last.activation = keras.activations.linear  # of the copy
+        last.activation = keras.activations.linear  # `twin` is a copy
     return twin

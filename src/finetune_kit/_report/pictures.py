@@ -1,8 +1,7 @@
-"""Figures and examples come in, pictures go out; all of them look alike.
+"""Pictures of a report and of a comparison, drawn with matplotlib (the extra `plots`).
 
-Made with matplotlib (the extra `plots`), which is loaded when the first is drawn. Series are told
-apart by colour (Okabe and Ito's, made for colour-blind readers), by dashes and by markers. It knows
-no model and writes no file.
+Series differ in colour (Okabe and Ito's palette for colour-blind readers), dashes and markers.
+matplotlib is imported when the first picture is drawn.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import logging
 import re
 import textwrap
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
@@ -22,18 +21,23 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn import metrics
 
-from finetune_kit._report.metrics import Figure, calibration
+from finetune_kit._report.bootstrap import BINS
+from finetune_kit._report.estimate import Estimate, proportion
+from finetune_kit._report.metrics import calibration_bins
+from finetune_kit._report.results import Example, Results
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+OF_REPORT = ("confusion_matrix", "learning_curves", "curves", "calibration", "mistakes")
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _DASHES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
-_CURVES = 8  # so many classes have curves of their own
-OF_REPORT = ("confusion_matrix", "learning_curves", "curves", "calibration", "mistakes")
+_CURVES = 8  # classes that have curves, at most
+_SHEET = 12  # images on the sheet of misclassified images, at most
+_NUMBERED = 400  # cells of a confusion matrix that shows numbers, at most
 _log = logging.getLogger("finetune_kit")
 
 
 def available(what: Any) -> bool:
-    """Is matplotlib there? If not, it is said once for each report."""
+    """Return whether matplotlib is installed; log a warning about `what` if it is not."""
     found = importlib.util.find_spec("matplotlib") is not None
     if not found:
         _log.warning(
@@ -44,70 +48,72 @@ def available(what: Any) -> bool:
     return found
 
 
-def of_report(report: Any) -> dict[str, Any]:
-    """The pictures of a `Report` by name, those that have something to show."""
-    corner, columns, rows = report.counts()
-    drawn = {"confusion_matrix": confusion(corner, columns, rows, report.support)}
+def of_report(report: Results) -> dict[str, Any]:
+    """Return the pictures of a report by name; pictures without content are left out."""
+    drawn = {"confusion_matrix": confusion(report)}
     if report.history:
-        drawn["learning_curves"] = learning_curves(report.history)
-    truth = report.labels if report.many else np.eye(report.scores.shape[1])[report.labels]
+        drawn["learning_curves"] = learning_curves(report.history, report.kept_epoch)
+    truth = report.labels if report.multi_label else np.eye(report.scores.shape[1])[report.labels]
     if any(0 < column.sum() < len(column) for column in truth.T):
-        drawn["curves"] = rank_curves(truth, report.scores, report.class_figures)
-    drawn["calibration"] = reliability(report.labels, report.scores, report.figures)
-    wrong = [example for example in report.examples if report.is_mistake(example)]
+        drawn["curves"] = ranking_curves(truth, report)
+    drawn["calibration"] = reliability(report)
+    wrong = [example for example in report.examples if report.is_misclassified(example)]
     if wrong:
-        drawn["mistakes"] = mistakes(wrong, report.caption)
+        drawn["mistakes"] = misclassified(report, wrong)
     return drawn
 
 
-def confusion(
-    corner: str,
-    columns: Sequence[str],
-    rows: Sequence[tuple[str, list[int]]],
-    support: Mapping[str, int],
-) -> Any:
-    """Counts and shares of each row, the darker the more."""
-    counts = np.array([row for _, row in rows])
+def confusion(report: Results) -> Any:
+    """Draw the confusion matrix: counts, and the share of the row as a shade."""
+    table = report.confusion_table()
+    counts = table.counts
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     height, width = counts.shape
-    figure = _figure(3.0 + 0.95 * width, 2.2 + 0.8 * height)
+    figure = _figure(3.6 + 1.05 * width, 2.4 + 0.9 * height)
     axes = figure.subplots()
     picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    for row, column in np.ndindex(shares.shape) if counts.size <= 400 else ():
+    for row, column in np.ndindex(shares.shape) if counts.size <= _NUMBERED else ():
         share = shares[row, column]
-        ink = "white" if share > 0.55 else "#111111"  # on the cell, whatever the page's ink
+        color = "white" if share > 0.55 else "#111111"
         text = f"{counts[row, column]:,}\n{share:.0%}"
-        axes.text(column, row, text, ha="center", va="center", color=ink)
+        axes.text(column, row, text, ha="center", va="center", color=color, fontsize=13)
+    names = [f"{_escaped(name)} ({report.support[name]:,})" for name in table.rows]
+    columns = list(map(_escaped, table.columns))
     axes.set_xticks(range(width), columns, rotation=30, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(height), [f"{name} ({support[name]:,})" for name, _ in rows])
-    if corner != "label":
-        axes.set(xlabel="predicted", ylabel="true")
-    figure.colorbar(picture, ax=axes, shrink=0.8, label="share of the row")
+    axes.set_yticks(range(height), names)
+    axes.tick_params(labelsize=13)
+    if not report.multi_label:
+        axes.set_xlabel("predicted class", fontsize=14)
+        axes.set_ylabel("true class", fontsize=14)
+    bar = figure.colorbar(picture, ax=axes, shrink=0.8)
+    bar.set_label("share of the row", fontsize=13)
     return figure
 
 
-def learning_curves(history: Mapping[str, Sequence[float]]) -> Any:
-    """Loss and metrics, of training and validation; a line where a phase begins."""
+def learning_curves(history: Mapping[str, Sequence[float]], kept_epoch: int | None) -> Any:
+    """Draw loss and metrics per epoch, with lines where a phase starts and at the kept epoch."""
     from matplotlib.ticker import MaxNLocator
 
-    own = {"epoch", "phase", "learning_rate"}
-    names = [n for n in history if n not in own and not n.startswith("val_")][:4]
-    figure = _figure(4.5 * len(names), 3.6)
-    begins = np.flatnonzero(np.diff(history.get("phase", ()))) + 1.5
+    left_out = {"epoch", "phase", "learning_rate"}
+    names = [n for n in history if n not in left_out and not n.startswith("val_")][:4]
+    figure = _figure(4.8 * len(names), 3.8)
+    starts = np.flatnonzero(np.diff(history.get("phase", ()))) + 1.5
     for axes, metric in zip(np.ravel(figure.subplots(1, len(names))), names, strict=True):
-        for key, label, style in (
-            (metric, "training", "-o"),
-            (f"val_{metric}", "validation", "--s"),
+        for key, label, style, color in (
+            (metric, "training", "-o", _COLORS[0]),
+            (f"val_{metric}", "validation", "--s", _COLORS[1]),
         ):
             values = history.get(key, [])
             if len(values):
-                colour = _COLOURS[label == "validation"]
                 epochs = range(1, len(values) + 1)
-                axes.plot(epochs, values, style, label=label, markersize=3, color=colour)
-        for number, place in enumerate(begins, start=2):
+                axes.plot(epochs, values, style, label=label, markersize=3, color=color)
+        for number, place in enumerate(starts, start=2):
             axes.axvline(place, color="gray", linestyle=":")
             axes.text(place, 1.0, f" phase {number}", fontsize="small", va="bottom",
                       transform=axes.get_xaxis_transform())  # fmt: skip
+        if kept_epoch:
+            axes.axvline(kept_epoch, color=_COLORS[2], linestyle="-.",
+                         label=f"epoch {kept_epoch} was kept")  # fmt: skip
         axes.set(xlabel="epoch", ylabel=metric.replace("_", " "))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
@@ -115,95 +121,123 @@ def learning_curves(history: Mapping[str, Sequence[float]]) -> Any:
     return figure
 
 
-def rank_curves(
-    truth: NDArray[Any], scores: NDArray[np.float64], figures: Mapping[str, Mapping[str, Figure]]
-) -> Any:
-    """ROC and precision-recall curves of each class against the rest."""
-    figure = _figure(9, 4.2)
+def ranking_curves(truth: NDArray[Any], report: Results) -> Any:
+    """Draw the ROC and precision-recall curves of each class against the rest."""
+    figure = _figure(9.6, 4.6)
     left, right = figure.subplots(1, 2)
-    told = [i for i in range(truth.shape[1]) if 0 < truth[:, i].sum() < len(truth)]
-    names = list(figures)
-    for i, style in zip(told[:_CURVES], _styles(), strict=False):
-        false, true, _ = metrics.roc_curve(truth[:, i], scores[:, i])
-        precision, recall, _ = metrics.precision_recall_curve(truth[:, i], scores[:, i])
-        area, average = (figures[names[i]][x].value for x in ("roc_auc", "average_precision"))
-        left.plot(false, true, label=f"{_escaped(names[i])} ({area:.3f})", **style)
+    defined = [i for i in range(truth.shape[1]) if 0 < truth[:, i].sum() < len(truth)]
+    for i, style in zip(defined[:_CURVES], _styles(), strict=False):
+        false, true, _ = metrics.roc_curve(truth[:, i], report.scores[:, i])
+        precision, recall, _ = metrics.precision_recall_curve(truth[:, i], report.scores[:, i])
+        name = report.class_names[i]
+        found = report.class_metrics[name]
+        area, average = found["roc_auc"].value, found["average_precision"].value
+        left.plot(false, true, label=f"{_escaped(name)} ({area:.3f})", **style)
         right.plot(recall, precision, drawstyle="steps-pre",
-                   label=f"{_escaped(names[i])} ({average:.3f})", **style)  # fmt: skip
+                   label=f"{_escaped(name)} ({average:.3f})", **style)  # fmt: skip
     left.plot([0, 1], [0, 1], color="gray", linewidth=0.8)
     left.set(xlabel="false positive rate", ylabel="true positive rate")
-    left.set_title("ROC (area)", fontsize="medium")
+    left.set_title("ROC curve (area)", fontsize="medium")
     right.set(xlabel="recall", ylabel="precision", ylim=(0, 1.03))
-    right.set_title("precision-recall (average precision)", fontsize="medium")
+    right.set_title("precision-recall curve (average precision)", fontsize="medium")
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small", frameon=False)
     return figure
 
 
-def reliability(
-    labels: NDArray[np.int64], scores: NDArray[np.float64], figures: Mapping[str, Figure]
-) -> Any:
-    """How often the model was right, where it was how sure; and how many images were there."""
-    sure, right, weights, _ = calibration(labels, scores)
-    figure = _figure(4.8, 4.6)
+def reliability(report: Results) -> Any:
+    """Draw accuracy against predicted probability in bins, with Wilson intervals and counts."""
+    count = report.labels.size  # images, or images times labels
+    number = 5 if count < 500 else 10 if count < 5000 else BINS
+    bins = calibration_bins(report.labels, report.scores, number)
+    filled = np.flatnonzero(bins.counts)
+    found = [proportion(int(bins.correct[i]), int(bins.counts[i])) for i in filled]
+    values = np.array([estimate.value for estimate in found])
+    ends = [values - [e.low for e in found], [e.high for e in found] - values]
+    figure = _figure(5.4, 5.4)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    some = weights > 0
-    top.plot([0, 1], [0, 1], color="gray", linewidth=0.8, label="as sure as right")
-    top.plot(sure[some], right[some], "-o", color=_COLOURS[0], label="the model")
-    top.set(ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.03))
-    top.set_title(f"calibration error {figures['calibration_error']}", fontsize="medium")
-    bottom.bar((np.arange(len(weights)) + 0.5) / len(weights), weights, 0.9 / len(weights),
-               color=_COLOURS[0])  # fmt: skip
-    bottom.set(xlabel="probability that the model told", ylabel="share of all")
+    top.plot([0, 1], [0, 1], color="gray", linewidth=0.8, label="perfect calibration")
+    top.errorbar(bins.confidence[filled], values, yerr=np.maximum(ends, 0), fmt="o", capsize=3,
+                 color=_COLORS[0], label=f"model ({number} bins, 95% intervals)")  # fmt: skip
+    top.set(ylabel="accuracy", xlim=(0, 1), ylim=(-0.03, 1.03))
+    error = report.metrics["expected_calibration_error"]
+    top.set_title(f"ECE ({BINS} bins): {error}", fontsize="medium")
+    middles = (np.arange(number) + 0.5) / number
+    bars = bottom.bar(middles, bins.counts, 0.9 / number, color=_COLORS[0])
+    bottom.bar_label(bars, [f"{n:,}" if n else "" for n in bins.counts], fontsize="small")
+    bottom.set(xlabel="predicted probability", ylabel="labels" if report.multi_label else "images")
+    bottom.margins(y=0.25)
     for axes in (top, bottom):
         axes.grid(alpha=0.3)
-    top.legend(fontsize="small", frameon=False)
+        axes.set_axisbelow(True)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure
 
 
-def mistakes(examples: Sequence[Any], caption: Any) -> Any:
-    """A sheet of the most confident mistakes, with where the model looked."""
-    shown = sorted(examples, key=lambda example: -example.probability)[:12]
-    columns = min(4, len(shown))
+def misclassified(report: Results, examples: Sequence[Example]) -> Any:
+    """Draw the most confident misclassified images, each beside its heat map."""
+    shown = sorted(examples, key=lambda example: -example.probability)[:_SHEET]
+    maps = sum(example.heat_map is not None for example in shown)
+    columns = min(3 if maps else 4, len(shown))
     rows = -(-len(shown) // columns)
-    figure = _figure(2.3 * columns, 2.9 * rows)
+    cell = 4.4 if maps else 2.9
+    figure = _figure(max(5.0, cell * columns), 0.6 + 2.75 * rows)
     grid = np.ravel(figure.subplots(rows, columns))
     for axes in grid:
         axes.axis("off")
     for axes, example in zip(grid, shown, strict=False):
-        axes.imshow(np.asarray(Image.open(io.BytesIO(example.heat_map or example.picture))))
-        axes.set_title(_escaped(textwrap.fill(caption(example), 26)), fontsize="small")
+        axes.imshow(_beside(example, wide=bool(maps)))
+        caption = textwrap.fill(report.caption(example), 34 if maps else 24)
+        axes.set_title(_escaped(caption), fontsize=13)
+    title = f"The {len(shown)} most confident of {report.misclassified:,} misclassified images"
+    if maps:
+        title += ", with their heat maps" if maps == len(shown) else f", {maps} with heat maps"
+    figure.suptitle(title, fontsize=14)
     return figure
 
 
-def compared(figures: Mapping[str, Mapping[str, Figure]], names: Sequence[str], axis: str) -> Any:
-    """Figures of several models with their intervals, side by side."""
+def _beside(example: Example, *, wide: bool) -> NDArray[np.uint8]:
+    """Return the pixels of an example; if `wide`, beside its heat map or between empty margins."""
+    picture = np.asarray(Image.open(io.BytesIO(example.picture)).convert("RGB"))
+    height, width = picture.shape[:2]
+    if not wide:
+        return picture
+    if example.heat_map is None:
+        margin = np.full((height, (width + width // 40) // 2, 3), 255, np.uint8)
+        return np.concatenate([margin, picture, margin], axis=1)
+    heat = np.asarray(Image.open(io.BytesIO(example.heat_map)).convert("RGB"))
+    gap = np.full((height, width // 40, 3), 255, np.uint8)
+    return np.concatenate([picture, gap, heat], axis=1)
+
+
+def compared(models: Mapping[str, Mapping[str, Estimate]], names: Sequence[str], axis: str) -> Any:
+    """Draw accuracy and macro F1 of several models with their intervals."""
     wanted = {"accuracy": "accuracy", "macro_f1": "macro F1"}
-    figure = _figure(max(4.8, 1.6 + 0.9 * len(figures)), 3.8)
+    figure = _figure(max(5.2, 1.8 + 1.1 * len(models)), 4.0)
     axes = figure.subplots()
     for shift, (key, label), style in zip((-0.1, 0.1), wanted.items(), _styles(), strict=False):
-        values = [figures[name][key] for name in figures]
-        ends = [[f.value - f.low for f in values], [f.high - f.value for f in values]]
-        axes.errorbar(np.arange(len(values)) + shift, [f.value for f in values], yerr=ends,
+        found = [metrics[key] for metrics in models.values()]
+        ends = [[e.value - e.low for e in found], [e.high - e.value for e in found]]
+        axes.errorbar(np.arange(len(found)) + shift, [e.value for e in found], yerr=ends,
                       marker=_MARKERS[shift > 0], capsize=3, label=label,
                       **{**style, "linestyle": "none"})  # fmt: skip
-    axes.set_xticks(range(len(names)), map(_escaped, names))
-    axes.set(xlabel=axis, ylabel="on the same test images")
+    axes.set_xticks(range(len(names)), [_escaped(textwrap.fill(name, 16)) for name in names])
+    axes.set(xlabel=axis, ylabel="value on the test images")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure
 
 
 def png(figure: Any) -> bytes:
-    """The picture as PNG, for print and for reading."""
+    """Return the picture as PNG."""
     buffer = io.BytesIO()
     _save(figure, buffer, format="png", dpi=150)
     return buffer.getvalue()
 
 
 def svg(figure: Any, name: str) -> str:
-    """The picture as SVG to stand in a page: its ink is the page's, light or dark."""
+    """Return the picture as SVG for a page, in the text colour of the page."""
     import matplotlib
 
     buffer = io.StringIO()
@@ -218,24 +252,22 @@ def svg(figure: Any, name: str) -> str:
 
 def _save(figure: Any, buffer: Any, **options: Any) -> None:
     with warnings.catch_warnings():
-        # One for each letter that matplotlib's font lacks; in the page the browser's font has it.
+        # One for each letter that matplotlib's font lacks; in a page the browser has a font for it.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure.savefig(buffer, **options)
 
 
 def _figure(width: float, height: float) -> Any:
-    from matplotlib.figure import Figure as Drawing
+    from matplotlib.figure import Figure
 
-    return Drawing(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), layout="constrained")
 
 
-def _styles() -> Any:
-    return (
-        {"color": colour, "linestyle": dash}
-        for colour, dash in zip(cycle(_COLOURS), cycle(_DASHES), strict=False)
-    )
+def _styles() -> Iterator[dict[str, str]]:
+    for color, dash in zip(cycle(_COLORS), cycle(_DASHES), strict=False):
+        yield {"color": color, "linestyle": dash}
 
 
 def _escaped(text: str) -> str:
-    """Matplotlib takes dollars for formulas."""
+    """Escape dollar signs, which matplotlib reads as formulas."""
     return str(text).replace("$", r"\$")

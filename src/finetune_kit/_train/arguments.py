@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,9 +13,11 @@ from finetune_kit._data.images import ImageSet
 from finetune_kit._features.augmentation import Augmentation, as_augmentation
 from finetune_kit._features.cache import FeatureCache, as_cache
 from finetune_kit._model import preprocessing as pixel_conventions
+from finetune_kit._model.digest import variable_digest
 from finetune_kit._model.graph import copy, is_stochastic
+from finetune_kit._model.head import check_not_swapped
 from finetune_kit._model.spec import FineTuneSpec
-from finetune_kit._text import listed
+from finetune_kit._text import listed, plural
 from finetune_kit._train.callbacks import as_callbacks, check_callbacks
 from finetune_kit._train.objective import Choices, as_choices, class_weights, objective
 from finetune_kit._train.optimizer import Optimizers
@@ -45,12 +48,14 @@ def make_setup(
     ]
     Optimizers(options["optimizer"]).check(factors)
     _check_head(backbone, head, train, choices)
+    class_weight = class_weights(options["class_weight"], train.labels, train.class_names)
+    augmentation = _check_augmentation(options["augmentation"], cache)
+    # Last, because a random layer that is copied draws its seed.
+    layer = _check_preprocessing(options["preprocessing"], backbone, cached=cache is not None)
     return Setup(
         backbone=backbone,
         head=head,
-        preprocessing=_check_preprocessing(
-            options["preprocessing"], backbone, cached=cache is not None
-        ),
+        preprocessing=layer,
         phases=phases,
         train=train,
         validation=validation,
@@ -58,12 +63,13 @@ def make_setup(
         batch_size=options["batch_size"],
         choices=choices,
         optimizer=options["optimizer"],
-        class_weight=class_weights(options["class_weight"], train.labels, train.class_names),
+        class_weight=class_weight,
         callbacks=callbacks,
-        augmentation=_check_augmentation(options["augmentation"], cache),
+        augmentation=augmentation,
         cache=cache,
         seed=options["seed"],
         verbose=options["verbose"],
+        digests=tuple(map(variable_digest, backbone.weights)),
     )
 
 
@@ -71,12 +77,7 @@ def _check_models(backbone: Any, head: Any) -> tuple[int, int]:
     """Check backbone and head, and return height and width of the images."""
     check_kind("backbone", backbone, keras.Model, "such as keras.applications.MobileNetV2(...)")
     check_kind("head", head, keras.Layer, "see classification_head")
-    takes_images = len(getattr(head, "input_shape", None) or ()) == 4 if head.built else False
-    if not getattr(backbone, "inputs", None) and takes_images:
-        raise ValueError(
-            "`backbone` and `head` seem to be swapped; call fine_tune(backbone, head, spec, ...). "
-            f"Received: backbone={backbone.name!r}, head={head.name!r}"
-        )
+    check_not_swapped(backbone, head)
     return image_size("backbone", backbone)
 
 
@@ -86,7 +87,14 @@ def _check_specs(backbone: keras.Model, spec: Any) -> tuple[Phase, ...]:
     hint = "such as FineTuneSpec(trainable_blocks=2), or a list of one or more"
     for each in specs:
         check_kind("spec", each, FineTuneSpec, hint)
-    return tuple(Phase(i, each, each.plan(backbone)) for i, each in enumerate(specs, start=1))
+    phases = tuple(Phase(i, each, each.plan(backbone)) for i, each in enumerate(specs, start=1))
+    if phases[0].plan.top_params:
+        raise ValueError(
+            "`backbone` must have no classifier, because `head` takes its place; build it with "
+            f"include_top=False. Received: {backbone.name!r}, whose classifier has "
+            f"{plural(phases[0].plan.top_params, 'parameter')}"
+        )
+    return phases
 
 
 def _check_images(train: Any, validation: Any) -> ImageSet | None:
@@ -115,18 +123,22 @@ def _check_images(train: Any, validation: Any) -> ImageSet | None:
 
 
 def _check_disjoint(train: ImageSet, validation: ImageSet) -> None:
-    known = set(zip(train.paths, train.digests(), strict=True))
-    both = [
-        path
-        for path, digest in zip(validation.paths, validation.digests(), strict=True)
-        if (path, digest) in known
-    ]
+    """Check that no image is in both sets; equal images of different files are allowed."""
+    equal = {*train.digests()} & {*validation.digests()}
+    known = {os.path.realpath(path) for path in _with_digests(train, equal)}
+    both = [p for p in _with_digests(validation, equal) if os.path.realpath(p) in known]
     if both:
         raise ValueError(
             "`validation` must not hold images of `train`, or its metrics are too good; "
-            f"ImageSet.split makes disjoint sets. Received {len(both):,} images that are in both: "
-            f"{listed(both)}"
+            f"ImageSet.split makes disjoint sets. Received {plural(len(both), 'image')} that "
+            f"{'is' if len(both) == 1 else 'are'} in both: {listed(both)}"
         )
+
+
+def _with_digests(images: ImageSet, digests: set[str]) -> list[str]:
+    """Return the paths of the images that have one of the digests."""
+    pairs = zip(images.paths, images.digests(), strict=True)
+    return [path for path, digest in pairs if digest in digests]
 
 
 def _check_preprocessing(
@@ -147,7 +159,7 @@ def _check_preprocessing(
             f"Received: {preprocessing.name!r}"
         )
     layer = None if preprocessing is None else copy(preprocessing)
-    pixel_conventions.warn_of_pixels(layer, backbone)
+    pixel_conventions.warn_of_pixel_range(layer, backbone)
     return layer
 
 
@@ -180,8 +192,24 @@ def _check_head(
     backbone: keras.Model, head: keras.Layer, train: ImageSet, choices: Choices
 ) -> None:
     """Check that the head fits labels and backbone, as far as can be known without building it."""
+    first = (getattr(head, "layers", None) or [head])[0]
+    axes = getattr(getattr(first, "input_spec", None), "ndim", None)
     try:
+        if axes not in (None, len(backbone.output_shape)):
+            raise ValueError(f"{first.name!r} takes {axes} axes")
         outputs = head.compute_output_shape(backbone.output_shape)
-    except Exception:  # a layer of the user's own may not know: building it will show
-        return
+    except Exception as error:
+        if not _is_plain(head):  # a layer of the user's own may not know: building it will show
+            return
+        raise ValueError(
+            f"`head` must take the output of `backbone` ({backbone.name!r}), of shape "
+            f"{backbone.output_shape}; for one that is pooled already, pass classification_head("
+            f"..., pooling=None). Received: head={head.name!r}, which fails with {error}"
+        ) from error
     objective(outputs, head, train.labels, train.class_names, choices)
+
+
+def _is_plain(layer: keras.Layer) -> bool:
+    """Return whether a layer and the layers in it are Keras' own."""
+    inner = getattr(layer, "layers", ())
+    return type(layer).__module__.startswith("keras.") and all(map(_is_plain, inner))

@@ -217,7 +217,7 @@ def _relay(hook: str) -> Callable[..., None]:
 
 def kept_epoch(callbacks: Sequence[keras.callbacks.Callback], last: int) -> int:
     """Return the epoch, from 1, whose weights the model has: early stopping may restore one."""
-    for callback in callbacks:
+    for callback in reversed(callbacks):  # the last one that restores weights decides
         early = isinstance(callback, keras.callbacks.EarlyStopping)
         if early and callback.restore_best_weights and callback.best_weights is not None:
             return int(callback.best_epoch) + 1

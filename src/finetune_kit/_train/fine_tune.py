@@ -14,6 +14,7 @@ import keras
 from finetune_kit._data.images import ImageSet
 from finetune_kit._features.augmentation import Augmentation
 from finetune_kit._features.cache import FeatureCache, opened
+from finetune_kit._hints import hints
 from finetune_kit._model.spec import FineTuneSpec
 from finetune_kit._quiet import quiet
 from finetune_kit._train import phases
@@ -25,6 +26,16 @@ from finetune_kit._train.setup import Setup
 from finetune_kit._train.tuned import FineTuned
 
 
+@hints(
+    epochs="FineTuneSpec(epochs=...)",
+    learning_rate="FineTuneSpec(learning_rate=...)",
+    trainable_blocks="FineTuneSpec(trainable_blocks=...)",
+    label_smoothing="loss=keras.losses.CategoricalCrossentropy(label_smoothing=...)",
+    dropout="classification_head(..., dropout=...)",
+    cache_dir="features=...",
+    validation_data="validation=...",
+    views="augmentation=Augmentation(layer, views=...)",
+)
 @quiet()
 def fine_tune(
     backbone: keras.Model,
@@ -137,11 +148,11 @@ def fine_tune(
         "verbose": verbose,
     }
     setup = make_setup(backbone, head, spec, train, validation, options)
-    keras.utils.set_random_seed(seed)
-    setup = setup.copied()
     progress = Progress(Optimizers(optimizer))
     checkpoints = None if run_dir is None else Checkpoints(run_dir, setup.identity())
     with opened(setup.cache, run_dir) as folder:
+        keras.utils.set_random_seed(seed)
+        setup = setup.copied()
         source = setup.source(folder)
         progress.seconds["build"] += time.perf_counter() - started
         try:

@@ -16,7 +16,7 @@ from finetune_kit._data.images import ImageSet
 from finetune_kit._features.augmentation import Augmentation
 from finetune_kit._features.cache import FeatureCache
 from finetune_kit._features.frozen import FeatureSource
-from finetune_kit._model.digest import described, variable_digest
+from finetune_kit._model.digest import fingerprint, variable_digest
 from finetune_kit._model.graph import copy
 from finetune_kit._model.plan import FreezePlan
 from finetune_kit._model.preprocessing import pixel_range
@@ -54,6 +54,7 @@ class Setup:
     cache: FeatureCache | None
     seed: int
     verbose: str | int
+    digests: tuple[str, ...]  # SHA-256 of the backbone's weights before training, in their order
 
     def copied(self) -> Setup:
         """Return the same settings with copies of backbone, head and augmentation.
@@ -72,7 +73,6 @@ class Setup:
 
     def source(self, folder: Path | None) -> FeatureSource:
         """Return what the features are computed from; `folder`: of the cache, or None."""
-        known = self.constant_digests
         return FeatureSource(
             images=self.images,
             train_count=len(self.train),
@@ -84,7 +84,7 @@ class Setup:
             augmentation=self.augmentation,
             seed=self.seed,
             digests=() if folder is None else self.images.digests(),
-            weights={id(v): known[v.path] for v in self.backbone.weights if v.path in known},
+            weights={id(v): digest for v, digest in self._constant},
         )
 
     @cached_property
@@ -94,15 +94,16 @@ class Setup:
             return self.train
         return _without_groups(self.train) + _without_groups(self.validation)
 
-    @cached_property
-    def constant_digests(self) -> dict[str, str]:
-        """Digests of the backbone's variables that stay the same in all phases, by path."""
+    @property
+    def _constant(self) -> list[tuple[Any, str]]:
+        """The backbone's variables that stay the same in all phases, with their digests."""
         moving = {path for phase in self.phases for path in _moving_paths(phase.plan)}
-        return {v.path: variable_digest(v) for v in self.backbone.weights if v.path not in moving}
+        pairs = zip(self.backbone.weights, self.digests, strict=True)
+        return [(v, digest) for v, digest in pairs if v.path not in moving]
 
     def frozen_digests(self, phase: Phase) -> dict[str, str]:
         """Return digests of the variables that stay the same in a phase, by path."""
-        moving, known = _moving_paths(phase.plan), self.constant_digests
+        moving, known = _moving_paths(phase.plan), {v.path: digest for v, digest in self._constant}
         return {
             v.path: known.get(v.path) or variable_digest(v)
             for v in self.backbone.weights
@@ -122,11 +123,12 @@ class Setup:
         """Return what decides the result of the run, as plain values."""
         layer = self.preprocessing
         drawn = self.augmentation
+        weights = {id(v): d for v, d in zip(self.backbone.weights, self.digests, strict=True)}
         return {
             "specs": [phase.spec.to_dict() for phase in self.phases],
-            "backbone": described(self.backbone),
-            "head": described(self.head),
-            "preprocessing": None if layer is None else described(layer),
+            "backbone": fingerprint(self.backbone, weights),
+            "head": fingerprint(self.head),
+            "preprocessing": None if layer is None else fingerprint(layer),
             "class_names": list(self.train.class_names),
             **_contents("train", self.train),
             **_contents("validation", self.validation),
@@ -134,7 +136,7 @@ class Setup:
             "optimizer": Optimizers(self.optimizer).config,
             "objective": self.choices.config,
             "class_weight": self.class_weight,
-            "augmentation": None if drawn is None else [described(drawn.layer), drawn.views],
+            "augmentation": None if drawn is None else [fingerprint(drawn.layer), drawn.views],
             "features": self.cache and self.cache.dtype,
             "seed": self.seed,
             "keras": [keras.__version__, keras.backend.backend()],

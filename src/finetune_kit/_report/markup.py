@@ -1,0 +1,153 @@
+"""HTML elements that the pages share.
+
+A page has no script; the browser's own popovers and details open and close. All text from outside
+(class names, file names) passes through `html.escape`.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from finetune_kit._report.estimate import Estimate
+from finetune_kit._report.style import STYLE
+
+_NO_INTERVAL = (
+    "No interval: every bootstrap resample gives the same value (for example because no image was "
+    "misclassified), or the class was never predicted. This does not mean that the value is exact."
+)
+_UNDEFINED = "Undefined: there is no image of the class, or no image of another class."
+
+
+def document(title: str, top: str, sections: Sequence[tuple[str, str]]) -> str:
+    """Return a whole page.
+
+    Args:
+        title: title of the page, as text.
+        top: what stands between the title and the first section, as HTML.
+        sections: heading (text) and content (HTML) of each section; empty sections are left out.
+    """
+    shown = [(heading, html) for heading, html in sections if html]
+    links = "".join(f'<li><a href="#s{i}">{escape(h)}</a></li>' for i, (h, _) in enumerate(shown))
+    body = "".join(
+        f'<section id="s{i}" aria-labelledby="h{i}"><h2 id="h{i}">{escape(heading)}</h2>{html}'
+        "</section>"
+        for i, (heading, html) in enumerate(shown)
+    )
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
+        "img-src data:; style-src 'unsafe-inline'\">"
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>"
+        f"<header><h1>{escape(title)}</h1></header><main>{top}"
+        f'<nav aria-label="Sections"><ul>{links}</ul></nav>{body}</main></body></html>\n'
+    )
+
+
+def table(
+    head: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    name: str,
+    *,
+    kind: str = "",
+    hint: bool = False,
+) -> str:
+    """Return a table that scrolls sideways where it is too wide.
+
+    Args:
+        head: the column headings, as HTML.
+        rows: the cells, as HTML; the first cell of each row is its heading.
+        name: accessible name of the table.
+        kind: CSS class of the table.
+        hint: whether a hint to scroll stands above the table on narrow screens.
+    """
+    top = "".join(f'<th scope="col">{cell}</th>' for cell in head)
+    body = "".join(
+        f'<tr><th scope="row">{row[0]}</th>{"".join(f"<td>{cell}</td>" for cell in row[1:])}</tr>'
+        for row in rows
+    )
+    css = f' class="{kind}"' if kind else ""
+    return (
+        f"{SCROLL_HINT if hint else ''}"
+        f'<div class="wide" tabindex="0" role="region" aria-label="{escape(name)}">'
+        f"<table{css}><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+SCROLL_HINT = '<p class="hint">Scroll sideways to see all columns. →</p>'
+
+
+def estimate_cell(estimate: Estimate, form: str = ".3f") -> str:
+    """Return a value with its interval below it; the tooltip names the interval method."""
+    method = escape(estimate.method)
+    if not estimate.is_defined:
+        return f'<span title="{method}">undefined</span>'
+    value, ends = format(estimate.value, form), estimate.interval(form)
+    return f'<span title="{method}">{value}<br><small>{ends}</small></span>'
+
+
+def footnote(estimates: Iterable[Estimate]) -> str:
+    """Explain, below a table, why some estimates have no interval or no value."""
+    shown = list(estimates)
+    notes = []
+    if any(estimate.is_defined and not estimate.has_interval for estimate in shown):
+        notes.append(_NO_INTERVAL)
+    if any(not estimate.is_defined for estimate in shown):
+        notes.append(_UNDEFINED)
+    return f"<p><small>{' '.join(notes)}</small></p>" if notes else ""
+
+
+def cautions_box(cautions: Sequence[str]) -> str:
+    """Return one box with all cautions; the first is visible, the others are folded."""
+    if not cautions:
+        return ""
+    first = f"<b>Caution:</b> {escape(cautions[0])}"
+    if len(cautions) == 1:
+        return f'<p class="caution">{first}</p>'
+    rest = "".join(f"<li>{escape(text)}</li>" for text in cautions[1:])
+    more = f"{len(cautions) - 1} more caution{'s' if len(cautions) > 2 else ''}"
+    return (
+        f'<details class="caution"><summary>{first} <i>({more})</i></summary><ul>{rest}</ul>'
+        "</details>"
+    )
+
+
+def image(jpeg: bytes, description: str) -> str:
+    """Return an image that is part of the page."""
+    data = base64.b64encode(jpeg).decode()
+    return f'<img loading="lazy" alt="{escape(description)}" src="data:image/jpeg;base64,{data}">'
+
+
+def drawing(svg: str, title: str, description: str) -> str:
+    """Return a picture with its caption."""
+    return (
+        f'<figure class="drawing" role="img" aria-label="{escape(title)}: {escape(description)}">'
+        f"{svg}<figcaption><b>{escape(title)}</b>: {escape(description)}</figcaption></figure>"
+    )
+
+
+def definitions(values: Mapping[str, Any]) -> str:
+    """Return names and values as a list; None is left out."""
+    pairs = (
+        f"<div><dt>{escape(label(name))}</dt><dd>{_value(value)}</dd></div>"
+        for name, value in values.items()
+        if value is not None
+    )
+    return f"<dl>{''.join(pairs)}</dl>"
+
+
+def label(name: str) -> str:
+    """Return the name of a plain value as people write it."""
+    return str(name).replace("_", " ").replace("sha256", "SHA-256")
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        pairs = ((label(k), _value(v)) for k, v in value.items() if v is not None)
+        return ", ".join(f"{escape(name)} {text}" for name, text in pairs)
+    if isinstance(value, (list, tuple)):
+        return "<br>".join(map(_value, value))
+    return escape(format(value, {int: ",", float: ".6g"}.get(type(value), "")))
