@@ -298,7 +298,7 @@ def test_blocks_are_frozen_and_unfrozen_between_phases_with_one_optimizer(tune):
     [(1, False, "on_epoch_begin"), (0, True, "on_epoch_end"), (1, False, "on_train_end")],
 )
 def test_a_change_that_keras_would_ignore_is_an_error(tune, blocks, value, hook):
-    """`trainable` set within a phase has no effect, half of one, or stops JAX, without a warning."""
+    """`trainable` set within a phase has no effect, half of one, or stops JAX; no warning."""
 
     def change(*_, **__):
         callback.model.get_layer("block4_conv").trainable = value
