@@ -1,1 +1,1 @@
-"""What the images are and what they show. Knows no model."""
+"""Image sets: reading, decoding, splitting, duplicates and manifests. Independent of models."""

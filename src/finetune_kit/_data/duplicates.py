@@ -96,9 +96,8 @@ def find_duplicates(*sets: ImageSet, threshold: float = 0.86) -> Duplicates:
     if not isinstance(threshold, Real) or not -1 <= threshold <= 1:
         raise ValueError(f"`threshold` must be from -1 to 1. Received: threshold={threshold!r}")
     samples = tuple(digest for images in sets for digest in images.digests())
-    source, rows = _all_images(sets)
-    pairs = _pairs(source, rows, samples, float(threshold))
-    component = _components(((i, j) for i, j, _, _ in pairs), len(rows))
+    pairs = _pairs(sets, samples, float(threshold))
+    component = _components(((i, j) for i, j, _, _ in pairs), len(samples))
     clusters = _clusters(component)
     number_of_set = np.repeat(np.arange(len(sets)), [len(images) for images in sets])
     return Duplicates(
@@ -111,37 +110,48 @@ def find_duplicates(*sets: ImageSet, threshold: float = 0.86) -> Duplicates:
 
 
 def _all_images(sets: tuple[ImageSet, ...]) -> tuple[Source, NDArray[np.int64]]:
-    """Return one source with the images of all sets, and the rows of all images in it."""
-    starts = np.cumsum([0, *(len(images.source) for images in sets)])[:-1]
-    rows = [images.rows + start for images, start in zip(sets, starts, strict=True)]
-    return joined([images.source for images in sets]), np.concatenate(rows)
+    """Return one source with the images of all sets, and the row of each image in it."""
+    sources = list({id(images.source): images.source for images in sets}.values())
+    starts = np.cumsum([0, *map(len, sources)]).tolist()
+    start_of = dict(zip(map(id, sources), starts, strict=False))
+    rows = [images.rows + start_of[id(images.source)] for images in sets]
+    return joined(sources), np.concatenate(rows)
 
 
-def _pairs(
-    source: Source, rows: NDArray[np.int64], samples: tuple[str, ...], threshold: float
-) -> list[Pair]:
-    """Return the pairs of duplicates, sorted."""
+def _pairs(sets: tuple[ImageSet, ...], samples: tuple[str, ...], threshold: float) -> list[Pair]:
+    """Return the pairs of duplicates, sorted.
+
+    Images are compared in the order of their source, because the similarity depends a little on
+    which of two images is aligned with the other. So a set and its parts have the same duplicates.
+    """
+    source, rows = _all_images(sets)
+    order = np.argsort(rows, kind="stable").tolist()
     first: dict[str, int] = {}
-    pairs: list[Pair] = [
-        (first[digest], i, "bytes", 1.0)
-        for i, digest in enumerate(samples)
-        if first.setdefault(digest, i) != i
-    ]
-    unique = np.array(sorted(first.values()), np.int64)
-    if len(unique) < 2:
-        return sorted(pairs)
+    found = [(first.setdefault(samples[i], i), i, "bytes", 1.0) for i in order]
+    pairs = [pair for pair in found if pair[0] != pair[1]]
+    unique = np.array(list(first.values()), np.int64)
+    if len(unique) > 1:
+        pairs += _near_pairs(source, rows, unique, threshold)
+    return sorted((min(i, j), max(i, j), kind, alike) for i, j, kind, alike in pairs)
+
+
+def _near_pairs(
+    source: Source, rows: NDArray[np.int64], unique: NDArray[np.int64], threshold: float
+) -> list[Pair]:
+    """Return the pairs of images of equal pixels, or near ones, among images of different files."""
     small = thumbnails(source, rows[unique])
     twin = _first_equal(small)
     candidates = _candidates(small, twin)
     found = similarities(small, candidates)
     equal = twin[candidates[:, 0]] == twin[candidates[:, 1]]
+    pairs: list[Pair] = []
     for pair in np.flatnonzero(equal | (found >= threshold)).tolist():
         i, j = unique[candidates[pair]].tolist()
         if equal[pair] and _same_pixels(source, rows[i], rows[j]):
             pairs.append((i, j, "pixels", 1.0))
         elif found[pair] >= threshold:
             pairs.append((i, j, "near", round(float(found[pair]), 4)))
-    return sorted(pairs)
+    return pairs
 
 
 def _first_equal(small: NDArray[np.uint8]) -> NDArray[np.int64]:
