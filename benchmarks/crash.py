@@ -2,11 +2,12 @@
 
     KERAS_BACKEND=tensorflow python benchmarks/crash.py --kills 50
 
-A run of two phases of a small model (dropout, trained BatchNorm, layer_decay, EarlyStopping with
-its best weights) is killed with SIGKILL at a random moment and started again by the same call. What
-it ends with is compared with the end of an undisturbed run: each weight to the last bit, and the
-history. The moments are drawn from a seed, by turns from the whole run, from the pass that computes
-features, and from those in which a checkpoint lies written and not yet named (made 50 ms long).
+A run of two phases of a small model (dropout, trained BatchNorm, layer_decay, EarlyStopping that
+restores the best weights) is killed with SIGKILL at a random moment and started again by the same
+call. Its weights and history are compared with those of an undisturbed run, to the last bit. The
+moments are random numbers from a seed: in turn from the whole run, from the pass that computes
+features, and from the times in which a checkpoint is written but not yet renamed (prolonged to
+50 ms).
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ import numpy as np
 
 import finetune_kit as ftk
 
-# Each run is a process of its own, forked from one that has imported what takes long.
+# Each run is a process of its own, forked from one that has imported the slow packages.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["finetune_kit"])
+EPOCHS = 8  # of both phases
 
 
 def backbone() -> keras.Model:
@@ -42,22 +44,21 @@ def backbone() -> keras.Model:
     return keras.Model(inputs, x, name="small")
 
 
-def train(folder: Path, linger: bool) -> None:
-    """The run; at its end `folder` tells what it ended with."""
-    if linger:
+def train(folder: Path, slow: bool) -> None:
+    """Train, and write digest and history of the result into the folder."""
+    if slow:
         os.fsync = lambda file: time.sleep(0.05)
     pixels = np.random.default_rng(0).integers(0, 256, (160, 32, 32, 3), np.uint8)
     images = ftk.ImageSet.from_arrays(pixels, np.arange(len(pixels)) % 3)
-    split = ftk.Split(np.arange(120), np.arange(120, 160), np.arange(0))
     tuned = ftk.fine_tune(
         backbone(),
         ftk.classification_head(3, units=(64,), dropout=0.3),
         [
-            ftk.FineTuneSpec(0, epochs=4),
-            ftk.FineTuneSpec(2, epochs=4, batch_norm="train", layer_decay=0.5),
+            ftk.FineTuneSpec(0, epochs=EPOCHS // 2),
+            ftk.FineTuneSpec(2, epochs=EPOCHS // 2, batch_norm="train", layer_decay=0.5),
         ],
-        images,
-        split,
+        images.take(np.arange(120)),
+        images.take(np.arange(120, 160)),
         batch_size=8,
         preprocessing=None,
         callbacks=[keras.callbacks.EarlyStopping(patience=2, restore_best_weights=True)],
@@ -71,26 +72,26 @@ def train(folder: Path, linger: bool) -> None:
     (folder / "end.json").write_text(json.dumps([digest.hexdigest(), dict(tuned.history)]))
 
 
-def started(folder: Path, linger: bool = False) -> multiprocessing.Process:
-    """The run in a process, once it has reached its folder."""
-    process = PROCESSES.Process(target=train, args=(folder, linger))
+def start(folder: Path, slow: bool = False) -> multiprocessing.Process:
+    """Start the run in a process, and return it once it has written `run.json`."""
+    process = PROCESSES.Process(target=train, args=(folder, slow))
     process.start()
     while process.is_alive() and not (folder / "run" / "run.json").exists():
         time.sleep(0.001)
     return process
 
 
-def kill(folder: Path, kind: int, share: float, lasts: float, pass_lasts: float) -> str:
-    """Kill the run at a moment; where it was then."""
-    process, run = started(folder, linger=kind == 2), folder / "run"
-    if kind == 2:  # while the checkpoint after so many epochs is a draft
-        for _ in range(1 + int(share * 8)):
+def kill(folder: Path, kind: int, share: float, run_seconds: float, pass_seconds: float) -> str:
+    """Start a run, kill it, and return what it was doing at that moment."""
+    process, run = start(folder, slow=kind == 2), folder / "run"
+    if kind == 2:  # while one of its checkpoints is a draft
+        for _ in range(1 + int(share * EPOCHS)):
             while process.is_alive() and any(run.glob("*.part")):
                 time.sleep(0.001)
             while process.is_alive() and not any(run.glob("*.part")):
                 time.sleep(0.001)
     else:
-        time.sleep(share * (pass_lasts if kind else lasts))
+        time.sleep(share * (pass_seconds if kind else run_seconds))
     process.kill()
     process.join()
     if process.exitcode != -9:
@@ -101,25 +102,25 @@ def kill(folder: Path, kind: int, share: float, lasts: float, pass_lasts: float)
 
 
 def measure(kills: int, folder: Path, seed: int = 0) -> tuple[int, Counter[str]]:
-    """How many killed runs ended as the undisturbed one did, and where they were killed."""
+    """Return how many killed runs ended as the undisturbed one, and where they were killed."""
     begun = time.perf_counter()
-    process = started(folder / "undisturbed")
+    process = start(folder / "undisturbed")
     reached = time.perf_counter()
     process.join()
-    lasts = time.perf_counter() - reached
+    run_seconds = time.perf_counter() - reached
     expected = (folder / "undisturbed" / "end.json").read_text()
-    pass_lasts = json.loads((folder / "undisturbed" / "timings.json").read_text())["prefix"]
-    print(f"undisturbed: {time.perf_counter() - begun:.1f} s, {lasts:.1f} s of it in its folder")
+    pass_seconds = json.loads((folder / "undisturbed" / "timings.json").read_text())["prefix"]
+    total = time.perf_counter() - begun
+    print(f"undisturbed: {total:.1f} s, {run_seconds:.1f} s of it after the start")
     moments, same, where = random.Random(seed), 0, Counter[str]()
     while where.total() < kills:
         number = where.total()
-        victim = folder / f"killed-{number}"
-        place = kill(victim, number % 3, moments.random(), lasts, pass_lasts)
-        if place.startswith("not"):  # the machine was quicker this time
+        killed = folder / f"killed-{number}"
+        place = kill(killed, number % 3, moments.random(), run_seconds, pass_seconds)
+        if place.startswith("not"):  # this time the run was faster than expected
             continue
-        again = started(victim)
-        again.join()
-        end = victim / "end.json"
+        start(killed).join()
+        end = killed / "end.json"
         identical = end.exists() and end.read_text() == expected
         where[place] += 1
         same += identical

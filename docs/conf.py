@@ -35,7 +35,8 @@ add_module_names = False  # `ImageSet`, not `finetune_kit.ImageSet`; hides the p
 autodoc_typehints = "none"  # the docstrings describe types, shapes and units
 autodoc_member_order = "bysource"
 autodoc_class_signature = "mixed"
-napoleon_use_ivar = True  # `Attributes:` as a list, not as a second entry of each field
+# `Attributes:` as a list under that name, not as a second entry of each field.
+napoleon_custom_sections = [("Attributes", "params_style")]
 napoleon_attr_annotations = False  # annotations name private modules; the docstrings do not
 napoleon_use_rtype = False  # the type is in the signature already
 toc_object_entries = False

@@ -1,10 +1,9 @@
-"""Make the pictures of the landing page and the README: `docs/images/*.png`.
+"""Make the pictures of the landing page and the README from the output of the chest X-ray example.
 
-    python docs/pictures.py
+    python examples/chest_xray/run.py --out out/pictures
+    python docs/pictures.py out/pictures
 
-Runs the chest X-ray example on synthetic images and takes the pictures that the library saves.
-Chromium renders the plan and the report page. The figures of the speed are drawn by
-`performance_chart.py`.
+The example draws synthetic images. Chromium or Google Chrome renders the plan and the report page.
 """
 
 from __future__ import annotations
@@ -21,27 +20,20 @@ from PIL import Image
 
 import finetune_kit as ftk
 
-DOCS = Path(__file__).parent
+IMAGES = Path(__file__).parent / "images"
 LIMIT = 300_000  # bytes
-MODEL = "model-2"
-SAVED = {  # the name here: the file that the example wrote
-    "confusion_matrix": f"reports/{MODEL}/confusion_matrix.png",
-    "learning_curves": f"reports/{MODEL}/learning_curves.png",
-    "misclassified": f"reports/{MODEL}/mistakes.png",
-    "comparison": "reports/comparison.png",
+SAVED = {  # the name here, and the picture that the library saved
+    "confusion_matrix.png": "reports/model-2/confusion_matrix.png",
+    "learning_curves.png": "reports/model-2/learning_curves.png",
+    "misclassified.jpg": "reports/model-2/mistakes.png",
+    "comparison.png": "reports/comparison.png",
 }
 PAGE = """<!doctype html><meta charset="utf-8">
 <body style="font: 15px sans-serif; margin: 16px; width: max-content">"""
 
 
-def run_example(out: Path) -> None:
-    """Train and evaluate Models 1 to 3 of the study."""
-    example = DOCS.parent / "examples" / "chest_xray" / "run.py"
-    subprocess.run([sys.executable, example, "--out", out, "--verbose", "0"], check=True)
-
-
 def plan_page() -> str:
-    """Return the plan of Model 3 as a notebook shows it."""
+    """Return the plan of Model 3, as a notebook shows it, as a page."""
     backbone = keras.applications.MobileNetV2(
         alpha=0.5, include_top=False, input_shape=(224, 224, 3), weights=None
     )
@@ -49,7 +41,7 @@ def plan_page() -> str:
 
 
 def screenshot(page: Path, width: int, height: int) -> Image.Image:
-    """Return what a browser shows of a page, without the empty space below."""
+    """Return what a browser shows of a page, without empty borders."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         raise FileNotFoundError("Chromium or Google Chrome must be installed")
@@ -76,29 +68,31 @@ def trimmed(picture: Image.Image, margin: int = 12) -> Image.Image:
 
 
 def save(name: str, picture: Image.Image) -> None:
-    """Write a picture, in fewer colors and then smaller until it is small enough."""
+    """Write a picture, and make it smaller until its file is small enough."""
     picture = picture.convert("RGB")
     while True:
         buffer = io.BytesIO()
-        picture.quantize(256).save(buffer, "PNG", optimize=True)
+        if name.endswith(".jpg"):
+            picture.save(buffer, "JPEG", quality=85)
+        else:
+            picture.quantize(256).save(buffer, "PNG", optimize=True)
         if buffer.tell() < LIMIT:
             break
         picture = picture.resize((picture.width * 9 // 10, picture.height * 9 // 10))
-    (DOCS / "images" / f"{name}.png").write_bytes(buffer.getvalue())
+    (IMAGES / name).write_bytes(buffer.getvalue())
 
 
-def main() -> None:
-    """Make all pictures."""
+def main(example: Path) -> None:
+    """Make all pictures from what the example wrote."""
+    for name, file in SAVED.items():
+        save(name, Image.open(example / file))
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder)
-        run_example(out)
-        for name, file in SAVED.items():
-            save(name, Image.open(out / file))
-        plan = out / "plan.html"
-        plan.write_text(plan_page(), encoding="utf-8")
-        save("plan", screenshot(plan, 1000, 800))
-        save("report", screenshot(out / "reports" / MODEL / "report.html", 1200, 1100))
+        page = Path(folder) / "plan.html"
+        page.write_text(plan_page(), encoding="utf-8")
+        save("plan.png", screenshot(page, 1000, 800))
+    report = example / "reports" / "model-2" / "report.html"
+    save("report.png", screenshot(report, 1200, 960))
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))

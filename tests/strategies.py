@@ -1,4 +1,4 @@
-"""The grammar of generated values: labels, sizes, groups, specs."""
+"""Hypothesis strategies: labels, sizes, groups, specs, and graphs of models."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def labels(draw, min_count: int = 3, max_count: int = 60) -> list[str]:
 
 @st.composite
 def grouped_labels(draw, most: int = 40) -> tuple[list[str], list[str]]:
-    """Labels and patients: each of one class or of several, with one to many images."""
-    sure = [[f"class {i}"] for i in range(draw(st.integers(1, 2))) for _ in range(3)]
-    image = st.sampled_from([f"class {i}" for i in range(len(sure) // 3)])
+    """Labels and patients. A patient has one or several images, of one or several classes."""
+    single = [[f"class {i}"] for i in range(draw(st.integers(1, 2))) for _ in range(3)]
+    image = st.sampled_from([f"class {i}" for i in range(len(single) // 3)])
     one_class = st.tuples(image, st.integers(1, 12)).map(lambda drawn: [drawn[0]] * drawn[1])
     several = st.lists(image, min_size=1, max_size=4)
-    drawn = draw(st.lists(st.one_of(one_class, several), max_size=most - len(sure)))
-    patients = draw(st.permutations([*sure, *drawn]))
+    drawn = draw(st.lists(st.one_of(one_class, several), max_size=most - len(single)))
+    patients = draw(st.permutations([*single, *drawn]))
     labels = [label for images in patients for label in images]
     return labels, [f"patient {p}" for p, images in enumerate(patients) for _ in images]
 
@@ -53,8 +53,8 @@ specs = st.builds(
 
 UNITS = ["plain", "norm", "residual", "branch", "dense", "nested", "twice", "pool", "skip"]
 
-# What `build_graph` builds a model from: the units, whether the layers have misleading names, and
-# whether a convolution closes it. (Keras draws random numbers as it builds, so it builds outside.)
+# The arguments of `build_graph`: units, misleading names of layers (or none), and whether a
+# convolution comes last. The model is built in the test, because building draws random numbers.
 graphs = st.tuples(
     st.lists(st.sampled_from(UNITS), min_size=1, max_size=5),
     st.one_of(st.just(()), st.permutations([f"block{i}_conv{i}" for i in range(1, 9)])),
@@ -63,7 +63,7 @@ graphs = st.tuples(
 
 
 def build_graph(graph) -> keras.Model:
-    """A functional model of convolutions, residuals, branches, nested models and poolings."""
+    """Build a functional model of convolutions, residuals, branches, nested models and poolings."""
     units, names, closed = graph
     layers, rest = keras.layers, iter(names)
 

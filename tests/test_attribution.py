@@ -1,4 +1,4 @@
-"""Where the model looks: maps that are what the method says, on a model that stays as it is."""
+"""Heat maps: they are what the methods define, and the model does not change."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3)).astype(np.uin
 
 
 def model_with(*top, size: int = 32, filters: int = 6) -> keras.Model:
-    """A convolution to an 8 x 8 map, and what is given on top."""
+    """A convolution to an 8 x 8 map, and the given layers on top."""
     keras.utils.set_random_seed(1)
     inputs = keras.Input((size, size, 3))
     x = keras.layers.Rescaling(1 / 255)(inputs)
@@ -39,7 +39,7 @@ def run(model, x) -> np.ndarray:
 
 
 def class_activation_maps(model, targets) -> np.ndarray:
-    """Selvaraju et al., section 3.2: behind average pooling the weights are those of the class."""
+    """Selvaraju et al., section 3.2: before average pooling the weights are those of the class."""
     features = run(keras.Model(model.input, model.get_layer("map").output), PIXELS)
     kernel = keras.ops.convert_to_numpy(model.get_layer("scores").kernel)
     kernel = np.concatenate([-kernel, kernel], axis=1) if kernel.shape[1] == 1 else kernel
@@ -54,16 +54,16 @@ def enlarged(heat) -> np.ndarray:
 
 
 @pytest.mark.parametrize("targets", [[2, 0, 1, 1, 2], 1, None])
-def test_behind_average_pooling_it_is_the_class_activation_map(targets):
+def test_before_average_pooling_it_is_the_class_activation_map(targets):
     model = model_with(*pooled())
-    maps = ftk.grad_cam(model, PIXELS, targets, batch_size=2)  # the last batch falls short
+    maps = ftk.grad_cam(model, PIXELS, targets, batch_size=2)  # the last batch is not full
     chosen = run(model, PIXELS).argmax(axis=1) if targets is None else np.full(5, targets)
     assert maps.shape == (5, 32, 32)
     assert maps.dtype == np.float32
     np.testing.assert_allclose(maps, class_activation_maps(model, chosen), atol=1e-5)
 
 
-def test_one_sigmoid_tells_a_class_from_another_and_several_tell_labels():
+def test_a_single_sigmoid_has_two_targets_and_several_have_one_each():
     binary = model_with(*pooled("sigmoid", classes=1))
     for target in (0, 1):
         expected = class_activation_maps(binary, np.full(5, target))
@@ -81,15 +81,15 @@ def test_one_sigmoid_tells_a_class_from_another_and_several_tell_labels():
     "ending",
     [[keras.layers.Softmax], [lambda: keras.layers.Activation("softmax", dtype="float32")], []],
 )
-def test_the_score_is_the_one_before_the_softmax_however_that_is_written(ending):
+def test_the_score_is_taken_before_the_softmax_in_whichever_layer_it_is(ending):
     model = model_with(*pooled(None), *(make() for make in ending))
     model.get_layer("scores").kernel.assign(60 * model.get_layer("scores").kernel)  # saturated
     maps = ftk.grad_cam(model, PIXELS, 1)
     np.testing.assert_allclose(maps, class_activation_maps(model, np.full(5, 1)), atol=1e-5)
 
 
-def test_it_is_the_gradient_at_any_block_with_dropout_off():
-    """Against differences: the log-odds of a sigmoid when one channel of the map is shifted."""
+def test_it_uses_the_gradient_at_any_block_without_dropout():
+    """Compared with the change of the log-odds when one channel of the map is shifted."""
     later = keras.layers.Conv2D(8, 3, activation="swish", name="later")
     norm, drop = keras.layers.BatchNormalization(momentum=0.5), keras.layers.Dropout(0.5)
     model = model_with(later, norm, drop, *pooled("sigmoid", classes=1))
@@ -105,7 +105,7 @@ def test_it_is_the_gradient_at_any_block_with_dropout_off():
         np.testing.assert_allclose(maps, enlarged(sign * heat), atol=1e-3)
 
 
-def test_nested_and_stitched_models_have_the_map_of_the_flat_one():
+def test_nested_and_stitched_models_have_the_same_map_as_the_flat_model():
     later = [keras.layers.Conv2D(4, 3, strides=n, activation="relu") for n in (2, 8)]
     backbone = model_with(*later)
     head = ftk.classification_head(3, units=(4,))
@@ -114,20 +114,20 @@ def test_nested_and_stitched_models_have_the_map_of_the_flat_one():
     expected = ftk.grad_cam(flat, PIXELS)
     for model in (nested, ftk.stitch(*ftk.cut(flat, 1))):
         np.testing.assert_allclose(ftk.grad_cam(model, PIXELS), expected, atol=1e-4)
-    # The last block puts out a single cell, which tells no place from another.
+    # The output of the last block is a single cell, so the block before it is used.
     before = [block.name for block in ftk.conv_blocks(flat)][-2]
     np.testing.assert_array_equal(ftk.grad_cam(flat, PIXELS, at=before), expected)
     assert 0 < expected.mean() < 1
 
 
-def test_a_map_that_is_read_in_two_places_counts_both():
+def test_a_feature_map_with_two_readers_counts_both():
     x = inputs = keras.Input((32, 32, 3))
     names = iter(["block1_conv", "block2_conv", "block3_conv"])
     a = keras.layers.Conv2D(4, 3, strides=4, padding="same", name=next(names))(x)
     b = keras.layers.Conv2D(4, 3, padding="same", name=next(names))(a)
     c = keras.layers.Conv2D(4, 3, padding="same", name=next(names))(b)
     top = keras.layers.GlobalAveragePooling2D()(keras.layers.concatenate([a, b, c]))
-    kernel = np.repeat([[0.0], [1.0], [0.0]], 4, axis=0)  # only the second map is read by the top
+    kernel = np.repeat([[0.0], [1.0], [0.0]], 4, axis=0)  # only the second map has a weight
     dense = keras.layers.Dense(1, activation="sigmoid", use_bias=False)
     model = keras.Model(inputs, dense(top))
     dense.kernel.assign(kernel)
@@ -136,13 +136,9 @@ def test_a_map_that_is_read_in_two_places_counts_both():
     np.testing.assert_allclose(maps, enlarged(features.sum(axis=-1)), atol=1e-5)
 
 
-def test_the_model_stays_as_it_is(tiny_images):
-    split = ftk.stratified_split(tiny_images.labels, seed=0)
+def test_the_model_and_its_optimizer_do_not_change(tiny_images):
     head = ftk.classification_head(3, dropout=0.2)
-    options = {"preprocessing": None, "verbose": 0}
-    model = ftk.fine_tune(
-        model_with(), head, ftk.FineTuneSpec(), tiny_images, split, **options
-    ).model
+    model = ftk.FineTuneSpec().build(model_with(), head)
     model.compile("adam", "sparse_categorical_crossentropy")
     model.train_on_batch(tiny_images.load([0, 1, 2], (32, 32)), np.arange(3))
     optimizer = model.optimizer
@@ -160,8 +156,8 @@ def test_the_model_stays_as_it_is(tiny_images):
     model.train_on_batch(tiny_images.load([0, 1, 2], (32, 32)), np.arange(3))
 
 
-def test_other_weights_give_another_map():
-    """The sanity check of Adebayo et al., 2018: a map that ignores the weights explains nothing."""
+def test_a_map_depends_on_the_weights():
+    """The sanity check of Adebayo et al., 2018."""
     model = model_with(keras.layers.Conv2D(8, 3, activation="relu"), *pooled())
 
     def maps(seed):
@@ -190,7 +186,7 @@ def test_half_precision_gives_the_same_map():
 
 @settings(max_examples=3)
 @given(graphs)
-def test_maps_of_any_graph_are_from_0_to_1(graph):
+def test_maps_of_any_graph_are_between_0_and_1(graph):
     backbone = build_graph(graph)
     outputs = ftk.classification_head(2)(backbone.outputs[0])
     model = keras.Model(backbone.input, outputs)
@@ -201,7 +197,7 @@ def test_maps_of_any_graph_are_from_0_to_1(graph):
 
 
 def patches() -> tuple[np.ndarray, list[tuple[slice, slice]]]:
-    """Dim noise with one bright square each."""
+    """Dark noise with one bright square in each image."""
     pixels = np.random.default_rng(0).integers(0, 60, (3, 32, 32, 3)).astype(np.uint8)
     places = [(slice(y, y + 4), slice(x, x + 4)) for y, x in ((4, 20), (24, 8), (12, 12))]
     for image, place in zip(pixels, places, strict=True):
@@ -209,7 +205,7 @@ def patches() -> tuple[np.ndarray, list[tuple[slice, slice]]]:
     return pixels, places
 
 
-def test_both_find_what_the_class_is_made_of():
+def test_both_methods_find_the_region_that_decides_the_class():
     pixels, places = patches()
     inputs = keras.Input((32, 32, 3))
     x = keras.layers.Conv2D(2, 4, strides=4, name="map")(keras.layers.Rescaling(1 / 255)(inputs))
@@ -224,7 +220,7 @@ def test_both_find_what_the_class_is_made_of():
         assert heat[place].mean() > 0.7 > 0.3 > heat[0, 0]
 
 
-def test_occlusion_asks_for_nothing_but_predictions_of_one_batch_size():
+def test_occlusion_needs_only_predictions_of_one_batch_size():
     class Brightness:
         def predict(self, x, **options):
             assert len(x) == 7
@@ -245,7 +241,7 @@ def test_no_images_have_no_maps():
     assert ftk.occlusion(model, PIXELS[:0]).shape == (0, 32, 32)
 
 
-def test_overlays_are_gray_where_the_map_is_0_and_coloured_where_it_is_high():
+def test_overlays_are_gray_where_the_map_is_0_and_colored_where_it_is_high():
     maps = np.zeros((5, 32, 32))
     maps[:, :8] = 0.2
     maps[:, 20:] = -1
@@ -257,19 +253,19 @@ def test_overlays_are_gray_where_the_map_is_0_and_coloured_where_it_is_high():
     np.testing.assert_array_equal(drawn, ftk.overlay(PIXELS, 5 * maps))
 
 
-def test_an_overlay_without_matplotlib_says_what_to_install(monkeypatch):
+def test_an_overlay_without_matplotlib_names_the_extra_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"finetune-kit\[plots\]"):
         ftk.overlay(PIXELS, np.zeros((5, 32, 32)))
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
-        ({"targets": 3}, "indices of classes, from 0 to 2.* Received: 3"),
+        ({"targets": 3}, "class indices from 0 to 2.* Received: 3"),
         ({"targets": [0, 1]}, "one for each of the 5 images"),
-        ({"targets": [0.5] * 5}, "`targets` must be indices"),
-        ({"targets": np.eye(3)}, "`targets` must be indices"),
+        ({"targets": [0.5] * 5}, "`targets` must be class indices"),
+        ({"targets": np.eye(3)}, "`targets` must be class indices"),
         ({"pixels": PIXELS[0]}, r"here \(n, 32, 32, 3\).* shape \(32, 32, 3\)"),
         ({"pixels": PIXELS[:, ::2]}, r"Received: uint8 of shape \(5, 16, 32, 3\)"),
         ({"pixels": PIXELS.astype(str)}, "`pixels` must be numbers"),
@@ -278,24 +274,24 @@ def test_an_overlay_without_matplotlib_says_what_to_install(monkeypatch):
         ({"batch_size": 0}, "`batch_size` must be"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_words(arguments, words):
-    with pytest.raises(ValueError, match=f"(?s){words}"):
+def test_arguments_are_checked(arguments, message):
+    with pytest.raises(ValueError, match=f"(?s){message}"):
         ftk.grad_cam(model_with(*pooled()), **{"pixels": PIXELS, **arguments})
 
 
-def test_models_without_a_map_or_scores_are_refused_in_words():
+def test_models_without_a_feature_map_or_class_scores_are_errors():
     inputs = keras.Input((32, 32, 3))
     flat = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Flatten()(inputs)))
-    with pytest.raises(ValueError, match="a map of more than one cell"):
+    with pytest.raises(ValueError, match="a feature map of more than one cell"):
         ftk.grad_cam(flat, PIXELS)
     with pytest.raises(ValueError, match="one score for each class"):
         ftk.grad_cam(model_with(), PIXELS)
-    with pytest.raises(ValueError, match="there is `occlusion`"):
+    with pytest.raises(ValueError, match="use `occlusion` for other models"):
         ftk.grad_cam(lambda x: x, PIXELS)
     twice = keras.Model([inputs, keras.Input((1,))], flat(inputs))
     with pytest.raises(ValueError, match="with 2 inputs and 1 outputs"):
         ftk.grad_cam(twice, PIXELS)
     with pytest.raises(ValueError, match="`window` must be"):
         ftk.occlusion(model_with(*pooled()), PIXELS, window=33)
-    with pytest.raises(ValueError, match="`maps` must hold one map"):
+    with pytest.raises(ValueError, match="`maps` must have one map"):
         ftk.overlay(PIXELS, np.zeros((5, 8, 8)))

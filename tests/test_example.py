@@ -1,10 +1,12 @@
-"""The chest X-ray example: the study's numbers, the phantoms, and bad input answered in words."""
+"""The chest X-ray example: its phantoms, its numbers, its output, and its errors."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import keras
@@ -12,190 +14,281 @@ import numpy as np
 import phantoms
 import pytest
 import run
+import schedules
 from PIL import Image
 
 import finetune_kit as ftk
 
 ROOT = Path(__file__).parents[1]
+COUNTS = dict.fromkeys(phantoms.CLASSES, 8)
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory):
-    """Eight phantoms a class, 64 x 64."""
+def drawn(tmp_path_factory) -> Path:
+    """A folder of eight phantoms per class, 64 x 64 pixels."""
     folder = tmp_path_factory.mktemp("phantoms") / "data"
-    return phantoms.write_phantoms(
-        folder, images_per_class=dict.fromkeys(phantoms.CLASSES, 8), size=64
-    )
+    return phantoms.write_phantoms(folder, images_per_class=COUNTS, size=64)
+
+
+@pytest.fixture(scope="module")
+def xray_images(xrays) -> ftk.ImageSet:
+    """The real X-rays, read once."""
+    return ftk.read_image_folder(xrays)
 
 
 def test_phantoms_have_the_layout_of_the_database(drawn):
     images = ftk.read_image_folder(drawn)
     assert images.class_names == ("COVID", "Lung_Opacity", "Normal", "Viral Pneumonia")
-    assert np.bincount(images.labels).tolist() == [8] * 4
+    assert images.counts().tolist() == [8] * 4
     assert len(list(drawn.glob("*/masks/*.png"))) == 32
-    assert not any(Path(path).parent.name == "masks" for path in images.paths)
+    assert {Path(path).parent.name for path in images.paths} == {"images"}
 
 
-def test_phantoms_are_drawn_from_their_seed(drawn, tmp_path):
+def test_a_phantom_depends_on_its_class_its_number_and_the_seed_alone(drawn, tmp_path):
     few = {"Normal": 2}
-    again = phantoms.write_phantoms(tmp_path / "a", images_per_class=few, size=64)
-    other = phantoms.write_phantoms(tmp_path / "b", images_per_class=few, size=64, seed=1)
+    same = phantoms.write_phantoms(tmp_path / "same", images_per_class=few, size=64)
+    other = phantoms.write_phantoms(tmp_path / "other", images_per_class=few, size=64, seed=1)
     name = "Normal/images/Normal-2.png"
-    assert (again / name).read_bytes() == (drawn / name).read_bytes()
+    assert (same / name).read_bytes() == (drawn / name).read_bytes()
     assert (other / name).read_bytes() != (drawn / name).read_bytes()
 
 
-def test_phantoms_are_kept_and_other_files_never_overwritten(drawn, tmp_path):
-    counts = dict.fromkeys(phantoms.CLASSES, 8)
-    assert phantoms.write_phantoms(drawn, images_per_class=counts, size=64) == drawn
+def test_phantoms_are_kept_and_other_files_are_never_overwritten(drawn, tmp_path):
+    times = {file: file.stat().st_mtime_ns for file in drawn.rglob("*.png")}
+    assert phantoms.write_phantoms(drawn, images_per_class=COUNTS, size=64) == drawn
+    assert {file: file.stat().st_mtime_ns for file in drawn.rglob("*.png")} == times
     with pytest.raises(FileExistsError, match="'seed': 1"):
-        phantoms.write_phantoms(drawn, images_per_class=counts, size=64, seed=1)
+        phantoms.write_phantoms(drawn, images_per_class=COUNTS, size=64, seed=1)
     (tmp_path / "mine").mkdir()
     with pytest.raises(FileExistsError, match="other files"):
         phantoms.write_phantoms(tmp_path / "mine")
 
 
-@pytest.mark.parametrize(
-    ("blocks", "trainable"), [(0, 64_753_156), (1, 64_753_156 + 204_800 + 2 * 1280)]
-)
-def test_the_models_of_the_study_have_its_parameters(blocks, trainable):
+def test_the_models_of_the_study_have_its_number_of_parameters():
     recipe = run.recipe("study")
-    backbone = run.load_backbone("none", 224, may_do_without=False)
+    backbone = run.load_backbone("none", 224, fallback=False)
     head = ftk.classification_head(4, units=(1024, 512), pooling=recipe.pooling)
-    spec = ftk.FineTuneSpec(blocks, batch_norm=recipe.batch_norm)
-    model = spec.build(backbone, head, preprocessing=recipe.preprocessing)
-    assert sum(int(np.prod(w.shape)) for w in model.trainable_weights) == trainable
-    assert model.count_params() == 65_459_380
+    trainable = []
+    for blocks in (0, 1):
+        spec = ftk.FineTuneSpec(blocks, batch_norm=recipe.batch_norm)
+        model = spec.build(backbone, head, preprocessing=recipe.preprocessing)
+        trainable.append(sum(int(np.prod(w.shape)) for w in model.trainable_weights))
+        assert model.count_params() == 65_459_380
+    last_block = 204_800 + 2 * 1280  # its convolution, and scale and offset of its BatchNorm
+    assert trainable == [64_753_156, 64_753_156 + last_block]
 
 
-def test_the_pixels_of_the_study_are_bgr_from_0_to_1():
+def test_the_study_divides_pixels_by_255_in_the_order_bgr():
     rgb = np.array([[[[255.0, 51.0, 0.0]]]], "float32")
     bgr = keras.ops.convert_to_numpy(run.recipe("study").preprocessing(rgb))
     assert np.allclose(bgr, [[[[0.0, 0.2, 1.0]]]])
 
 
+def count_hashes(monkeypatch, files: list[Path]) -> Counter[str]:
+    """Count how often each of the files is hashed from now on, as a file or by its content."""
+    counts: Counter[str] = Counter()
+    by_content = {file.read_bytes(): str(file) for file in files}
+    file_digest, sha256 = hashlib.file_digest, hashlib.sha256
+
+    def counted_file(file, *args, **kwargs):
+        counts[file.name] += 1
+        return file_digest(file, *args, **kwargs)
+
+    def counted_bytes(data=b"", **kwargs):
+        if bytes(data) in by_content:
+            counts[by_content[bytes(data)]] += 1
+        return sha256(data, **kwargs)
+
+    monkeypatch.setattr(hashlib, "file_digest", counted_file)
+    monkeypatch.setattr(hashlib, "sha256", counted_bytes)
+    return counts
+
+
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Raw pixels from 0 to 255")  # so did the study
-@pytest.mark.parametrize("recipe", ["study", "recommended"])
-def test_the_example_runs_and_writes_what_it_promises(recipe, drawn, tmp_path, capsys):
-    arguments = (
-        f"--weights none --epochs 1 --image-size 32 --batch-size 8 --recipe {recipe} --limit 28"
-    )
-    assert (
-        run.main(
-            ["--data", str(drawn), "--out", str(tmp_path), "--verbose", "0", *arguments.split()]
-        )
-        == 0
-    )
-    results = json.loads((tmp_path / "results.json").read_text())
+def test_the_example_hashes_each_image_once_and_writes_its_results(
+    build_small, drawn, tmp_path, monkeypatch, capsys
+):
+    """Read, search for duplicates, split, write a manifest, train and evaluate three models."""
+    data, out = shutil.copytree(drawn, tmp_path / "data"), tmp_path / "out"
+    files = sorted(data.glob("*/images/*.png"))
+    hashes = count_hashes(monkeypatch, files)
+    monkeypatch.setattr(run, "load_backbone", lambda *args, **options: build_small())
+    options = f"--data {data} --out {out} --epochs 2 --batch-size 8 --verbose 0"
+    assert run.main(options.split()) == 0
+    assert hashes == {str(file): 1 for file in files}
+
+    results = json.loads((out / "results.json").read_text())
     assert results["backend"] == keras.backend.backend()
-    assert results["recipe"] == recipe
-    assert results["data"]["classes"] == dict.fromkeys(phantoms.CLASSES, 7)
-    assert sum(results["data"]["split"].values()) == 28
-    images, split = ftk.read_manifest(tmp_path / "manifest.csv")
-    assert images.manifest == results["data"]["manifest"]
-    assert (len(images), len(split.test)) == (28, results["data"]["split"]["test"])
+    assert results["recipe"] == "recommended"
+    assert results["data"]["classes"] == COUNTS
     assert results["duplicates"]["clusters"] == []
-    assert [m["trainable_blocks"] for m in results["models"]] == [0, 1, 2]
-    params = [m["trainable_params"] for m in results["models"]]
-    assert params == sorted(params)
+    sets = ftk.read_manifest(out / "manifest.csv")
+    assert {name: len(images) for name, images in sets.items()} == results["data"]["split"]
+    assert sum(results["data"]["split"].values()) == 32
+    assert sets["test"].manifest == results["data"]["manifest"]
+
+    assert [model["trainable_blocks"] for model in results["models"]] == [0, 1, 2]
+    first, second, third = (model["trainable_params"] for model in results["models"])
+    assert first < second < third
     for number, model in enumerate(results["models"], start=1):
         assert model["name"] == f"Model {number}"
         assert {"loss", "accuracy", "val_loss", "val_accuracy", "epoch"} <= set(model["history"])
-        assert np.sum(model["test"]["confusion_matrix"]) == results["data"]["split"]["test"]
-        assert set(model["test"]["per_class"]) == set(phantoms.CLASSES)
         assert {"build", "prefix", "fit", "evaluate"} <= set(model["seconds"])
-        loaded = keras.models.load_model(tmp_path / "models" / f"model-{number}.keras")
-        assert loaded.predict(np.zeros((1, 32, 32, 3), np.uint8), verbose=0).shape == (1, 4)
-        folder = tmp_path / "reports" / f"model-{number}"
+        test = model["test"]
+        assert np.sum(test["confusion_matrix"]) == results["data"]["split"]["test"]
+        assert test["per_class"].keys() == COUNTS.keys()
+        assert test["metrics"]["accuracy"]["value"] == test["accuracy"]
+        # The saved model is the evaluated one.
+        loaded = keras.models.load_model(out / "models" / f"model-{number}.keras")
+        predicted = loaded.predict(sets["test"].load(size=(32, 32)), verbose=0).argmax(axis=1)
+        assert np.isclose(np.mean(predicted == sets["test"].labels), test["accuracy"])
+        folder = out / "reports" / f"model-{number}"
         assert (folder / "confusion_matrix.png").is_file()
         assert f"<h1>Model {number}</h1>" in (folder / "report.html").read_text()
-    compared = json.loads((tmp_path / "reports" / "comparison.json").read_text())
-    assert [pair["second"] for pair in compared["differences"]] == [f"Model {n}" for n in (2, 3, 3)]
+    compared = json.loads((out / "reports" / "comparison.json").read_text())
+    assert [(pair["first"], pair["second"]) for pair in compared["differences"]] == [
+        ("Model 1", "Model 2"),
+        ("Model 1", "Model 3"),
+        ("Model 2", "Model 3"),
+    ]
+
     printed = capsys.readouterr().out
-    assert re.search(r"Model 1 +[\d,]+ +0\.\d{3} +0\.\d{3}", printed)
+    accuracy = f"{results['models'][0]['test']['accuracy']:.3f}"
+    assert re.search(rf"Model 1 +{first:,} +{accuracy} +0\.\d{{3}}", printed)
     assert re.search(r"in the study +0\.74 +0\.64 +0\.87 +0\.67 +0\.80 +0\.20", printed)
+    assert re.search(r"Model 2 .*\n +in the study +- +- +- +- +- +-\n", printed)
 
 
-def test_copies_are_told_and_kept_on_one_side(drawn, tmp_path, capsys):
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*expects pixels from")  # the study divided them by 255
+def test_the_study_s_recipe_trains_one_model_on_a_sample(drawn, tmp_path):
+    options = "--weights none --recipe study --models 3 --limit 28 --epochs 1 --image-size 32"
+    out = ["--out", str(tmp_path), "--verbose", "0"]
+    assert run.main(["--data", str(drawn), *options.split(), *out]) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["data"]["classes"] == dict.fromkeys(phantoms.CLASSES, 7)
+    [model] = results["models"]
+    assert (model["name"], model["trainable_blocks"]) == ("Model 3", 2)
+    # One position of 1,280 features, so the flattened head has as many as the pooled one; the last
+    # two blocks train with their BatchNorm.
+    head = 1280 * 1024 + 1024 + 1024 * 512 + 512 + 512 * 4 + 4
+    backbone = keras.applications.MobileNetV2(
+        alpha=0.5, include_top=False, weights=None, input_shape=(32, 32, 3)
+    )
+    plan = ftk.FineTuneSpec(2, batch_norm="train").plan(backbone)
+    assert model["trainable_params"] == head + plan.trainable_params
+
+
+def test_copies_are_found_and_kept_in_one_set(drawn, tmp_path, capsys):
     folder = shutil.copytree(drawn, tmp_path / "data")
     for name in phantoms.CLASSES:
         film = folder / name / "images" / f"{name}-1.png"
         shutil.copy(film, film.with_name("copy.png"))
         Image.open(film).save(film.with_name("again.jpg"), quality=80)
-    images = ftk.read_image_folder(folder)
-    crossed = 0
-    for seed in range(3):
-        _, _, told = run.split_by_cluster(images, seed)
-        assert len(told["clusters"]) == 4
-        assert set(told["clusters"][0]) == {"COVID-1.png", "again.jpg", "copy.png"}
-        assert told["pairs"] == {"bytes": 4, "pixels": 0, "near": 4}
-        assert told["cross_this_split"] == 0
-        crossed += told["would_cross_a_split_by_class"]
-    assert crossed > 0
-    assert "4 clusters of 12 images" in capsys.readouterr().out
+    sets, duplicates, found = run.split(ftk.read_image_folder(folder), seed=0)
+    assert [set(cluster) for cluster in found["clusters"]] == [
+        {f"{Path(cluster[0]).stem[:-2]}-1.png", "again.jpg", "copy.png"}
+        for cluster in map(sorted, found["clusters"])
+    ]
+    assert len(found["clusters"]) == 4
+    assert found["pairs"] == {"bytes": 4, "pixels": 0, "near": 4}
+    assert found["would_cross_a_split_by_class"] == len(duplicates.crossing) > 0
+    assert sum(map(len, sets)) == 40
+    assert ftk.find_duplicates(*sets).crossing == ()
+    assert "copy.png" in capsys.readouterr().out
 
 
-def test_a_sample_of_the_real_xrays_has_their_shares(xrays):
-    images = ftk.read_image_folder(xrays)
-    counts = np.bincount(images.labels[run.sample(images, 379, seed=0)])
+def test_a_sample_of_the_real_xrays_has_their_class_shares(xray_images):
+    counts = run.sample(xray_images, 379, seed=0).counts()
+    assert counts.sum() == 379
     assert abs(counts - np.array([904, 2548, 336]) / 3788 * 379).max() < 1
+    assert run.sample(xray_images, 4000, seed=0) is xray_images
 
 
-def test_the_test_supports_are_those_of_the_study(xrays):
-    images = ftk.read_image_folder(xrays)
-    support = np.bincount(images.labels[ftk.stratified_split(images.labels).test])
-    assert support[0] in (135, 136)
-    assert support[1] in (382, 383)
-    assert support[2] in (50, 51)
+def test_a_test_set_of_the_real_xrays_has_the_supports_of_the_study(xray_images):
+    _, _, test = xray_images.split()
+    covid, normal, viral_pneumonia = test.counts()
+    assert covid in (135, 136)
+    assert normal in (382, 383)
+    assert viral_pneumonia in (50, 51)
 
 
-def no_network(*_, **__):
-    raise Exception("URL fetch failure on https://storage.example: None -- unreachable")
-
-
-def test_without_network_the_phantoms_go_on_and_real_data_do_not(monkeypatch, capsys):
+def test_without_a_network_only_phantoms_train_with_random_weights(monkeypatch, capsys):
     build = keras.applications.MobileNetV2
-    monkeypatch.setattr(
-        keras.applications,
-        "MobileNetV2",
-        lambda weights, **shape: no_network() if weights else build(weights=None, **shape),
-    )
-    backbone = run.load_backbone("imagenet", 32, may_do_without=True)
+
+    def without_network(weights, **options):
+        if weights is not None:
+            raise Exception("URL fetch failure on https://storage.example: None -- unreachable")
+        return build(weights=None, **options)
+
+    monkeypatch.setattr(keras.applications, "MobileNetV2", without_network)
+    backbone = run.load_backbone("imagenet", 32, fallback=True)
     assert backbone.input_shape == (None, 32, 32, 3)
-    assert capsys.readouterr().out.count("\n") == 1
-    with pytest.raises(ValueError, match=r"copy its ~/\.keras/models"):
-        run.load_backbone("imagenet", 32, may_do_without=False)
+    assert "Using random weights instead" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"folder ~/\.keras/models"):
+        run.load_backbone("imagenet", 32, fallback=False)
 
 
-def test_real_weights_are_loaded_from_a_file(imagenet_weights):
-    backbone = run.load_backbone(str(imagenet_weights), 96, may_do_without=False)
-    assert float(np.abs(backbone.get_weights()[0]).sum()) > 0
+def test_a_weights_file_is_loaded(imagenet_weights):
+    loaded, again = (run.load_backbone(str(imagenet_weights), 96, fallback=False) for _ in range(2))
+    untrained = run.load_backbone("none", 96, fallback=False)
+    first, second, third = (model.get_weights()[0] for model in (loaded, again, untrained))
+    assert np.array_equal(first, second)
+    assert not np.array_equal(first, third)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         ("--data nowhere", "does not exist"),
-        ("--data {drawn}/COVID/images", "one folder a class"),
+        ("--data {drawn}/COVID/images", "one folder per class"),
         ("--data {drawn} --weights nothing.h5", "'imagenet', 'none' or a file"),
         ("--data {drawn} --weights {drawn}/README.md.txt", "does not fit"),
         ("--data {drawn} --weights none --epochs 0", "`epochs`"),
         ("--data {drawn} --weights none --models 99 --image-size 32", "between 0 and 19"),
+        ("--data {drawn} --models 0", "--models must be numbers from 1 up"),
+        ("--data {drawn} --limit 0", "--limit must be at least 1"),
         ("--data {drawn} --weights none --limit 4", "at least 3 samples"),
     ],
 )
-def test_bad_input_is_answered_in_words(arguments, says, drawn, tmp_path, capsys):
+def test_an_error_in_the_input_is_printed_without_a_traceback(
+    arguments, message, drawn, tmp_path, capsys
+):
     filled = [part.format(drawn=drawn) for part in arguments.split()]
     assert run.main([*filled, "--out", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
-    assert says in error
+    assert message in error
+
+
+def test_all_schedules_have_the_same_number_of_epochs():
+    compared = schedules.schedules(blocks=4, epochs=16)
+    phases = [spec if isinstance(spec, list) else [spec] for spec in compared.values()]
+    assert [sum(phase.epochs for phase in specs) for specs in phases] == [16] * 4
+    assert [specs[-1].trainable_blocks for specs in phases] == [0, 4, 4, 4]
+
+
+@pytest.mark.slow
+def test_schedules_are_trained_with_each_seed_and_averaged(
+    build_small, drawn, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(schedules, "load_backbone", lambda *args, **options: build_small())
+    monkeypatch.setattr(schedules, "schedules", lambda *args: {"head": ftk.FineTuneSpec(0)})
+    file = tmp_path / "schedules.json"
+    assert schedules.main(["--data", str(drawn), "--seeds", "0", "1", "--out", str(file)]) == 0
+    results = json.loads(file.read_text())
+    assert results["images"] == 32
+    first, second = results["runs"]["head"]
+    assert (first["seed"], second["seed"]) == (0, 1)
+    assert first["val_loss"] != second["val_loss"]
+    mean = (first["accuracy"] + second["accuracy"]) / 2
+    spread = abs(first["accuracy"] - second["accuracy"]) / 2**0.5
+    assert f"head  {mean:.4f} ± {spread:.4f}" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 def test_the_code_of_the_readme_runs(imagenet_weights, tmp_path, monkeypatch):
-    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    code = "".join(re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL))
     counts = dict.fromkeys(phantoms.CLASSES, 6)
     phantoms.write_phantoms(tmp_path / "COVID-19_Radiography_Dataset", images_per_class=counts)
     build = keras.applications.MobileNetV2
@@ -203,8 +296,9 @@ def test_the_code_of_the_readme_runs(imagenet_weights, tmp_path, monkeypatch):
     monkeypatch.setattr(
         keras.applications,
         "MobileNetV2",
-        lambda **shape: build(weights=str(imagenet_weights), **shape),
+        lambda **options: build(weights=str(imagenet_weights), **options),
     )
-    exec(code.replace("epochs=20", "epochs=1"), {})  # the README's own code, with one epoch
+    assert code.count("epochs=20") == 1
+    exec(code.replace("epochs=20", "epochs=1"), {})
     assert (tmp_path / "model.keras").is_file()
     assert (tmp_path / "report" / "report.json").is_file()

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 import finetune_kit as ftk
 from finetune_kit._features import store
 from finetune_kit._features.augmentation import augmented, views_of_epoch
+from finetune_kit._features.entry import Entry
 from finetune_kit._features.frozen import Decode, Views
 from finetune_kit._model import digest
 
@@ -321,8 +322,9 @@ def test_a_chunk_is_hashed_once_a_process_and_only_if_it_is_used(tune, sets, tmp
     assert hashed == {first: 2, second: 2}  # in this process it is verified
 
 
-def test_the_weights_of_the_frozen_part_are_hashed_once_a_run(tune, tmp_path, monkeypatch):
-    """Before training. (After each phase they are compared with that digest.)"""
+def test_the_weights_of_the_frozen_part_are_hashed_once_a_run(
+    tune, small_backbone, tmp_path, monkeypatch
+):
     count: Counter[str] = Counter()
     compute = digest.variable_digest
 
@@ -330,14 +332,15 @@ def test_the_weights_of_the_frozen_part_are_hashed_once_a_run(tune, tmp_path, mo
         count[variable.path] += 1
         return compute(variable)
 
-    for module in ("_model.digest", "_train.arguments", "_train.setup"):
+    for module in ("_model.digest", "_train.arguments", "_train.setup", "_train.phases"):
         monkeypatch.setattr(f"finetune_kit.{module}.variable_digest", counting)
     run = tune([ftk.FineTuneSpec(n) for n in (0, 1, 2)], features=tmp_path / "a",
                run_dir=tmp_path / "b")  # fmt: skip
     moving = {path for plan in run.plans for path in plan.trainable_variables}
-    frozen = {path: n for path, n in count.items() if path.startswith("block")} - moving.items()
-    assert {path.split("/")[0][:6] for path in frozen} == {"block1", "block2", "block3", "block4"}
-    assert all(n == 1 for path, n in count.items() if path in frozen)
+    frozen = {v.path: count[v.path] for v in small_backbone.weights if v.path not in moving}
+    assert {path[:6] for path in frozen} == {"block1", "block2", "block3", "block4"}
+    # Once before training. After each of the three phases they are compared with that digest.
+    assert set(frozen.values()) == {1 + 3}
 
 
 def test_nothing_in_a_cache_is_executable(tune, tmp_path):
@@ -440,8 +443,7 @@ def test_a_sweep_is_the_runs_by_themselves_for_one_decoding(
     head = ftk.classification_head(3, units=(4,), dropout=0.3)
     options = {"batch_size": 6, "preprocessing": None, "verbose": 0}
     arguments = small_backbone, head, specs, sets.train, sets.validation
-    decoded, computed = [], []
-    load, outputs_of = Decode.load, "finetune_kit._features.entry.outputs_of"
+    decoded, load = [], Decode.load
 
     def counting(self, positions, epoch=0):
         decoded.extend(positions.tolist())
@@ -503,17 +505,20 @@ def test_views_are_kept_and_validation_images_have_none(tune, sets, tmp_path):
     assert cache.entries()[0].images == 12 * 3 + 6 + 12 + 12 * 3
 
 
-def test_a_bare_layer_is_an_augmentation_with_eight_views(tune, tmp_path):
-    tune(ftk.FineTuneSpec(0), augmentation=keras.layers.RandomFlip(), features=tmp_path)
+def test_a_bare_layer_is_an_augmentation_with_eight_views(tune, tmp_path, capsys):
+    tune(ftk.FineTuneSpec(0), augmentation=keras.layers.RandomFlip(), features=tmp_path, verbose=2)
     (entry,) = ftk.FeatureCache(tmp_path).entries()
     assert entry.images == 12 * 8 + 6
+    printed = capsys.readouterr().out
+    assert "Computing the frozen part, once for each of 96 augmented images:" in printed
+    assert "Computing the frozen part, once for each of 6 images:" in printed
 
 
 def test_views_are_chosen_once_an_epoch(tune):
     views_of_epoch.cache_clear()
     flip = ftk.Augmentation(keras.layers.RandomFlip("horizontal"), views=3)
     tune(ftk.FineTuneSpec(0, epochs=4), augmentation=flip, batch_size=3)
-    assert views_of_epoch.cache_info().misses == 4
+    assert 4 <= views_of_epoch.cache_info().misses <= 5  # `fit` may look at the next epoch
     assert views_of_epoch.cache_info().hits >= 4 * 3  # the other batches
     chosen = [views_of_epoch(0, epoch, 100, 3) for epoch in (0, 0, 1)]
     assert np.array_equal(chosen[0], chosen[1])
@@ -547,10 +552,8 @@ def test_what_loads_inputs_can_be_sent_to_another_process(tune, tiny_images, tmp
     layer = ftk.Augmentation(changing(), views=2)
     views = Views(decode, layer, tiny_images.digests(), seed=3)
     assert np.array_equal(pickle.loads(pickle.dumps(views)).load(positions), views.load(positions))
-    features = []
-    entry = "finetune_kit._features.entry.Entry.features"
-    find = ftk._features.entry.Entry.features
-    monkeypatch.setattr(entry, lambda self: features.append(find(self)) or features[-1])
+    features, find = [], Entry.features
+    monkeypatch.setattr(Entry, "features", lambda self: features.append(find(self)) or features[-1])
     tune(ftk.FineTuneSpec(1), features=tmp_path)
     content = pickle.dumps(features[-1])
     assert len(content) < 10_000 < ftk.FeatureCache(tmp_path).size  # paths, not the rows

@@ -1,6 +1,8 @@
-"""What a model is trained toward: chosen from head and labels, or given."""
+"""Targets, loss and metrics, which follow from head and labels or are given."""
 
 from __future__ import annotations
+
+import json
 
 import keras
 import numpy as np
@@ -8,13 +10,18 @@ import pytest
 
 import finetune_kit as ftk
 
-TOP = keras.metrics.TopKCategoricalAccuracy(k=3, name="top3")
-SPLIT = ftk.Split(np.arange(16), np.arange(16, 20), np.arange(20, 24))
+HEAD = ftk.classification_head(3)
+STILL = ftk.FineTuneSpec(0, learning_rate=1e-12)  # the model stays, so its loss is known
 
 
-@pytest.fixture
+def mean_distance(y_true, y_pred):
+    """A metric as a plain function."""
+    return keras.ops.mean(keras.ops.abs(y_true - y_pred), axis=-1)
+
+
+@pytest.fixture(scope="module")
 def findings():
-    """24 images with two labels: is the left half light, is the right half light."""
+    """24 images with two labels: is the left half light, and is the right half light?"""
     rng = np.random.default_rng(0)
     labels = np.stack([np.arange(24) % 2, np.arange(24) // 2 % 2], axis=1)
     pixels = rng.integers(0, 40, (24, 32, 32, 3))
@@ -23,101 +30,130 @@ def findings():
     return ftk.ImageSet.from_arrays(pixels.astype(np.uint8), labels, ["left", "right"])
 
 
-def tune(backbone, images, head, **options):
-    spec = options.pop("spec", ftk.FineTuneSpec(0, epochs=2))
-    return ftk.fine_tune(backbone, head, spec, images, SPLIT, preprocessing=None, batch_size=8,
-                         verbose=0, **options)  # fmt: skip
+def parts(images) -> dict[str, ftk.ImageSet]:
+    return {"train": images.take(np.arange(16)), "validation": images.take(np.arange(16, 24))}
 
 
-def test_several_labels_are_learned(small_backbone, findings):
-    head = ftk.multilabel_head(2, pooling="flatten")
+def test_several_labels_are_learned(tune, findings):
+    head = ftk.classification_head(2, pooling="flatten", multi_label=True)
     spec = ftk.FineTuneSpec(0, epochs=60, learning_rate=0.02)
-    tuned = tune(small_backbone, findings, head, spec=spec)
+    tuned = tune(spec, head=head, batch_size=8, **parts(findings))
     assert tuned.history["accuracy"][-1] > 0.95
     scores = tuned.model.predict(findings.load(size=(32, 32)), verbose=0)
     assert scores.shape == (24, 2)
     assert ((scores > 0.5) == findings.labels).mean() > 0.95
 
 
-@pytest.mark.parametrize("kind", ["softmax", "binary", "multilabel"])
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_the_loss_is_that_of_keras(small_backbone, findings, kind, smoothing):
-    """A head that does not move (learning rate 0): its loss is known."""
-    labels = findings.labels if kind == "multilabel" else findings.labels[:, 0]
+@pytest.mark.parametrize("kind", ["softmax", "binary", "multi_label"])
+@pytest.mark.parametrize("given", [False, True], ids=["its own loss", "a given loss"])
+def test_loss_and_accuracy_are_those_of_keras(tune, findings, kind, given):
+    labels = findings.labels if kind == "multi_label" else findings.labels[:, 0]
     images = ftk.ImageSet.from_arrays(findings.load(size=(32, 32)), labels, ["a", "b"])
-    head = (
-        ftk.multilabel_head(2)
-        if kind == "multilabel"
-        else ftk.classification_head({"softmax": 2, "binary": 1}[kind])
-    )
-    spec = ftk.FineTuneSpec(0, learning_rate=1e-12)
-    tuned = tune(small_backbone, images, head, spec=spec, label_smoothing=smoothing)
-    targets = {"softmax": np.eye(2)[labels.ravel()[:24]] if kind == "softmax" else None,
-               "binary": labels.reshape(24, -1), "multilabel": labels}[kind]  # fmt: skip
-    loss = (
-        keras.losses.CategoricalCrossentropy
-        if kind == "softmax"
-        else keras.losses.BinaryCrossentropy
-    )(label_smoothing=smoothing)
-    made = tuned.model.predict(images.load(size=(32, 32)), verbose=0)
-    for name, part in (("loss", SPLIT.train), ("val_loss", SPLIT.validation)):
-        expected = float(loss(targets[part].astype("float32"), made[part]))
-        assert tuned.history[name][0] == pytest.approx(expected, rel=1e-4)
-    right = (made.argmax(axis=1) if kind == "softmax" else made > 0.5) == (
-        labels if kind != "binary" else targets
-    )
-    assert tuned.history["val_accuracy"][0] == pytest.approx(right[SPLIT.validation].mean())
+    outputs = {"softmax": 2, "binary": 1, "multi_label": 2}[kind]
+    head = ftk.classification_head(outputs, multi_label=kind == "multi_label")
+    name = "CategoricalCrossentropy" if kind == "softmax" else "BinaryCrossentropy"
+    loss = getattr(keras.losses, name)(label_smoothing=0.2 if given else 0.0)
+    sets = parts(images)
+    tuned = tune(STILL, head=head, batch_size=8, loss=loss if given else None, **sets)
+    for prefix, part in (("", sets["train"]), ("val_", sets["validation"])):
+        scores = tuned.model.predict(part.load(size=(32, 32)), verbose=0)
+        softmax = kind == "softmax"
+        targets = np.eye(2)[part.labels] if softmax else part.labels.reshape(len(part), -1)
+        expected = float(loss(targets.astype("float32"), scores))
+        assert tuned.history[f"{prefix}loss"][0] == pytest.approx(expected, rel=1e-4)
+        predicted = scores.argmax(axis=1) if softmax else scores > 0.5
+        right = (predicted == (part.labels if softmax else targets)).mean()
+        assert tuned.history[f"{prefix}accuracy"][0] == pytest.approx(right)
 
 
-def test_loss_and_metrics_may_be_given(small_backbone, tiny_images):
+def test_loss_and_metrics_may_be_given(tune, sets):
+    top = keras.metrics.TopKCategoricalAccuracy(k=2, name="top2")
+    loss = keras.losses.CategoricalFocalCrossentropy(gamma=1.0)
     tuned = tune(
-        small_backbone,
-        tiny_images,
-        ftk.classification_head(3),
-        spec=[ftk.FineTuneSpec(0, epochs=2), ftk.FineTuneSpec(1)],
-        loss=keras.losses.CategoricalFocalCrossentropy(gamma=1.0),
-        metrics=["accuracy", keras.metrics.AUC(name="auc"), "mean_absolute_error", TOP],
-    )
-    names = {"loss", "accuracy", "auc", "mean_absolute_error", "top3"}
+        [STILL, STILL],
+        head=HEAD,
+        loss=loss,
+        metrics=["accuracy", keras.metrics.AUC(name="auc"), "mean_absolute_error", top,
+                 mean_distance],
+    )  # fmt: skip
+    names = {"loss", "accuracy", "auc", "mean_absolute_error", "top2", "mean_distance"}
     assert set(tuned.history) == {*names, *(f"val_{n}" for n in names), "epoch", "phase"}
-    assert tuned.history["top3"] == [1.0, 1.0, 1.0]
-    alone = tune(small_backbone, tiny_images, ftk.classification_head(3), metrics=[])
-    assert set(alone.history) == {"loss", "val_loss", "epoch", "phase"}
-    assert ftk.evaluate(alone.model, tiny_images).accuracy >= 0
-
-
-def test_another_objective_is_another_run(small_backbone, tiny_images, tmp_path):
-    head = ftk.classification_head(3)
-    tune(small_backbone, tiny_images, head, run_dir=tmp_path)
-    with pytest.raises(ValueError, match="objective"):
-        tune(small_backbone, tiny_images, head, run_dir=tmp_path, label_smoothing=0.1)
+    targets = np.eye(3, dtype="f4")[sets.validation.labels]
+    scores = tuned.model.predict(sets.validation.load(size=(32, 32)), verbose=0)
+    ranks = (scores > scores[targets == 1][:, None]).sum(axis=1)
+    auc = keras.metrics.AUC()
+    auc.update_state(targets, scores)
+    expected = {
+        "loss": float(loss(targets, scores)),
+        "accuracy": (ranks < 1).mean(),
+        "top2": (ranks < 2).mean(),
+        "auc": float(auc.result()),
+        "mean_absolute_error": np.abs(targets - scores).mean(),
+        "mean_distance": np.abs(targets - scores).mean(),
+    }
+    assert 0 < expected["top2"] < 1
+    for name, value in expected.items():
+        assert tuned.history[f"val_{name}"] == pytest.approx([value] * 2, rel=1e-4), name
+    json.dumps(dict(tuned.settings))
 
 
 @pytest.mark.parametrize(
-    ("head", "options", "says"),
+    ("metrics", "name"),
     [
-        (ftk.classification_head(3), {"label_smoothing": 1.0}, "`label_smoothing` must be"),
-        (ftk.classification_head(3), {"label_smoothing": 0.1, "loss": "mse"}, "Received both"),
-        (ftk.classification_head(3), {"metrics": "accuracy"}, "`metrics` must be"),
-        (ftk.classification_head(3), {"loss": "sparse_categorical_crossentropy"}, "one-hot"),
-        (ftk.classification_head(3), {"loss": "no such loss"}, "no such loss"),
-        (ftk.classification_head(3), {"metrics": ["acuracy"]}, "acuracy"),
-        (ftk.classification_head(4), {}, "one probability for each of the 3 classes"),
-        (ftk.multilabel_head(3), {}, "of a softmax, as classification_head"),
+        (None, "accuracy"),
+        ("accuracy", "accuracy"),
+        (keras.metrics.F1Score(average="macro"), "f1_score"),
+        (mean_distance, "mean_distance"),
+        ([], None),
     ],
 )
-def test_what_does_not_fit_is_refused_before_anything_is_computed(
-    small_backbone, tiny_images, tmp_path, head, options, says
-):
-    with pytest.raises(ValueError, match=says):
-        tune(small_backbone, tiny_images, head, cache_dir=tmp_path, **options)
-    assert ftk.cached_features(tmp_path) == ()
+def test_one_metric_needs_no_list(tune, metrics, name):
+    tuned = tune(ftk.FineTuneSpec(0), head=HEAD, metrics=metrics)
+    names = ["loss"] if name is None else ["loss", name]
+    assert set(tuned.history) == {*names, *(f"val_{n}" for n in names), "epoch", "phase"}
+    assert ftk.evaluate(tuned.model, tuned.validation).scores.shape == (6, 3)
 
 
-def test_several_labels_need_their_own_head(small_backbone, findings):
-    with pytest.raises(ValueError, match="as multilabel_head"):
-        tune(small_backbone, findings, ftk.classification_head(2))
-    with pytest.raises(ValueError, match=r"each of the 2 labels.*multilabel_head\(2\)"):
-        tune(small_backbone, findings, ftk.multilabel_head(3))
-    with pytest.raises(ValueError, match="images of one class each"):
-        tune(small_backbone, findings, ftk.multilabel_head(2), class_weight="balanced")
+SPARSE = keras.losses.SparseCategoricalCrossentropy()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"metrics": 3}, "`metrics` must be a list of Keras metrics, or None.*metrics=3$"),
+        ({"metrics": ["accuracy", None]}, "`metrics` must be names, functions or instances"),
+        ({"metrics": [keras.metrics.AUC]}, r"`metrics` must be names.*an instance, AUC\(\)"),
+        ({"metrics": ["f1"]}, r"such as keras.metrics.F1Score\(\).* Received: 'f1'$"),
+        ({"metrics": "acuracy"}, r"keras.metrics.Accuracy\(\).* Received: 'acuracy'$"),
+        ({"metrics": ["sparse_categorical_accuracy"]}, "`metrics` is given one-hot labels"),
+        ({"loss": "sparse_categorical_crossentropy"}, "`loss` is given one-hot labels"),
+        ({"loss": SPARSE}, "`loss` is given one-hot labels.*'categorical_crossentropy'"),
+        ({"loss": "no such loss"}, "`loss` must be .* Received: 'no such loss'"),
+        ({"loss": 3}, "`loss` must be .* Received: 3"),
+        ({"loss": keras.losses.CategoricalCrossentropy}, r"`loss` must be .*CategoricalCrossen"),
+        ({"head": ftk.classification_head(4)}, "one probability for each of the 3 classes"),
+        (
+            {"head": ftk.classification_head(3, multi_label=True)},
+            r"`head` must end in probabilities, for these labels of a softmax, as classification",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_rejected(tune, tmp_path, rejected, options, says):
+    with rejected(says):
+        tune(ftk.FineTuneSpec(0), features=tmp_path, **options)
+
+
+def test_several_labels_need_their_own_head(tune, findings, rejected):
+    several, wide = (ftk.classification_head(n, multi_label=True) for n in (2, 3))
+    softmax = ftk.classification_head(2)
+    with rejected(r"`head` must end in probabilities.*classification_head\(.*multi_label=True\)"):
+        tune(head=softmax, **parts(findings))
+    with rejected(r"each of the 2 labels.*classification_head\(2, multi_label=True\)"):
+        tune(head=wide, **parts(findings))
+    with rejected("`class_weight` is for images with one class each"):
+        tune(head=several, class_weight="balanced", **parts(findings))
+    single = ftk.ImageSet.from_arrays(
+        findings.load(size=(32, 32)), findings.labels[:, 0], ["left", "right"]
+    )
+    with rejected("`validation` must have the classes of `train`"):
+        tune(head=several, **{**parts(findings), "validation": single})

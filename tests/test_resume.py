@@ -8,20 +8,14 @@ import numpy as np
 import pytest
 
 import finetune_kit as ftk
+from finetune_kit._features.frozen import Decode
 
-SPLIT = ftk.Split(np.arange(12), np.arange(12, 18), np.arange(18, 24))
 SPECS = [ftk.FineTuneSpec(0, epochs=2), ftk.FineTuneSpec(2, epochs=3, batch_norm="train")]
 LONG = [SPECS[0], ftk.FineTuneSpec(2, epochs=6, layer_decay=0.5)]
 
 
-def tune(backbone, images, specs=SPECS, split=SPLIT, **options):
-    head = ftk.classification_head(3, units=(4,), dropout=0.3)
-    options = {"verbose": 0, "batch_size": 5, "preprocessing": None, **options}
-    return ftk.fine_tune(backbone, head, specs, images, split, **options)
-
-
 def same(run, other) -> None:
-    """To the last bit."""
+    """Check that history and weights are equal to the last bit."""
     assert dict(run.history) == dict(other.history)
     pairs = zip(run.model.weights, other.model.weights, strict=True)
     for a, b in pairs:
@@ -29,15 +23,15 @@ def same(run, other) -> None:
 
 
 class Interruption(keras.callbacks.Callback):
-    """Ends the process' patience before or after one epoch is trained, or as a phase ends."""
+    """Interrupts the run before or after one epoch, or as a phase ends."""
 
-    def __init__(self, epoch, when):
+    def __init__(self, number, when):
         super().__init__()
         if when == "train":  # the end of so many phases
             self.ends = 0
-            self.on_train_end = lambda logs=None: self.count(epoch)
+            self.on_train_end = lambda logs=None: self.count(number)
         else:
-            setattr(self, f"on_epoch_{when}", lambda e, logs=None: self.stop(e == epoch))
+            setattr(self, f"on_epoch_{when}", lambda e, logs=None: self.stop(e == number))
 
     def count(self, last):
         self.ends += 1
@@ -48,46 +42,52 @@ class Interruption(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-@pytest.fixture(scope="module")
-def whole_images():
-    """The tiny images, once for all tests."""
-    rng = np.random.default_rng(0)
-    labels = np.arange(24) % 3
-    pixels = rng.integers(0, 80, (24, 32, 32, 3)) + 80 * labels[:, None, None, None]
-    return ftk.ImageSet.from_arrays(pixels.astype(np.uint8), labels, ["dark", "gray", "light"])
+def interrupt(tune, specs, number, when="begin", callbacks=(), match="", **options):
+    """Interrupt a run at an epoch (from 0), or at the end of a phase (from 1)."""
+    with pytest.raises(KeyboardInterrupt, match=match):
+        tune(specs, callbacks=[*callbacks, Interruption(number, when)], **options)
 
 
 @pytest.fixture(scope="module")
-def whole(small_backbone, whole_images):
-    """A run that nothing interrupted."""
-    return tune(small_backbone, whole_images)
+def whole(tune):
+    """A run that was not interrupted."""
+    return tune(SPECS)
 
 
 @pytest.mark.parametrize(("epoch", "when"), [(0, "begin"), (1, "end"), (3, "end")])
-def test_an_interrupted_run_goes_on(small_backbone, tiny_images, whole, tmp_path, epoch, when):
-    with pytest.raises(KeyboardInterrupt):
-        tune(small_backbone, tiny_images, run_dir=tmp_path, callbacks=[Interruption(epoch, when)])
-    run = tune(small_backbone, tiny_images, run_dir=tmp_path)
+def test_an_interrupted_run_resumes(tune, whole, tmp_path, epoch, when):
+    says = f"^interrupted in epoch {epoch + 1}; the same call resumes there$"
+    interrupt(tune, SPECS, epoch, when, match=says, run_dir=tmp_path)
+    run = tune(SPECS, run_dir=tmp_path)
     same(run, whole)
-    again = tune(small_backbone, tiny_images, run_dir=tmp_path)
+    again = tune(SPECS, run_dir=tmp_path)
     assert again.timings["fit"] == again.timings["prefix"] == 0
     same(again, whole)
+    assert run.settings == again.settings == whole.settings
+    # Few checkpoints are kept, and nothing that is executable.
+    files = sorted(tmp_path.iterdir())
+    assert [path.name[:10] for path in files] == ["checkpoint", "checkpoint", "run.json"]
+    for path in files[:2]:
+        with np.load(path, allow_pickle=False) as arrays:
+            assert all(arrays[name].dtype != object for name in arrays.files)
 
 
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(
-    small_backbone, tiny_images, whole, tmp_path
-):
-    with pytest.raises(KeyboardInterrupt):
-        tune(small_backbone, tiny_images, run_dir=tmp_path, callbacks=[Interruption(3, "begin")])
+def test_an_interruption_says_how_a_run_can_be_resumed(tune):
+    says = r"^interrupted in epoch 2; with run_dir= a run can be resumed$"
+    interrupt(tune, [ftk.FineTuneSpec(0, epochs=2)], 1, match=says)
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tune, whole, tmp_path):
+    interrupt(tune, SPECS, 3, run_dir=tmp_path)
     newest = max(tmp_path.glob("checkpoint-*.npz"))
     newest.write_bytes(newest.read_bytes()[:-7])
     (tmp_path / "abc.part").write_bytes(b"half")
-    same(tune(small_backbone, tiny_images, run_dir=tmp_path), whole)
+    same(tune(SPECS, run_dir=tmp_path), whole)
     assert not list(tmp_path.glob("*.part"))
 
 
 def careful():
-    """Callbacks that end the second phase early, turn the rate down and go back to its best."""
+    """Callbacks that end the second phase early, lower the rate and restore the best weights."""
     return [
         keras.callbacks.EarlyStopping(patience=3, min_delta=10, restore_best_weights=True),
         keras.callbacks.ReduceLROnPlateau(patience=1, min_delta=10),
@@ -95,86 +95,69 @@ def careful():
 
 
 @pytest.fixture(scope="module")
-def stopped(small_backbone, whole_images):
-    """A run that early stopping ended, and nothing interrupted."""
-    return tune(small_backbone, whole_images, LONG, callbacks=careful())
+def stopped(tune):
+    """A run that early stopping ended, and that was not interrupted."""
+    return tune(LONG, callbacks=careful())
 
 
-@pytest.mark.parametrize(("epoch", "when"), [(4, "begin"), (2, "train")])
-def test_callbacks_go_on_with_what_they_knew(
-    small_backbone, tiny_images, stopped, tmp_path, epoch, when
-):
-    """Patience, the best weights and the rate; `train`: as the phase ends, stopped already."""
+@pytest.mark.parametrize(("number", "when"), [(4, "begin"), (2, "train")])
+def test_callbacks_keep_their_state(tune, stopped, tmp_path, number, when):
+    """Patience, the best weights and the rate; `train`: interrupted as the stopped phase ends."""
     assert stopped.history["phase"] == [1, 1, 2, 2, 2, 2]  # of 2 and 6
-    with pytest.raises(KeyboardInterrupt):
-        tune(small_backbone, tiny_images, LONG, run_dir=tmp_path,
-             callbacks=[*careful(), Interruption(epoch, when)])  # fmt: skip
-    quiet = keras.callbacks.LambdaCallback()
-    same(
-        tune(small_backbone, tiny_images, LONG, run_dir=tmp_path, callbacks=[*careful(), quiet]),
-        stopped,
-    )
+    assert stopped.settings["kept_epoch"] == 3  # nothing is 10 better than the first of a phase
+    interrupt(tune, LONG, number, when, callbacks=careful(), run_dir=tmp_path)
+    extra = keras.callbacks.LambdaCallback()
+    resumed = tune(LONG, run_dir=tmp_path, callbacks=[*careful(), extra])
+    same(resumed, stopped)
+    again = tune(LONG, run_dir=tmp_path)
+    assert resumed.settings["kept_epoch"] == again.settings["kept_epoch"] == 3
+    assert "epoch 3 of 6 kept" in repr(again)
 
 
-def test_other_callbacks_start_anew(small_backbone, tiny_images, tmp_path, caplog):
-    with pytest.raises(KeyboardInterrupt):
-        tune(small_backbone, tiny_images, SPECS[:1], run_dir=tmp_path,
-             callbacks=[*careful(), Interruption(1, "begin")])  # fmt: skip
-    tune(small_backbone, tiny_images, SPECS[:1], run_dir=tmp_path, callbacks=careful()[1:])
-    assert "they start anew" in caplog.text
+def test_callbacks_of_other_kinds_start_anew(tune, tmp_path, caplog):
+    interrupt(tune, SPECS[:1], 1, callbacks=careful(), run_dir=tmp_path)
+    tune(SPECS[:1], run_dir=tmp_path, callbacks=careful()[1:])
+    assert "their state starts anew" in caplog.text
 
 
-def test_what_is_drawn_and_averaged_goes_on(small_backbone, tiny_images, tmp_path):
-    """Views of images, dropout, gradients that are added up, averages of weights, a schedule."""
+def test_random_numbers_averages_and_schedules_resume(tune, tmp_path):
+    """Augmented copies, dropout, accumulated gradients, averages of weights, a schedule."""
+    specs = [ftk.FineTuneSpec(1, epochs=3)]
     options = {
-        "specs": [ftk.FineTuneSpec(1, epochs=3)],
-        "augmentation": keras.layers.RandomFlip("horizontal"),
-        "views": 2,
+        "batch_size": 5,  # three steps in an epoch: gradients of an odd step are left over
+        "augmentation": ftk.Augmentation(keras.layers.RandomFlip("horizontal"), views=2),
         "optimizer": keras.optimizers.Adam(
             keras.optimizers.schedules.ExponentialDecay(0.01, 4, 0.5),
             use_ema=True,
             gradient_accumulation_steps=2,
         ),
     }
-    with pytest.raises(KeyboardInterrupt):
-        tune(small_backbone, tiny_images, run_dir=tmp_path, callbacks=[Interruption(2, "begin")],
-             **options)  # fmt: skip
-    run = tune(small_backbone, tiny_images, run_dir=tmp_path, **options)
-    same(run, tune(small_backbone, tiny_images, **options))
+    interrupt(tune, specs, 1, run_dir=tmp_path, **options)
+    same(tune(specs, run_dir=tmp_path, **options), tune(specs, **options))
 
 
-def test_half_precision_goes_on(small_backbone, tiny_images, tmp_path):
+def test_half_precision_resumes(tune, tmp_path):
     before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("bfloat16")  # the head's
+    keras.config.set_dtype_policy("bfloat16")  # that of the head
+    head = ftk.classification_head(3, units=(4,), dropout=0.3)
     stop = keras.callbacks.EarlyStopping(patience=9, restore_best_weights=True)
     specs = [ftk.FineTuneSpec(0, epochs=2)]
     try:
-        with pytest.raises(KeyboardInterrupt):
-            tune(small_backbone, tiny_images, specs, run_dir=tmp_path,
-                 callbacks=[stop, Interruption(1, "begin")])  # fmt: skip
-        run = tune(small_backbone, tiny_images, specs, run_dir=tmp_path, callbacks=[stop])
+        interrupt(tune, specs, 1, callbacks=[stop], head=head, run_dir=tmp_path)
+        run = tune(specs, head=head, run_dir=tmp_path, callbacks=[stop])
         assert "bfloat16" in {v.dtype for v in run.model.trainable_weights}
-        same(run, tune(small_backbone, tiny_images, specs, callbacks=[stop]))
+        same(run, tune(specs, head=head, callbacks=[stop]))
     finally:
         keras.config.set_dtype_policy(before)
 
 
-def test_features_outlive_an_interruption(small_backbone, tiny_images, tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        tune(small_backbone, tiny_images, run_dir=tmp_path, callbacks=[Interruption(0, "begin")])
+def test_features_are_kept_for_a_run_that_was_interrupted(tune, tmp_path, monkeypatch):
+    specs = [ftk.FineTuneSpec(1), ftk.FineTuneSpec(0)]
+    interrupt(tune, specs, 0, run_dir=tmp_path)
     assert any((tmp_path / "features").iterdir())
-    run = tune(small_backbone, tiny_images, run_dir=tmp_path)
-    assert run.timings["decode"] == 0
+    monkeypatch.setattr(Decode, "load", None)  # nothing is decoded again
+    tune(specs, run_dir=tmp_path)
     assert not (tmp_path / "features").exists()
-
-
-def test_few_checkpoints_are_kept_and_none_is_executable(small_backbone, tiny_images, tmp_path):
-    tune(small_backbone, tiny_images, run_dir=tmp_path)
-    files = sorted(tmp_path.iterdir())
-    assert [path.name[:10] for path in files] == ["checkpoint", "checkpoint", "run.json"]
-    for path in files[:2]:
-        with np.load(path, allow_pickle=False) as arrays:
-            assert all(arrays[name].dtype != object for name in arrays.files)
 
 
 def other_weights(backbone):
@@ -183,74 +166,76 @@ def other_weights(backbone):
     return twin
 
 
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"specs": [SPECS[0]]}, "specs"),
-        (
-            {"specs": [SPECS[0], ftk.FineTuneSpec(1, epochs=3, batch_norm="train")]},
-            r"specs\[1\].trainable_blocks: 2 there, 1 now",
-        ),
-        ({"split": ftk.Split(np.arange(1, 12), SPLIT.validation, SPLIT.test)}, "train images"),
-        ({"split": ftk.Split(SPLIT.train[::-1], SPLIT.validation, SPLIT.test)}, "train split"),
-        ({"seed": 1}, "seed: 0 there, 1 now"),
-        ({"batch_size": 4}, "batch_size: 5 there, 4 now"),
-        ({"optimizer": "sgd"}, "optimizer"),
-        ({"class_weight": {"dark": 2.0}}, "class_weight"),
-        ({"cache_dir": False}, "features"),
-        ({"preprocessing": keras.layers.Rescaling(0.9)}, "preprocessing"),
-    ],
-)
-def test_another_run_is_refused(small_backbone, tiny_images, tmp_path, change, says):
-    with pytest.raises(KeyboardInterrupt):
-        tune(small_backbone, tiny_images, run_dir=tmp_path, callbacks=[Interruption(1, "begin")])
-    files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    before = {path: path.read_bytes() for path in files}
-    with pytest.raises(ValueError, match=rf"(?s)`run_dir` must be.*{says}"):
-        tune(small_backbone, tiny_images, run_dir=tmp_path, **change)
-    assert {path: path.read_bytes() for path in files} == before
-
-
-def test_a_call_that_failed_leaves_a_folder_that_can_be_used(
-    small_backbone, tiny_images, whole, tmp_path
-):
-    wrong = ftk.classification_head(4)
-    with pytest.raises(ValueError, match="`head` must give"):
-        ftk.fine_tune(small_backbone, wrong, SPECS, tiny_images, SPLIT, preprocessing=None,
-                      run_dir=tmp_path)  # fmt: skip
-    same(tune(small_backbone, tiny_images, run_dir=tmp_path), whole)
-
-
-def test_other_images_or_weights_are_refused(small_backbone, tiny_images, tmp_path):
-    tune(small_backbone, tiny_images, SPECS[:1], run_dir=tmp_path)
-    pixels = tiny_images.load(size=(32, 32))
+def changed_pixels(images):
+    pixels = images.load(size=(32, 32))
     pixels[0] = 255 - pixels[0]
-    images = ftk.ImageSet.from_arrays(pixels, tiny_images.labels, tiny_images.class_names)
-    with pytest.raises(ValueError, match="train data"):
-        tune(small_backbone, images, SPECS[:1], run_dir=tmp_path)
-    with pytest.raises(ValueError, match="backbone"):
-        tune(other_weights(small_backbone), tiny_images, SPECS[:1], run_dir=tmp_path)
+    return ftk.ImageSet.from_arrays(pixels, images.labels, images.class_names)
+
+
+def changed_label(images):
+    labels = np.array([1, *images.labels[1:]])
+    return ftk.ImageSet.from_arrays(images.load(size=(32, 32)), labels, images.class_names)
+
+
+def test_a_run_with_other_settings_cannot_use_the_folder(
+    tune, small_backbone, sets, tmp_path, rejected
+):
+    """The error names what differs, and the folder stays as it is."""
+    train, validation = sets.train, sets.validation
+    interrupt(tune, SPECS, 1, run_dir=tmp_path)
+    one_block = ftk.FineTuneSpec(1, epochs=3, batch_norm="train")
+    for change, says in [
+        ({"spec": [SPECS[0]]}, "specs"),
+        ({"spec": [SPECS[0], one_block]}, r"specs\[1\].trainable_blocks: 2 there, 1 now"),
+        ({"train": train.take(np.arange(1, 12))}, "train images: 12 there, 11 now"),
+        ({"train": train.take(np.arange(12)[::-1])}, "train data: "),
+        ({"train": changed_pixels(train)}, "train data: "),
+        ({"train": changed_label(train)}, "train data: "),
+        ({"validation": changed_pixels(validation)}, "validation data: "),
+        ({"validation": None}, "validation images: 6 there, 0 now"),
+        ({"backbone": other_weights(small_backbone)}, "backbone: "),
+        ({"head": ftk.classification_head(3)}, "head: "),
+        ({"seed": 1}, "seed: 0 there, 1 now"),
+        ({"batch_size": 4}, "batch_size: 6 there, 4 now"),
+        ({"optimizer": "sgd"}, "optimizer.class_name: "),
+        ({"loss": "categorical_focal_crossentropy"}, "objective.loss: "),
+        ({"metrics": []}, "objective.metrics: "),
+        ({"class_weight": {"dark": 2.0}}, "class_weight: "),
+        ({"features": False}, 'features: "float32" there, null now'),
+        ({"augmentation": keras.layers.RandomFlip()}, "augmentation: "),
+        ({"preprocessing": keras.layers.Rescaling(0.9)}, "preprocessing: "),
+    ]:
+        with rejected(rf"(?s)`run_dir` must be.*\n  {says}"):
+            tune(**{"spec": SPECS, "run_dir": tmp_path, **change})
+
+
+def test_a_file_that_no_run_wrote_is_an_error(tune, tmp_path):
+    interrupt(tune, SPECS[:1], 1, run_dir=tmp_path)
     (tmp_path / "run.json").write_text("no JSON")
-    with pytest.raises(ValueError, match="delete its folder"):
-        tune(small_backbone, tiny_images, SPECS[:1], run_dir=tmp_path)
+    with pytest.raises(ValueError, match="delete its folder to start anew"):
+        tune(SPECS[:1], run_dir=tmp_path)
 
 
-def test_a_sweep_resumes_its_runs(small_backbone, tiny_images, tmp_path):
+def test_a_call_that_failed_leaves_a_folder_that_can_be_used(tune, tmp_path):
+    with pytest.raises(ValueError, match="`head` must give"):
+        tune(SPECS[:1], head=ftk.classification_head(4), run_dir=tmp_path)
+    same(tune(SPECS[:1], run_dir=tmp_path), tune(SPECS[:1]))
+
+
+def test_a_sweep_resumes_its_runs(small_backbone, sets, tmp_path):
     specs = [ftk.FineTuneSpec(blocks, epochs=2) for blocks in (0, 1)]
-    head = ftk.classification_head(3)
-    options = {"batch_size": 5, "preprocessing": None, "verbose": 0, "run_dir": tmp_path}
-    first = ftk.sweep(small_backbone, head, specs, tiny_images, SPLIT, **options)
+    arguments = small_backbone, ftk.classification_head(3), specs, sets.train, sets.validation
+    options = {"batch_size": 6, "preprocessing": None, "verbose": 0, "run_dir": tmp_path}
+    first = ftk.sweep(*arguments, **options)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
-    for run, other in zip(
-        first, ftk.sweep(small_backbone, head, specs, tiny_images, SPLIT, **options), strict=True
-    ):
+    for run, other in zip(first, ftk.sweep(*arguments, **options), strict=True):
         assert other.timings["fit"] == 0
         same(run, other)
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(tmp_path):
+def test_a_run_that_is_killed_at_random_moments_ends_as_one_that_was_not(tmp_path):
     """One kill of each kind; `benchmarks/crash.py` does more of them."""
-    same, where = crash.measure(3, tmp_path)
-    assert (same, where.total()) == (3, 3)
+    identical, where = crash.measure(3, tmp_path)
+    assert (identical, where.total()) == (3, 3)
     assert "a checkpoint being written" in where

@@ -1,34 +1,19 @@
-"""Phases: what goes on training keeps its optimizer's state, what begins starts fresh."""
+"""Phases: variables that continue to train keep their optimizer's state, new ones start fresh."""
 
 from __future__ import annotations
+
+import re
 
 import keras
 import numpy as np
 import pytest
 
 import finetune_kit as ftk
-
-SPLIT = ftk.Split(np.arange(12), np.arange(12, 18), np.arange(18, 24))
-
-
-def tune(backbone, images, spec, **options):
-    head = ftk.classification_head(3, units=(4,))
-    options = {"verbose": 0, "batch_size": 4, "preprocessing": None, **options}
-    return ftk.fine_tune(backbone, head, spec, images, SPLIT, **options)
-
-
-class Never(keras.callbacks.Callback):
-    """What is refused is refused before anything trains."""
-
-    def on_train_begin(self, logs=None):
-        raise AssertionError
-
-
-NEVER = Never()
+from finetune_kit._train.optimizer import Optimizers
 
 
 class Notes(keras.callbacks.Callback):
-    """Notes the optimizer's variables as each phase begins and ends."""
+    """Keeps the optimizers' variables as each phase begins and ends."""
 
     def __init__(self):
         super().__init__()
@@ -39,10 +24,8 @@ class Notes(keras.callbacks.Callback):
         return getattr(optimizer, "optimizers", [optimizer])
 
     def state(self):
-        return [
-            {v.name: np.array(keras.ops.convert_to_numpy(v)) for v in part.variables}
-            for part in self.parts()
-        ]
+        return [{v.name: np.array(keras.ops.convert_to_numpy(v)) for v in part.variables
+                 if v.name != "learning_rate"} for part in self.parts()]  # fmt: skip
 
     def on_train_begin(self, logs=None):
         self.begun.append(self.state())
@@ -55,98 +38,158 @@ class Notes(keras.callbacks.Callback):
         self.ended.append(self.state())
 
 
-def test_phases_have_one_history(small_backbone, tiny_images):
+def test_phases_have_one_history(tune):
     notes = Notes()
     specs = [ftk.FineTuneSpec(n, epochs=n + 1) for n in (0, 1, 2)]
-    run = tune(small_backbone, tiny_images, specs, callbacks=[notes])
+    run = tune(specs, callbacks=[notes])
     assert run.history["epoch"] == [1, 2, 3, 4, 5, 6] == [e + 1 for e in notes.epochs]
     assert run.history["phase"] == [1, 2, 2, 3, 3, 3]
     assert all(len(values) == 6 for values in run.history.values())
     assert [sum(plan.trainable) for plan in run.plans] == [0, 1, 2]
     assert run.plan is run.plans[-1]
-    report = ftk.evaluate(run.model, tiny_images, SPLIT.test)
-    assert report.history["loss"] == run.history["loss"]
+    assert run.settings["kept_epoch"] == 6
 
 
-def test_the_state_of_what_goes_on_is_carried_and_the_rest_starts_fresh(
-    small_backbone, tiny_images
-):
+def test_the_state_of_what_continues_is_carried_over_and_the_rest_starts_fresh(tune):
     notes = Notes()
     specs = [ftk.FineTuneSpec(1, epochs=2), ftk.FineTuneSpec(2, epochs=1, learning_rate=1e-2)]
-    tune(small_backbone, tiny_images, specs, callbacks=[notes])
+    tune(specs, callbacks=[notes])
     (before,), after = notes.ended[0], notes.begun[1]
     assert len(after) == 2
     fresh, carried = sorted(after, key=lambda part: int(part["iteration"]))
-    assert int(carried["iteration"]) == int(before["iteration"]) == 2 * 3
-    assert int(fresh["iteration"]) == 0
-    moments = [name for name in before if name not in ("iteration", "learning_rate")]
-    assert moments
-    assert {*moments} == {*carried} - {"iteration", "learning_rate"}
-    for name in moments:
-        assert np.array_equal(before[name], carried[name])
-    assert any(np.any(before[name]) for name in moments)
-    new = {name: value for name, value in fresh.items() if name.startswith("block3")}
-    assert new
-    assert not any(np.any(value) for value in new.values())
+    assert int(before["iteration"]) == 2 * 2
+    assert carried.keys() == before.keys()
+    for name, value in before.items():
+        assert np.array_equal(value, carried[name]), name
+    moments = [name for name in before if "momentum" in name]
+    assert len(moments) == 6  # kernel and bias of block4 and of two dense layers
+    assert sum(bool(np.any(before[name])) for name in moments) >= 5
+    assert {re.sub("_(bias|kernel).*", "", name) for name in fresh} == {"iteration", "block3_conv"}
+    assert not any(np.any(value) for value in fresh.values())
     assert notes.rates[1] == pytest.approx([1e-2] * 2)
 
 
-def test_two_phases_of_one_spec_are_one_phase(small_backbone, tiny_images):
-    """Carried as a whole, nothing is lost: Adam's moments, its step count, the order of batches."""
-    halves = [ftk.FineTuneSpec(1, epochs=2)] * 2
-    split = tune(small_backbone, tiny_images, halves)
-    whole = tune(small_backbone, tiny_images, ftk.FineTuneSpec(1, epochs=4))
-    assert split.history["loss"] == pytest.approx(whole.history["loss"], rel=1e-5)
-    assert split.history["val_loss"] == pytest.approx(whole.history["val_loss"], rel=1e-5)
+NOT_OPTIMIZERS = {"Optimizer", "OptimizerMap", "MultiOptimizer", "LossScaleOptimizer"}
+# Each Keras optimizer, so a new one is tested as soon as Keras has it; and options that add state.
+OPTIMIZERS = {
+    name: kind(learning_rate=1.0 if name == "Adadelta" else 0.01)
+    for name, kind in vars(keras.optimizers).items()
+    if isinstance(kind, type) and name not in NOT_OPTIMIZERS
+} | {
+    "momentum": keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True, clipnorm=1.0),
+    "centered": keras.optimizers.RMSprop(0.01, momentum=0.5, centered=True),
+    "amsgrad": keras.optimizers.Adam(0.01, amsgrad=True),
+    "average": keras.optimizers.Adam(0.01, use_ema=True, ema_momentum=0.8),
+    "accumulation": keras.optimizers.AdamW(0.01, weight_decay=0.1, gradient_accumulation_steps=2),
+    "schedule": keras.optimizers.Adam(keras.optimizers.schedules.ExponentialDecay(0.01, 3, 0.5)),
+}
+RNG = np.random.default_rng(0)
+# A dense kernel, a bias, a convolution.
+STARTS = [RNG.normal(size=shape).astype("float32") for shape in [(4, 3), (3,), (2, 2, 3, 4)]]
+GRADIENTS = [[RNG.normal(size=x.shape).astype("float32") for x in STARTS] for _ in range(7)]
 
 
-@pytest.mark.parametrize(
-    "optimizer",
-    ["sgd", "nadam", "lion", keras.optimizers.SGD(0.01, momentum=0.9, clipnorm=1.0),
-     keras.optimizers.AdamW(1e-3, weight_decay=0.1, gradient_accumulation_steps=2),
-     {"class_name": "RMSprop", "config": {"learning_rate": 0.01}},
-     keras.optimizers.Adam(keras.optimizers.schedules.ExponentialDecay(0.01, 3, 0.5))],
-    ids=["sgd", "nadam", "lion", "momentum", "accumulation", "config", "schedule"])  # fmt: skip
-def test_any_optimizer_goes_through_phases(small_backbone, tiny_images, optimizer):
-    specs = [ftk.FineTuneSpec(n, epochs=1) for n in (0, 1)]
-    run = tune(small_backbone, tiny_images, specs, optimizer=optimizer)
-    assert np.all(np.isfinite(run.history["loss"]))
+def variables() -> list[keras.Variable]:
+    return [keras.Variable(x, name=f"variable{i}") for i, x in enumerate(STARTS)]
 
 
-def test_cached_phases_are_uncached_phases(small_backbone, tiny_images):
-    specs = [ftk.FineTuneSpec(n, epochs=1) for n in (0, 2, 1, "all")]
-    runs = [tune(small_backbone, tiny_images, specs, cache_dir=kept) for kept in (None, False)]
+def step(optimizer, variables, gradients) -> None:
+    optimizer.apply([keras.ops.convert_to_tensor(g) for g in gradients], variables)
+
+
+def state(optimizer) -> list[list]:
+    """Return the values of an optimizer's variables, without its learning rate."""
+    return [
+        keras.ops.convert_to_numpy(v).tolist()
+        for v in optimizer.variables
+        if v.name != "learning_rate"
+    ]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_the_state_of_each_optimizer_is_carried_over(optimizer):
+    """As if there were one phase: variables 0 and 1 train in it, then 0 to 2, then 1 and 2."""
+    phases, trained = Optimizers(optimizer), variables()
+    first = phases.next(1, trained[:2], 0.01, {})
+    for gradients in GRADIENTS[:3]:
+        step(first, trained[:2], gradients[:2])
+    before = state(first)
+    assert len(before) > 1 or isinstance(optimizer, keras.optimizers.SGD)
+    second = phases.next(2, trained, 0.01, {})
+    carried, fresh = sorted(second.optimizers, key=lambda part: -len(part.variables))
+    assert state(carried) == before
+    reference = type(optimizer).from_config(optimizer.get_config())
+    reference.build(variables()[2:])
+    assert state(fresh) == state(reference)
+    for gradients in GRADIENTS[3:5]:
+        step(second, trained, gradients)
+    third = phases.next(3, trained[1:], 0.01, {})
+    for gradients in GRADIENTS[5:]:
+        step(third, trained[1:], gradients[1:])
+    # The same without phases: each variable has an optimizer of its own.
+    for i, (begin, end) in enumerate([(0, 5), (0, 7), (3, 7)]):
+        alone = variables()[i]
+        single = Optimizers(optimizer).next(1, [alone], 0.01, {})
+        for gradients in GRADIENTS[begin:end]:
+            step(single, [alone], [gradients[i]])
+        np.testing.assert_allclose(trained[i], alone, rtol=1e-6, atol=1e-7)
+        assert np.abs(keras.ops.convert_to_numpy(alone) - STARTS[i]).max() > 1e-4
+
+
+def test_state_is_carried_over_to_other_learning_rates():
+    """Each variable then has an optimizer of its own."""
+    phases, trained = Optimizers(OPTIMIZERS["momentum"]), variables()
+    first = phases.next(1, trained, 0.01, {})
+    for gradients in GRADIENTS:
+        step(first, trained, gradients)
+    several = phases.next(2, trained, 0.01, {v.path: 0.5**i for i, v in enumerate(trained)})
+    iterations, *moments = state(first)
+    assert iterations == len(GRADIENTS)
+    parts = sorted(several.optimizers, key=lambda part: -float(part.learning_rate))
+    assert [float(part.learning_rate) for part in parts] == pytest.approx([0.01, 0.005, 0.0025])
+    for i, part in enumerate(parts):
+        assert state(part) == [iterations, moments[i]]
+
+
+@pytest.mark.parametrize("optimizer", [None, "rmsprop", {"class_name": "nadam", "config": {}}],
+                         ids=["adam", "name", "config"])  # fmt: skip
+def test_two_phases_of_one_spec_are_one_phase(tune, optimizer):
+    """All state is carried over: moments, step count, order of the batches, dropout."""
+    split = tune([ftk.FineTuneSpec(1, epochs=2)] * 2, optimizer=optimizer)
+    whole = tune(ftk.FineTuneSpec(1, epochs=4), optimizer=optimizer)
+    for name in ("loss", "val_loss"):
+        assert split.history[name] == pytest.approx(whole.history[name], rel=1e-5)
+
+
+def test_cached_phases_are_uncached_phases(tune):
+    specs = [ftk.FineTuneSpec(n) for n in (0, 2, 1)]
+    runs = [tune(specs, features=features) for features in (None, False)]
     for name, values in runs[0].history.items():
         assert values == pytest.approx(runs[1].history[name], rel=1e-4), name
 
 
-def test_the_rate_falls_from_block_to_block(small_backbone, tiny_images):
-    spec = ftk.FineTuneSpec(2, layer_decay=0.5, learning_rate=0.1, batch_norm="train")
+def test_the_rate_falls_from_block_to_block_and_callbacks_change_all_rates(tune, small_backbone):
+    spec = ftk.FineTuneSpec(2, layer_decay=0.5, learning_rate=0.1, batch_norm="train", epochs=2)
     plan = spec.plan(small_backbone)
     factors = dict(zip(plan.trainable_variables, plan.rate_factors, strict=True))
     assert factors["block4_conv/kernel"] == factors["block4_conv_bn/gamma"] == 0.5
     assert factors["block3_conv/kernel"] == 0.25
     assert "x0.5 in the last block that trains, x0.25 in the first" in str(plan)
-    notes = Notes()
-    tune(small_backbone, tiny_images, spec, callbacks=[notes], optimizer="sgd")
+    notes, ended = Notes(), []
+    halve = keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2)
+    look = keras.callbacks.LambdaCallback(
+        on_train_end=lambda logs: ended.extend(float(p.learning_rate) for p in notes.parts())
+    )
+    run = tune(spec, callbacks=[notes, halve, look], optimizer="sgd")
     assert sorted(notes.rates[0]) == pytest.approx([0.025, 0.05, 0.1])
-
-
-def test_a_schedule_of_rates_turns_all_of_them(small_backbone, tiny_images):
-    notes = Notes()
-    turn = keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2)
-    spec = ftk.FineTuneSpec(1, layer_decay=0.5, learning_rate=0.1, epochs=2)
-    run = tune(small_backbone, tiny_images, spec, callbacks=[turn, notes], optimizer="sgd")
-    ended = sorted(float(part["learning_rate"]) for part in notes.ended[0])
-    assert ended == pytest.approx([0.1 * 0.5 / 4, 0.1 / 4])
+    assert sorted(ended) == pytest.approx([0.025 / 4, 0.05 / 4, 0.1 / 4])
     assert len(run.history["loss"]) == 2
 
 
-def test_weight_decay_leaves_out_biases_and_norms(small_backbone, tiny_images):
-    """With no gradient to speak of, decay alone moves the kernels, and nothing else moves."""
+def test_weight_decay_leaves_out_biases_and_norms(tune, small_backbone):
+    """With hardly any gradient, decay alone moves the kernels, and nothing else moves."""
     optimizer = keras.optimizers.SGD(1e-9, weight_decay=1e6)
-    run = tune(small_backbone, tiny_images, ftk.FineTuneSpec(1, batch_norm="train"),
-               optimizer=optimizer)  # fmt: skip
+    run = tune(ftk.FineTuneSpec(1, batch_norm="train"), optimizer=optimizer)
     before = {v.path: keras.ops.convert_to_numpy(v) for v in small_backbone.weights}
     after = {v.path: keras.ops.convert_to_numpy(v) for v in run.model.weights}
     moved = {
@@ -169,90 +212,66 @@ def test_schedules_are_lists_of_specs():
         ftk.gradual_unfreezing("all", epochs=3)
 
 
+CLIPPED = keras.optimizers.SGD(0.1, global_clipnorm=1.0)
+SCHEDULE = keras.optimizers.SGD(keras.optimizers.schedules.ExponentialDecay(0.1, 3, 0.5))
+SCALED = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())
+SEVERAL = keras.optimizers.MultiOptimizer(keras.optimizers.OptimizerMap(keras.optimizers.SGD()))
+DECAY = ftk.FineTuneSpec(1, layer_decay=0.5)
+TWO = [ftk.FineTuneSpec(0), ftk.FineTuneSpec(1)]
+
+
 @pytest.mark.parametrize(
     ("spec", "options", "says"),
     [
         ([], {}, "`spec` must be of type FineTuneSpec"),
         ([1, 2], {}, "`spec` must be of type FineTuneSpec"),
-        (
-            ftk.FineTuneSpec(1, layer_decay=0.5),
-            {"optimizer": keras.optimizers.SGD(0.1, global_clipnorm=1.0)},
-            "global_clipnorm",
-        ),
-        (
-            [ftk.FineTuneSpec(0), ftk.FineTuneSpec(1)],
-            {"optimizer": keras.optimizers.SGD(0.1, global_clipnorm=1.0), "callbacks": [NEVER]},
-            "global_clipnorm",
-        ),
-        (
-            ftk.FineTuneSpec(1),
-            {"optimizer": keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())},
-            "must be the one inside",
-        ),
-        (ftk.FineTuneSpec(1), {"callbacks": keras.callbacks.EarlyStopping()}, "must be a list"),
-        (
-            ftk.FineTuneSpec(1),
-            {"callbacks": [keras.callbacks.BackupAndRestore("unused")]},
-            "pass run_dir= instead",
-        ),
-        (
-            [ftk.FineTuneSpec(0), ftk.FineTuneSpec(1)],
-            {"callbacks": [keras.callbacks.SwapEMAWeights()]},
-            "use_ema=True alone",
-        ),
-        (
-            ftk.FineTuneSpec(1, layer_decay=0.5),
-            {"optimizer": keras.optimizers.SGD(
-                keras.optimizers.schedules.ExponentialDecay(0.1, 3, 0.5))},
-            "`layer_decay` below 1 needs",
-        ),
-        (
-            ftk.FineTuneSpec(1),
-            {"optimizer": keras.optimizers.MultiOptimizer(
-                keras.optimizers.OptimizerMap(keras.optimizers.SGD()))},
-            "single Keras optimizer",
-        ),
+        (DECAY, {"optimizer": CLIPPED}, "global_clipnorm"),
+        (TWO, {"optimizer": CLIPPED}, "global_clipnorm"),
+        (TWO, {"optimizer": SCALED}, "`optimizer` must be the inner one"),
+        (TWO, {"optimizer": SEVERAL}, "`optimizer` must be a single Keras optimizer"),
+        (DECAY, {"optimizer": SCHEDULE}, "`layer_decay` below 1 needs an optimizer whose"),
+        (TWO, {"callbacks": [keras.callbacks.BackupAndRestore("x")]}, "pass run_dir= instead"),
+        (TWO, {"callbacks": [keras.callbacks.SwapEMAWeights()]}, "use_ema=True alone"),
     ],
-)  # fmt: skip
-def test_what_does_not_fit_is_refused(small_backbone, tiny_images, spec, options, says):
-    with pytest.raises(ValueError, match=says):
-        tune(small_backbone, tiny_images, spec, **options)
+)
+def test_what_does_not_fit_is_rejected(tune, rejected, spec, options, says):
+    with rejected(says):
+        tune(spec, **options)
 
 
-def test_layer_decay_is_checked():
-    for bad in (0, 1.5, "x", True):
-        with pytest.raises(ValueError, match="`layer_decay`"):
-            ftk.FineTuneSpec(1, layer_decay=bad)
+@pytest.mark.parametrize("decay", [0, 1.5, "x", True])
+def test_layer_decay_is_checked(decay):
+    with pytest.raises(ValueError, match="`layer_decay`"):
+        ftk.FineTuneSpec(1, layer_decay=decay)
 
 
-def test_a_loss_that_is_no_number_stops_the_run(small_backbone, tiny_images):
+def test_a_loss_that_is_not_finite_stops_the_run(tune):
     class Poison(keras.callbacks.Callback):
         def on_train_begin(self, logs=None):
             kernel = self.model.get_layer("head").layers[-1].kernel
             kernel.assign(np.full(kernel.shape, np.nan, "float32"))
 
     with pytest.raises(FloatingPointError, match=r"nan in epoch 1, at the learning rate 0\.001"):
-        tune(small_backbone, tiny_images, ftk.FineTuneSpec(0), callbacks=[Poison()])
+        tune(ftk.FineTuneSpec(0), callbacks=[Poison()])
 
 
-@pytest.mark.parametrize("kept", [None, False])
-def test_a_callback_that_moves_what_is_frozen_is_an_error(small_backbone, tiny_images, kept):
+@pytest.mark.parametrize("features", [None, False])
+def test_a_callback_that_moves_what_is_frozen_is_an_error(tune, features):
     class Meddler(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
             kernel = self.model.get_layer("block1_conv").kernel
             kernel.assign(kernel + 1)
 
     with pytest.raises(RuntimeError, match=r"block1_conv/kernel.*list of specs"):
-        tune(small_backbone, tiny_images, ftk.FineTuneSpec(1), callbacks=[Meddler()],
-             cache_dir=kept)  # fmt: skip
+        tune(ftk.FineTuneSpec(1), callbacks=[Meddler()], features=features)
 
 
-class Steps(keras.callbacks.Callback):
-    """How far the last block's kernel moved in each phase."""
+class Moved(keras.callbacks.Callback):
+    """Notes whether the last block's kernel moved in each phase."""
 
     def __init__(self):
         super().__init__()
-        self.moved = []
+        self.phases = []
 
     def kernel(self):
         return np.array(keras.ops.convert_to_numpy(self.model.get_layer("block4_conv").kernel))
@@ -261,28 +280,16 @@ class Steps(keras.callbacks.Callback):
         self.begun = self.kernel()
 
     def on_train_end(self, logs=None):
-        self.moved.append(bool(np.any(self.kernel() != self.begun)))
+        self.phases.append(bool(np.any(self.kernel() != self.begun)))
 
 
-@pytest.mark.parametrize(
-    "blocks",
-    [(0,), (1, 0), (0, 1), (1, 0, 1)],
-    ids=["R1 frozen from the start", "R2 trained then frozen", "R3 frozen then trained", "all"],
-)
-def test_freezing_and_unfreezing_between_fits(small_backbone, tiny_images, blocks):
-    """PEERS' R1 to R3: in Keras 3.15 silently ignored, an error or half done, by backend."""
-    steps = Steps()
-    tune(small_backbone, tiny_images, [ftk.FineTuneSpec(n) for n in blocks], callbacks=[steps])
-    assert steps.moved == [n > 0 for n in blocks]
-
-
-def test_one_optimizer_serves_phases_and_runs(small_backbone, tiny_images):
-    """R4: in Keras the same instance cannot be compiled with once more variables train."""
-    mine, steps = keras.optimizers.Adam(1e-2), Steps()
-    for _ in range(2):
-        tune(small_backbone, tiny_images, [ftk.FineTuneSpec(n) for n in (0, 1)], optimizer=mine,
-             callbacks=[steps])  # fmt: skip
-    assert steps.moved == [False, True] * 2
+def test_blocks_are_frozen_and_unfrozen_between_phases_with_one_optimizer(tune):
+    """In plain Keras 3.15 that is ignored, an error, or done in part, depending on the backend."""
+    mine = keras.optimizers.Adam(1e-2)
+    for blocks in [(1, 0), (0, 1, 0, 1)]:
+        moved = Moved()
+        tune([ftk.FineTuneSpec(n) for n in blocks], optimizer=mine, callbacks=[moved])
+        assert moved.phases == [n > 0 for n in blocks]
     assert not mine.built
 
 
@@ -290,91 +297,152 @@ def test_one_optimizer_serves_phases_and_runs(small_backbone, tiny_images):
     ("blocks", "value", "hook"),
     [(1, False, "on_epoch_begin"), (0, True, "on_epoch_end"), (1, False, "on_train_end")],
 )
-def test_a_change_that_keras_would_pass_over_is_told(
-    small_backbone, tiny_images, blocks, value, hook
-):
-    """R5: `trainable` set inside a phase has no effect, half of one or stops JAX; no warning."""
+def test_a_change_that_keras_would_ignore_is_an_error(tune, blocks, value, hook):
+    """`trainable` set within a phase has no effect, half of one, or stops JAX; no warning."""
 
     def change(*_, **__):
-        quiet.model.get_layer("block4_conv").trainable = value
+        callback.model.get_layer("block4_conv").trainable = value
 
-    quiet = keras.callbacks.LambdaCallback(**{hook: change})
+    callback = keras.callbacks.LambdaCallback(**{hook: change})
     with pytest.raises(RuntimeError, match=r"changed `trainable` of 2.*block4_conv/kernel"):
-        tune(small_backbone, tiny_images, ftk.FineTuneSpec(blocks), callbacks=[quiet])
+        tune(ftk.FineTuneSpec(blocks), callbacks=[callback])
 
 
-def test_early_stopping_ends_a_phase_and_restores_its_best(small_backbone, tiny_images):
-    """Of a metric that rises, too: Keras finds its direction in the model it is shown."""
-    rising = keras.callbacks.EarlyStopping("val_accuracy", patience=9)
-    best = keras.callbacks.EarlyStopping(patience=2, min_delta=10, restore_best_weights=True)
-    steps = Weights("block4_conv/kernel")
-    specs = [ftk.FineTuneSpec(1, epochs=4), ftk.FineTuneSpec(0, epochs=4)]
-    run = tune(small_backbone, tiny_images, specs, callbacks=[rising, best, steps])
-    assert run.history["phase"] == [1, 1, 1, 2, 2, 2]
-    kernel = next(v for v in run.model.weights if v.path == "block4_conv/kernel")
-    after_first_epoch = steps.steps["block4_conv/kernel"][2]  # three steps an epoch
-    assert np.array_equal(keras.ops.convert_to_numpy(kernel), after_first_epoch)
-
-
-def test_rates_are_logged_by_the_same_names_in_each_process(small_backbone, tiny_images):
-    """Keras numbers optimizers by how many there were before; a history must not."""
-    turn = keras.callbacks.ReduceLROnPlateau(patience=1)
-    specs = [ftk.FineTuneSpec(0), ftk.FineTuneSpec(1, layer_decay=0.5)]
-    history = tune(small_backbone, tiny_images, specs, callbacks=[turn]).history
-    rates = {name for name in history if name.startswith("learning_rate")}
-    assert rates == {"learning_rate", *(f"learning_rate_adam_{x}" for x in
-                                        ("phase1_x1", "phase2_x0.5"))}  # fmt: skip
-
-
-class Weights(keras.callbacks.Callback):
-    """Notes variables after each step."""
+class Steps(keras.callbacks.Callback):
+    """Keeps the values of variables after each step."""
 
     def __init__(self, *paths):
         super().__init__()
-        self.paths, self.steps = paths, {path: [] for path in paths}
+        self.steps = {path: [] for path in paths}
 
     def on_train_batch_end(self, batch, logs=None):
         for variable in self.model.weights:
-            if variable.path in self.paths:
-                value = keras.ops.convert_to_numpy(variable)
-                self.steps[variable.path].append(np.array(value))
+            if variable.path in self.steps:
+                value = np.array(keras.ops.convert_to_numpy(variable))
+                self.steps[variable.path].append(value)
 
 
-def test_averaged_weights_go_through_phases(small_backbone, tiny_images):
-    """EMA as in Keras: kept for each variable from its first step, put in its place at the end."""
+def test_early_stopping_ends_a_phase_and_restores_its_best_weights(tune):
+    """Also for a metric that should rise: Keras finds its direction in the model it is shown."""
+    path = "block4_conv/kernel"
+    rising = keras.callbacks.EarlyStopping("val_accuracy", patience=9)
+    best = keras.callbacks.EarlyStopping(patience=2, min_delta=10, restore_best_weights=True)
+    steps = Steps(path)
+    specs = [ftk.FineTuneSpec(1, epochs=4), ftk.FineTuneSpec(0, epochs=4)]
+    run = tune(specs, callbacks=[rising, best, steps])
+    assert run.history["phase"] == [1, 1, 1, 2, 2, 2]
+    kernel = next(v for v in run.model.weights if v.path == path)
+    after_first_epoch = steps.steps[path][1]  # two steps in an epoch
+    assert np.array_equal(keras.ops.convert_to_numpy(kernel), after_first_epoch)
+    assert run.settings["kept_epoch"] == 4  # the best one of the last phase
+
+
+@pytest.mark.parametrize(
+    ("stops", "kept"),
+    [
+        ([{"patience": 2, "min_delta": 10, "restore_best_weights": True}], 1),
+        ([{"patience": 2, "min_delta": 10}], 3),
+        ([{"patience": 9, "min_delta": 10, "restore_best_weights": True}], 1),
+        ([{"patience": 9, "start_from_epoch": 9, "restore_best_weights": True}], 4),
+        (
+            [
+                {"patience": 9, "min_delta": 10, "restore_best_weights": True},
+                {"patience": 9, "min_delta": 10, "restore_best_weights": True,
+                 "start_from_epoch": 1},
+            ],
+            2,
+        ),
+    ],
+    ids=["stopped", "not restored", "not stopped", "never begun", "the last of two"],
+)  # fmt: skip
+def test_the_kept_epoch_is_the_one_whose_weights_the_model_has(tune, stops, kept):
+    path = "head/predictions/kernel"
+    steps = Steps(path)
+    callbacks = [*(keras.callbacks.EarlyStopping(**stop) for stop in stops), steps]
+    run = tune(ftk.FineTuneSpec(0, epochs=4), callbacks=callbacks, optimizer="sgd")
+    assert run.settings["kept_epoch"] == kept
+    kernel = keras.ops.convert_to_numpy(next(v for v in run.model.weights if v.path == path))
+    after = steps.steps[path][1::2]  # two steps in an epoch
+    assert [np.array_equal(kernel, value) for value in after].index(True) == kept - 1
+    assert f"epoch {kept} of {len(after)} kept: val_loss {run.history['val_loss'][kept - 1]:.3f}" \
+        in repr(run)  # fmt: skip
+
+
+def test_rates_are_logged_by_the_same_names_in_each_process(tune):
+    """Keras numbers optimizers by how many there were before; a history must not."""
+    turn = keras.callbacks.ReduceLROnPlateau(patience=1)
+    specs = [ftk.FineTuneSpec(0), ftk.FineTuneSpec(1, layer_decay=0.5)]
+    history = tune(specs, callbacks=[turn]).history
+    rates = {name for name in history if name.startswith("learning_rate")}
+    assert rates == {"learning_rate", "learning_rate_adam_phase1_x1",
+                     "learning_rate_adam_phase2_x0.5"}  # fmt: skip
+
+
+def test_averaged_weights_go_through_phases(tune):
+    """EMA as in Keras: kept for each variable from its first step, and used in the end."""
     old, new = "block4_conv/kernel", "block3_conv/kernel"
-    notes = Weights(old, new)
+    steps = Steps(old, new)
     optimizer = keras.optimizers.SGD(0.05, use_ema=True, ema_momentum=0.8)
-    specs = [ftk.FineTuneSpec(1), ftk.FineTuneSpec(2, epochs=2)]
-    run = tune(small_backbone, tiny_images, specs, optimizer=optimizer, callbacks=[notes])
+    specs = [ftk.FineTuneSpec(1, epochs=2), ftk.FineTuneSpec(2, epochs=2)]
+    run = tune(specs, optimizer=optimizer, callbacks=[steps])
     made = {v.path: keras.ops.convert_to_numpy(v) for v in run.model.weights}
-    for path, begun in ((old, 0), (new, 3)):  # three steps an epoch; the second phase adds block3
-        first, *others = notes.steps[path][begun:]
+    for path, begun in ((old, 0), (new, 4)):  # two steps in an epoch; the second phase adds block3
+        first, *others = steps.steps[path][begun:]
         average = first
         for value in others:
             average = 0.8 * average + 0.2 * value
         np.testing.assert_allclose(made[path], average, rtol=1e-4, atol=1e-6)
-        assert np.abs(made[path] - notes.steps[path][-1]).max() > 1e-5
+        assert np.abs(made[path] - steps.steps[path][-1]).max() > 1e-5
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-def test_mixed_precision_trains_or_says_why_not(tiny_images, policy):
+@pytest.fixture(params=["mixed_bfloat16", "mixed_float16"])
+def policy(request):
+    """A mixed-precision policy, while the test runs."""
     before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(policy)
-    try:
-        keras.utils.set_random_seed(0)
-        backbone = keras.applications.MobileNetV2(
-            alpha=0.35, include_top=False, weights=None, input_shape=(32, 32, 3)
-        )
-        options = {"preprocessing": "auto"}
-        run = tune(backbone, tiny_images, ftk.FineTuneSpec(1, epochs=2), **options)
-        assert np.all(np.isfinite(run.history["loss"]))
+    keras.config.set_dtype_policy(request.param)
+    yield request.param
+    keras.config.set_dtype_policy(before)
+
+
+def test_mixed_precision_trains_as_float32_does(tune, build_small, sets, policy):
+    """Half precision inside, float32 variables and probabilities, and nearly the same losses."""
+    backbone = build_small()
+    head = ftk.classification_head(3, units=(4,))
+    scaled = []
+    look = keras.callbacks.LambdaCallback(
+        on_train_begin=lambda logs: scaled.append(type(look.model.optimizer).__name__)
+    )
+    spec = ftk.FineTuneSpec(1, epochs=30, learning_rate=0.02)
+    run, uncached = (
+        tune(spec, backbone=backbone, head=head, features=features, callbacks=[look])
+        for features in (None, False)
+    )
+    half = policy.removeprefix("mixed_")
+    for name in ("block1_conv", "block4_conv", "head"):
+        layer = run.model.get_layer(name)
+        layer = layer.layers[1] if name == "head" else layer
+        assert (layer.compute_dtype, layer.output.dtype) == (half, half), name
+        assert {v.dtype for v in layer.weights} == {"float32"}
+    assert run.model.output.dtype == "float32"
+    kind = "LossScaleOptimizer" if half == "float16" else "Adam"
+    assert scaled == [kind] * 2
+    assert run.history["loss"] == pytest.approx(uncached.history["loss"], rel=0.05)
+    keras.config.set_dtype_policy("float32")
+    plain = tune(spec, head=ftk.classification_head(3, units=(4,)))
+    assert run.history["loss"] == pytest.approx(plain.history["loss"], rel=0.1)
+    assert run.history["loss"][-1] < 0.5 * run.history["loss"][0]
+    assert ftk.evaluate(run.model, sets.train).accuracy > 0.9
+
+
+def test_float16_does_not_go_through_phases_that_add_blocks(tune, build_small, policy, rejected):
+    specs = ftk.linear_probe_then_fine_tune(1, probe_epochs=1, epochs=1)
+    backbone = build_small()
+    if policy == "mixed_bfloat16":
+        run = tune(specs, backbone=backbone)
+        assert run.history["phase"] == [1, 2]
         assert {v.dtype for v in run.model.trainable_weights} == {"float32"}
-        specs = ftk.linear_probe_then_fine_tune(1, probe_epochs=1, epochs=1)
-        if policy == "mixed_bfloat16":
-            assert len(tune(backbone, tiny_images, specs, **options).history["loss"]) == 2
-        else:
-            with pytest.raises(ValueError, match="mixed_bfloat16"):
-                tune(backbone, tiny_images, specs, **options)
-    finally:
-        keras.config.set_dtype_policy(before)
+    else:
+        with rejected("use the policy 'mixed_bfloat16'"):
+            tune(specs, backbone=backbone)
+        with rejected("`run_dir` does not save the scale of the loss"):
+            tune(backbone=backbone, run_dir="never-made")

@@ -1,73 +1,103 @@
-"""The study measured again: runs are kept, tables come from them, tests are paired."""
+"""The repeated study: its files, its tables, and its paired tests."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
+import experiments
 import numpy as np
 import phantoms
 import pytest
 import study
+import tables
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Raw pixels from 0 to 255")  # so did the study
-def test_a_run_is_kept_and_its_tables_come_from_it(tmp_path, monkeypatch, capsys):
+def test_finished_runs_are_not_repeated_and_the_tables_come_from_their_files(
+    build_small, tmp_path, monkeypatch, capsys
+):
     data = phantoms.write_phantoms(
         tmp_path / "data", images_per_class=dict.fromkeys(phantoms.CLASSES[:2], 10), size=32
     )
-    few = {"head": study.recommended(0), "head, last epoch": study.Setting(0, "avg", "frozen")}
-    monkeypatch.setitem(study.EXPERIMENTS, "suspects", few)
+    rows = {
+        "head": experiments.recommended(0),
+        "head, last epoch": replace(experiments.recommended(0), epoch="last"),
+        "1 block": experiments.recommended(1),
+    }
+    monkeypatch.setitem(study.EXPERIMENTS, "suspects", rows)
+    monkeypatch.setattr(study, "load_backbone", lambda *args, **options: build_small())
     out = tmp_path / "out"
-    call = f"--data {data} --weights none --experiments suspects --epochs 2 --seeds 0".split()
-    call += f"--image-size 32 --batch-size 8 --out {out}".split()
+    options = "--experiments suspects --epochs 1 --seeds 0 --image-size 32 --batch-size 7"
+    call = ["--data", str(data), "--out", str(out), *options.split()]
     assert study.main(call) == 0
     runs = {file: file.read_bytes() for file in (out / "runs").glob("*.json")}
-    assert len(runs) == 2
-    run = json.loads(next(iter(runs.values())))
-    assert (
-        np.shape(run["scores"]["best"]) == np.shape(run["scores"]["last"]) == (len(run["test"]), 2)
-    )
+    assert len(runs) == 2  # the rows that differ in the epoch alone share one
+    for content in runs.values():
+        run = json.loads(content)
+        assert np.shape(run["scores"]["last"]) == (len(run["test"]), 2)
+        # The only epoch is both the last and the best one, so its weights give the same scores.
+        assert run["scores"]["best"] == run["scores"]["last"]
     table = (out / "suspects.md").read_text()
+    assert [line.split(" | ")[0] for line in table.splitlines() if " M |" in line] == [
+        f"| {row}" for row in rows
+    ]
 
-    monkeypatch.setattr(study, "train", None)  # a second call trains nothing
+    monkeypatch.setattr(study, "train", None)  # a second call must not train
     assert study.main(call) == 0
     assert runs == {file: file.read_bytes() for file in (out / "runs").glob("*.json")}
     assert (out / "suspects.md").read_text() == table
     results = json.loads((out / "study.json").read_text())
-    assert list(results["experiments"]["suspects"]["rows"]) == list(few)
-    assert study.main([*call, "--limit", "12"]) == 2
-    assert "take another --out" in capsys.readouterr().out
+    assert list(results["experiments"]["suspects"]["rows"]) == list(rows)
+    capsys.readouterr()
+    assert study.main([*call, "--epochs", "2"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert "use another --out" in error
 
 
-def test_only_images_that_one_model_gets_right_count():
+def test_the_paired_test_counts_images_that_one_model_alone_classifies_correctly():
     def run(*predicted):
         scores = np.eye(2)[list(predicted)].tolist()
-        told = {"class_names": ["a", "b"], "test": list(range(6)), "labels": [0] * 6}
-        return {**told, "scores": {"last": scores}}
+        images = {"class_names": ["a", "b"], "test": list(range(6)), "labels": [0] * 6}
+        return {**images, "scores": {"last": scores}}
 
-    settings = {"good": study.Setting(0), "bad": study.Setting(1)}
+    settings = {"good": experiments.Setting(0), "bad": experiments.Setting(1)}
     runs = {
-        (settings["good"].name(), 0): run(*[0] * 6),
-        (settings["bad"].name(), 0): run(0, *[1] * 5),
+        (settings["good"].run_name(), 0): run(*[0] * 6),
+        (settings["bad"].run_name(), 0): run(0, *[1] * 5),
     }
-    test = study.compared(list(settings), settings, runs, 0)["good / bad"]
+    test = study.paired_tests(list(settings), settings, runs, 0)["good / bad"]
     assert (test["only_first"], test["only_second"]) == (5, 0)
     assert np.isclose(test["p"], 2 * 0.5**5)
 
 
-def test_what_the_study_reported_fits_the_table():
-    """Rows as long as the others, in the order of the classes that are there."""
-    rows = study.reported(("Normal", "Viral Pneumonia"))
+def test_the_study_s_results_fit_the_table_of_the_classes_at_hand():
+    rows = tables.study_rows(("Normal", "Viral Pneumonia"))
     assert [row[2:] for row in rows] == [
         ["0.74", "0.64", "0.80", "0.20", "", ""],
         ["0.64", "0.50", "0.56", "0.00", "", ""],
     ]
 
 
-def test_a_probe_is_a_phase_of_its_own():
-    setting = study.Setting(5, batch_norm="frozen", learning_rate=1e-4, probe_epochs=2)
-    probe, rest = study.phases(setting, 20)
+def test_a_probe_trains_the_head_alone_in_a_phase_of_its_own():
+    setting = experiments.Setting(5, batch_norm="frozen", learning_rate=1e-4, probe_epochs=2)
+    probe, rest = setting.specs(20)
     assert (probe.trainable_blocks, probe.epochs, probe.learning_rate) == (0, 2, 1e-3)
     assert (rest.trainable_blocks, rest.epochs, rest.learning_rate) == (5, 18, 1e-4)
-    assert setting.name().endswith("probe-2")
+    assert setting.run_name().endswith("probe-2")
+
+
+def test_settings_share_a_run_only_if_they_train_in_the_same_way():
+    settings = {setting for rows in experiments.EXPERIMENTS.values() for setting in rows.values()}
+    trainings = {replace(setting, epoch="last") for setting in settings}
+    assert len({setting.run_name() for setting in settings}) == len(trainings) < len(settings)
+
+
+def test_cells_show_the_range_of_the_seeds_and_the_interval_of_a_run():
+    assert tables.mean_and_range([0.5, 0.7, None]) == "0.600 (0.500-0.700)"
+    assert tables.mean_and_range([0.5]) == "0.500"
+    assert tables.mean_and_range([None]) == "undefined"
+    assert tables.with_interval({"value": 0.5, "low": 0.4, "high": 0.6}) == "0.500 [0.400, 0.600]"
+    assert tables.with_interval({"value": 1.0, "low": None, "high": None}) == "1.000"
+    assert tables.with_interval({"value": None, "low": None, "high": None}) == "undefined"

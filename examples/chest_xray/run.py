@@ -34,6 +34,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     images = sample(read_images(args.data, args.out), args.limit, args.seed)
     print(images)
     (train, validation, test), duplicates, found = split(images, args.seed)
+    sizes = f"{len(train):,} training, {len(validation):,} validation and {len(test):,} test images"
+    print(f"Split: {sizes}")
 
     manifest = args.out / "manifest.csv"
     sets = ftk.write_manifest(manifest, train=train, validation=validation, test=test)
@@ -42,10 +44,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     reports, models = {}, []
     for number, tuned in zip(args.models, train_models(args, train, validation), strict=True):
+        print(f"\nModel {number} on the test images:", flush=True)
         started = time.perf_counter()
         report = ftk.evaluate(tuned, test, duplicates=duplicates, heat_maps=24)
         seconds = {**tuned.timings, "evaluate": time.perf_counter() - started}
-        print(f"\nModel {number} on the test images\n{report}", flush=True)
+        print(report)
         save(number, tuned, report, args.out)
         reports[f"Model {number}"] = report
         models.append(model_results(number, tuned, report, seconds))
@@ -68,7 +71,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "models": models,
     }
     (args.out / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    print(f"\n{table_beside_the_study(models, images.class_names)}\n")
+    print("\nThe models, and what the study reported on its own 794 test images (-: not reported):")
+    print(f"{table_beside_the_study(models, images.class_names)}\n")
     print(f"Results: {args.out / 'results.json'}")
     print(f"Reports: {args.out / 'reports'} (open the .html files in a browser)")
     print(f"Models:  {args.out / 'models'}")
@@ -100,15 +104,15 @@ def split(
         The sets for training, validation and test; the duplicates; and what `results.json` says
         about them.
     """
-    print("Searching for duplicates", flush=True)
+    print(f"Searching for duplicates among {len(images):,} images", flush=True)
     train, validation, test = images.split(seed=seed)  # by class alone
     duplicates = ftk.find_duplicates(train, validation, test)
     images = train + validation + test  # in the order in which the duplicates are numbered
     names = [Path(path).name for path in images.paths]
     clusters = [[names[i] for i in cluster] for cluster in duplicates.clusters]
     print(
-        f"Clusters of duplicates: {len(clusters)}. A split by class alone would separate "
-        f"{len(duplicates.crossing)} of them; this one keeps each in one set."
+        f"Clusters of duplicates: {len(clusters)}. Splitting by class alone would divide "
+        f"{len(duplicates.crossing)} of them; here each cluster is in one set."
     )
     for cluster in clusters[:10]:
         print(f"  {', '.join(cluster)}")
@@ -136,8 +140,9 @@ class Recipe:
 def recipe(name: str) -> Recipe:
     """Return the recipe `"recommended"` or `"study"`.
 
-    The study fed BGR pixels divided by 255, flattened the features, let BatchNorm train in unfrozen
-    blocks, and kept the weights of the last epoch.
+    The study fed BGR pixels divided by 255 (finetune-kit warns that these weights expect others),
+    flattened the features, let BatchNorm train in unfrozen blocks, and kept the weights of the last
+    epoch.
     """
     if name == "recommended":
         return Recipe("avg", "frozen", "auto", keep_best_epoch=True)
@@ -198,9 +203,9 @@ def train_models(
         ftk.FineTuneSpec(number - 1, batch_norm=chosen.batch_norm, epochs=args.epochs)
         for number in args.models
     ]
-    for number, spec in zip(args.models, specs, strict=True):
-        print(f"\nModel {number}\n{spec.plan(backbone)}")
-    print(flush=True)
+    deepest = max(args.models)
+    print(f"\nWhat trains in Model {deepest}, besides the head:")
+    print(f"{specs[args.models.index(deepest)].plan(backbone)}\n", flush=True)
     callbacks = []
     if chosen.keep_best_epoch:  # patience as long as the training: nothing stops early
         best = keras.callbacks.EarlyStopping(patience=args.epochs, restore_best_weights=True)

@@ -26,6 +26,7 @@ from finetune_kit._model.spec import FineTuneSpec
 from finetune_kit._model.surgery import cut, stitch
 from finetune_kit._report.attribution import grad_cam, occlusion
 from finetune_kit._report.compare import compare
+from finetune_kit._report.estimate import Estimate
 from finetune_kit._report.evaluate import evaluate
 from finetune_kit._report.overlay import overlay
 from finetune_kit._report.report import Report
@@ -64,6 +65,7 @@ __all__ = [  # in the order of the path
     "sweep",
     "evaluate",
     "Report",
+    "Estimate",
     "compare",
     "grad_cam",
     "occlusion",

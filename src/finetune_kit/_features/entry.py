@@ -41,7 +41,8 @@ class Features:
 
     rows: Mapping[int, str]
     where: Mapping[str, tuple[int, int]]  # by row name: number of the chunk, row in it
-    tensors: tuple[tuple[NDArray[Any], ...], ...]  # for each tensor, its part of each chunk
+    chunks: tuple[store.Chunk, ...]
+    shapes: Mapping[str, tuple[int, ...]]  # of the tensors, by their field in a chunk
     dtype: str
     threads: int = WORKERS
 
@@ -49,10 +50,10 @@ class Features:
         """Return the features of some images: an array, or a list if several tensors are cut."""
         found = [self.where[self.rows[i]] for i in positions.tolist()]
         loaded = []
-        for chunks in self.tensors:
-            tensor = np.empty((len(found), *chunks[0].shape[1:]), self.dtype)
+        for field, shape in self.shapes.items():
+            tensor = np.empty((len(found), *shape), self.dtype)
             for target, (chunk, row) in zip(tensor, found, strict=True):
-                target[...] = chunks[chunk][row]
+                target[...] = self.chunks[chunk].rows[field][row]
             loaded.append(tensor)
         return loaded if len(loaded) > 1 else loaded[0]
 
@@ -101,10 +102,9 @@ class Entry:
             for number, chunk in enumerate(self._chunks)
             for row, name in enumerate(chunk.names)
         }
-        fields = [name for name in self._record.names or () if name != "image"]
-        tensors = tuple(tuple(chunk.rows[field] for chunk in self._chunks) for field in fields)
+        shapes = {f"f{i}": tuple(shape) for i, shape in enumerate(self._about["shapes"])}
         load_as = "uint8" if self._dtype == np.uint8 else "float32"
-        return Features(self._rows, where, tensors, load_as)
+        return Features(self._rows, where, tuple(self._chunks), shapes, load_as)
 
     def fill(
         self, model: keras.Model | None, inputs: Inputs, batch_size: int, verbose: str | int

@@ -77,6 +77,15 @@ def check_not_swapped(backbone: Any, head: Any) -> None:
         )
 
 
+def misfit(head: keras.Layer, backbone: keras.Model, error: Exception) -> ValueError:
+    """Return the error for a head that cannot take the output of a backbone."""
+    return ValueError(
+        f"`head` must take the output of `backbone` ({backbone.name!r}), of shape "
+        f"{backbone.output_shape}. If that is pooled already, use classification_head(..., "
+        f"pooling=None). Received: head={head.name!r}, for which Keras reports: {error}"
+    )
+
+
 def _takes_images(model: Any) -> bool:
     shape = getattr(model, "input_shape", None)
     channels = 1 if keras.config.image_data_format() == "channels_first" else 3

@@ -28,7 +28,8 @@ _FAMILIES = tuple(
         (r"(block_\d+)_(?=[a-z])", "{}"),  # MobileNetV2
         # MobileNet: a depthwise and a pointwise convolution.
         (r"(?:^|_)conv_(?:pad|dw|pw)_(\d+)(?:_|$)", "block_{}"),
-        (r"(mixed_?\d+[a-z]?)(?:_\d+)?$", "{}"),  # InceptionV3, InceptionResNetV2
+        # InceptionV3, InceptionResNetV2. Not mixed9_1: it is a branch of mixed10.
+        (r"(mixed_?\d+[a-z]?)$", "{}"),
         (r"(block\d+_\d+)_(?:mixed|conv|ac)", "{}"),  # InceptionResNetV2
         (r"(?:normal|reduction|adjust)_.*?((?:stem|reduce)_\d+|(?<=_)\d+)$", "cell_{}"),  # NASNet
         (r"(block\d+[a-z])_", "{}"),  # EfficientNet, EfficientNetV2

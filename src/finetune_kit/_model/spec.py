@@ -25,7 +25,7 @@ from finetune_kit._model.graph import (
     own_weights,
     rewire,
 )
-from finetune_kit._model.head import check_not_swapped
+from finetune_kit._model.head import check_not_swapped, misfit
 from finetune_kit._model.plan import FreezePlan
 from finetune_kit._text import listed, plural
 
@@ -177,12 +177,7 @@ class FineTuneSpec:
         check_kind("head", head, keras.Layer, "see classification_head")
         check_not_swapped(backbone, head)
         graph, parts = flattened(backbone), partition(backbone, self.level)
-        if parts.top:
-            raise ValueError(
-                f"`backbone` must have no classifier, because `head` replaces it; build "
-                f"{backbone.name!r} with include_top=False. Received: a model that ends in "
-                f"{listed([operation.name for operation in parts.top])}"
-            )
+        check_no_classifier(self._plan(backbone, parts))
         plan = self.apply(backbone)
         frozen = frozenset(
             id(operation)
@@ -222,6 +217,16 @@ class FineTuneSpec:
             trainable_variables=tuple(v.path for weights, _ in [*updated, top] for v in weights),
             rate_factors=(*factors, *(1.0 for _ in top[0])),
             moving_statistics=tuple(v.path for _, stats in [*updated, top] for v in stats),
+        )
+
+
+def check_no_classifier(plan: FreezePlan) -> None:
+    """Check that the backbone of a plan has no classifier on top."""
+    if plan.top_params:
+        raise ValueError(
+            f"`backbone` must have no classifier, because `head` replaces it; build "
+            f"{plan.backbone!r} with include_top=False. Received: a model with "
+            f"{plural(plan.top_params, 'parameter')} behind its last block"
         )
 
 
@@ -305,8 +310,4 @@ def _predictions(head: keras.Layer, features: Any, backbone: keras.Model) -> Any
     try:
         return head(features)
     except ValueError as error:
-        raise ValueError(
-            f"`head` must take the output of `backbone` ({backbone.name!r}), of shape "
-            f"{backbone.output_shape}. If that is pooled already, use classification_head(..., "
-            f"pooling=None). Received: head={head.name!r}, for which Keras reports: {error}"
-        ) from error
+        raise misfit(head, backbone, error) from error

@@ -95,7 +95,8 @@ def _list(values: Mapping[str, Any]) -> str:
 
 def _text(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{label(key)}: {_text(inner)}" for key, inner in value.items())
+        pairs = ((label(key), _text(inner)) for key, inner in value.items() if inner is not None)
+        return ", ".join(f"{name}: {text}" for name, text in pairs)
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_text, value))
     return str(value)

@@ -16,7 +16,7 @@ from finetune_kit._report.style import STYLE
 
 _NO_INTERVAL = (
     "No interval: every bootstrap resample gives the same value (for example because no image was "
-    "misclassified), or the class was never predicted. The value is not exact."
+    "misclassified), or the class was never predicted. This does not mean that the value is exact."
 )
 _UNDEFINED = "Undefined: there is no image of the class, or no image of another class."
 

@@ -65,8 +65,8 @@ def about(
     digests = images.digests()
     data: dict[str, Any] = {
         "name": data_name(images),
-        "images": len(images),
-        "sha256": hashlib.sha256("".join(sorted(digests)).encode()).hexdigest(),
+        "test_images": len(images),
+        "sha256_of_test_images": hashlib.sha256("".join(sorted(digests)).encode()).hexdigest(),
         "manifest": images.manifest,
     }
     found: dict[str, Any] = {
@@ -108,7 +108,7 @@ def common_folder(images: ImageSet) -> str | None:
 def _copies(digests: tuple[str, ...], data: dict[str, Any]) -> list[str]:
     """Count images that are exact copies of others in the set."""
     copies = len(digests) - len(set(digests))
-    data["copies"] = copies
+    data["copies_among_test_images"] = copies
     if not copies:
         return []
     return [
@@ -125,7 +125,8 @@ def _seen(tuned: FineTuned, digests: tuple[str, ...], data: dict[str, Any]) -> l
         known["validation"] = set(tuned.validation.digests())
         data["validation_images"] = len(tuned.validation)
     trained, validated = (sum(digest in part for digest in digests) for part in known.values())
-    data["also_training_images"], data["also_validation_images"] = trained, validated
+    data["test_images_in_training_set"] = trained
+    data["test_images_in_validation_set"] = validated
     cautions = []
     if trained:
         cautions.append(
@@ -147,7 +148,7 @@ def _near(
     group_of = dict(zip(duplicates.samples, np.asarray(duplicates.groups).tolist(), strict=True))
     trained = {group_of[digest] for digest in tuned.train.digests()}
     near = sum(group_of[digest] in trained for digest in digests)
-    data["in_one_group_with_training_images"] = near
+    data["test_images_grouped_with_training_images"] = near
     if not near:
         return []
     return [

@@ -19,7 +19,7 @@ from finetune_kit._report import card, page, pictures
 from finetune_kit._report.metrics import OVERALL, measure
 from finetune_kit._report.results import Results
 from finetune_kit._report.saving import page_or_folder, write_files
-from finetune_kit._text import aligned
+from finetune_kit._text import aligned, shortened
 
 FORMAT = "finetune-kit report 1"
 
@@ -222,10 +222,10 @@ class Report(Results):
 
 def _class_names(given: Sequence[str] | None, count: int) -> tuple[str, ...]:
     names = tuple(map(str, range(count) if given is None else given))
-    if len(names) != count or len(set(names)) < count:
+    if isinstance(given, str) or len(names) != count or len(set(names)) < count:
         raise ValueError(
             f"`class_names` must be {count} different names, one for each column of `scores`. "
-            f"Received: {list(names)}"
+            f"Received: class_names={shortened(given)}"
         )
     return names
 

@@ -1,4 +1,4 @@
-"""Write the files of a report or a comparison."""
+"""Where the files of a report or a comparison are written."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from finetune_kit._files import make_folder, write_whole
 def page_or_folder(path: Any) -> tuple[Path, bool]:
     """Return the path to save to, and whether it is one HTML page, not a folder.
 
+    The folder is made if it does not exist.
+
     Raises:
         ValueError: if it is not a path, or names a file that does not end in `.html`.
+        OSError: if the folder cannot be made or written to.
     """
     if not isinstance(path, (str, os.PathLike)) or not str(path):
         raise ValueError(
@@ -28,15 +31,11 @@ def page_or_folder(path: Any) -> tuple[Path, bool]:
             "`path` must be a folder, or a file that ends in .html. "
             f"Received: path={str(path)!r}, which is a {'folder' if one_page else 'file'}"
         )
+    make_folder("path", target.parent if one_page else target)
     return target, one_page
 
 
 def write_files(folder: Path, files: Mapping[str, bytes | str]) -> None:
-    """Write files into a folder, each completely or not at all.
-
-    Raises:
-        OSError: if the folder cannot be made or written to.
-    """
-    target = make_folder("path", folder)
+    """Write files into a folder, each completely or not at all."""
     for name, content in files.items():
-        write_whole(target / name, content)
+        write_whole(folder / name, content)

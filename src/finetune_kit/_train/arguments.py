@@ -15,8 +15,8 @@ from finetune_kit._features.cache import FeatureCache, as_cache
 from finetune_kit._model import preprocessing as pixel_conventions
 from finetune_kit._model.digest import variable_digest
 from finetune_kit._model.graph import copy, is_stochastic
-from finetune_kit._model.head import check_not_swapped
-from finetune_kit._model.spec import FineTuneSpec
+from finetune_kit._model.head import check_not_swapped, misfit
+from finetune_kit._model.spec import FineTuneSpec, check_no_classifier
 from finetune_kit._text import listed, plural
 from finetune_kit._train.callbacks import as_callbacks, check_callbacks
 from finetune_kit._train.objective import Choices, as_choices, class_weights, objective
@@ -88,12 +88,7 @@ def _check_specs(backbone: keras.Model, spec: Any) -> tuple[Phase, ...]:
     for each in specs:
         check_kind("spec", each, FineTuneSpec, hint)
     phases = tuple(Phase(i, each, each.plan(backbone)) for i, each in enumerate(specs, start=1))
-    if phases[0].plan.top_params:
-        raise ValueError(
-            "`backbone` must have no classifier, because `head` takes its place; build it with "
-            f"include_top=False. Received: {backbone.name!r}, whose classifier has "
-            f"{plural(phases[0].plan.top_params, 'parameter')}"
-        )
+    check_no_classifier(phases[0].plan)
     return phases
 
 
@@ -201,11 +196,7 @@ def _check_head(
     except Exception as error:
         if not _is_plain(head):  # a layer of the user's own may not know: building it will show
             return
-        raise ValueError(
-            f"`head` must take the output of `backbone` ({backbone.name!r}), of shape "
-            f"{backbone.output_shape}; for one that is pooled already, pass classification_head("
-            f"..., pooling=None). Received: head={head.name!r}, which fails with {error}"
-        ) from error
+        raise misfit(head, backbone, error) from error
     objective(outputs, head, train.labels, train.class_names, choices)
 
 

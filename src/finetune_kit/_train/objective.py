@@ -28,9 +28,10 @@ class Choices:
     def check(self) -> None:
         """Check that Keras knows the loss and metrics, and that they take one-hot labels."""
         if self.metrics is not None and not all(map(_is_metric, self.metrics)):
+            classes = [f"{m.__name__}()" for m in self.metrics if isinstance(m, type)]
             raise ValueError(
-                "`metrics` must be names, functions or instances of Keras metrics. "
-                f"Received: {self.metrics!r}"
+                "`metrics` must be names, functions or instances of Keras metrics"
+                f"{f' (an instance, {classes[0]})' if classes else ''}. Received: {self.metrics!r}"
             )
         for role, given, instead in (
             ("loss", [self.loss], "categorical_crossentropy"),
@@ -42,7 +43,7 @@ class Choices:
                     f"name, such as {instead!r}. Received: {getattr(self, role)!r}"
                 )
         if self.loss is not None:
-            keras.losses.get(self.loss)
+            _check_loss(self.loss)
         for metric in self.metrics or ():
             if isinstance(metric, str) and metric.lower() not in _BY_SHAPE:
                 _check_metric_name(metric)
@@ -158,7 +159,20 @@ def class_weights(
 
 
 def _is_metric(value: Any) -> bool:
-    return isinstance(value, (str, keras.Metric)) or callable(value)
+    known = isinstance(value, (str, keras.Metric)) or callable(value)
+    return known and not isinstance(value, type)
+
+
+def _check_loss(loss: Any) -> None:
+    try:
+        known = not isinstance(loss, type) and keras.losses.get(loss) is not None
+    except (ValueError, TypeError):
+        known = False
+    if not known:
+        raise ValueError(
+            "`loss` must be the name, a function or an instance of a Keras loss, such as "
+            f"'categorical_focal_crossentropy'. Received: {loss!r}"
+        )
 
 
 def _check_metric_name(name: str) -> None:

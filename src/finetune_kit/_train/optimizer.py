@@ -23,7 +23,7 @@ class Optimizers:
         given = keras.optimizers.get(optimizer or "adam")
         self._kind, self._config = type(given), given.get_config()
         self._keeps_rate = optimizer is not None and not isinstance(optimizer, str)
-        self._last: dict[str, keras.Optimizer] = {}  # by path: what moved it in the last phase
+        self._last: dict[str, dict[tuple[str, str], Any]] = {}  # by path: state in the last phase
         self._groups: dict[tuple[int, float], keras.Optimizer] = {}
         self.began: dict[str, int] = {}  # by path: the phase in which it began to train
 
@@ -92,7 +92,8 @@ class Optimizers:
             for key, group in groups.items()
         }
         by_path = {v.path: self._groups[key] for key, group in groups.items() for v in group}
-        self._last = by_path
+        states = {key: _state(self._groups[key], group) for key, group in groups.items()}
+        self._last = {v.path: states[key] for key, group in groups.items() for v in group}
         first = next(iter(by_path.values()))
         if len(groups) == 1:
             return first
@@ -121,18 +122,40 @@ class Optimizers:
         return single
 
     def _carry(self, group: Sequence[Any], single: keras.Optimizer) -> None:
-        """Copy moments by the name of their variable, and counters from the last optimizer."""
+        """Copy the state of variables that continue, and the counters, from the last optimizers."""
         before = [self._last[v.path] for v in group if v.path in self._last]
         if not before:
             return
-        known = {slot.name: slot for optimizer in {*before} for slot in optimizer.variables}
-        known |= {slot.name: slot for slot in before[0].variables}
-        for slot in single.variables:
-            old = known.get(slot.name)
+        known = {key: slot for state in _unique(before) for key, slot in state.items()}
+        known |= before[0]  # counters
+        for key, slot in _state(single, group).items():
+            old = known.get(key)
             if old is not None and slot.name != "learning_rate" and old.shape == slot.shape:
                 # A copy: on JAX an averaged weight and its average share one buffer after `fit`,
                 # and the next `fit` rejects a buffer that it gets twice.
                 slot.assign(keras.ops.copy(old))
+
+
+def _state(optimizer: keras.Optimizer, group: Sequence[Any]) -> dict[tuple[str, str], Any]:
+    """Return the state of an optimizer by attribute, and by path of the variable it is kept for.
+
+    Not by name: Adafactor gives several slots the same name, and Nadam a counter a new one each
+    time. An attribute is a variable of its own, or a list with a slot for each variable.
+    """
+    own = [*map(id, optimizer.variables)]
+    found: dict[tuple[str, str], Any] = {}
+    for attribute, value in vars(optimizer).items():
+        pairs: list[tuple[str, Any]] = [("", value)]
+        if isinstance(value, list):
+            if len(value) != len(group) or [*map(id, value)] == own:
+                continue
+            pairs = [(v.path, slot) for v, slot in zip(group, value, strict=True)]
+        found |= {(attribute, path): slot for path, slot in pairs if id(slot) in own}
+    return found
+
+
+def _unique(values: Sequence[Any]) -> list[Any]:
+    return list({id(value): value for value in values}.values())
 
 
 def _check_optimizer(optimizer: Any) -> None:
