@@ -505,10 +505,13 @@ def test_views_are_kept_and_validation_images_have_none(tune, sets, tmp_path):
     assert cache.entries()[0].images == 12 * 3 + 6 + 12 + 12 * 3
 
 
-def test_a_bare_layer_is_an_augmentation_with_eight_views(tune, tmp_path):
-    tune(ftk.FineTuneSpec(0), augmentation=keras.layers.RandomFlip(), features=tmp_path)
+def test_a_bare_layer_is_an_augmentation_with_eight_views(tune, tmp_path, capsys):
+    tune(ftk.FineTuneSpec(0), augmentation=keras.layers.RandomFlip(), features=tmp_path, verbose=2)
     (entry,) = ftk.FeatureCache(tmp_path).entries()
     assert entry.images == 12 * 8 + 6
+    printed = capsys.readouterr().out
+    assert "Computing the frozen part, once for each of 96 augmented images:" in printed
+    assert "Computing the frozen part, once for each of 6 images:" in printed
 
 
 def test_views_are_chosen_once_an_epoch(tune):

@@ -430,6 +430,22 @@ def test_arguments_that_do_not_fit_are_rejected(tune, sets, rejected, options, s
         tune(**{**options, **made})
 
 
+MISPLACED = ["epochs", "learning_rate", "trainable_blocks", "label_smoothing", "dropout",
+             "validation_data"]  # fmt: skip
+
+
+def test_an_argument_of_another_function_is_an_error_that_says_where_it_belongs(
+    tune, small_backbone, sets, rejected
+):
+    for name in MISPLACED:
+        with rejected(f"fine_tune has no argument `{name}`; use .*{name}=1", TypeError):
+            tune(**{name: 1})
+    with rejected("fine_tune has no argument `batchsize`; did you mean `batch_size`?", TypeError):
+        tune(batchsize=1)
+    with rejected("fine_tune has no argument `epochs`; use FineTuneSpec", TypeError):
+        ftk.sweep(small_backbone, HEAD, [ftk.FineTuneSpec(1)], *sets[:2], epochs=1, verbose=0)
+
+
 @pytest.mark.parametrize("head", [HEAD, BUILT], ids=["unbuilt", "built"])
 def test_swapped_backbone_and_head_are_noticed(tune, small_backbone, rejected, head):
     with rejected("seem to be swapped.*backbone='head', .*head='small', which does"):

@@ -274,16 +274,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--data", type=Path, help="folder of the database (default: draw phantoms)")
     add("--weights", default="imagenet", help="imagenet, none or a file (default: imagenet)")
-    add("--models", type=int, nargs="+", default=[1, 2, 3], help="default: 1 2 3")
-    add("--epochs", type=int, default=20, help="default: 20, as in the study")
-    add("--batch-size", type=int, default=64, help="default: 64, as in the study")
+    add("--models", type=int, nargs="+", default=[1, 2, 3], help="which (default: 1 2 3)")
+    add("--epochs", type=int, default=20, help="for each model (default: 20, as in the study)")
+    add("--batch-size", type=int, default=64, help="images per step (default: 64, as in the study)")
     add("--image-size", type=int, default=224, help="in pixels (default: 224, as in the study)")
     add("--recipe", choices=("study", "recommended"), default="recommended",
         help="how to train (default: recommended)")  # fmt: skip
     add("--seed", type=int, default=0, help="seed of split, head and shuffling (default: 0)")
     add("--features", type=Path, help="folder that keeps the features of the frozen part for "
         "later runs (default: a temporary folder)")  # fmt: skip
-    add("--out", type=Path, default=Path("out/chest_xray"), help="default: out/chest_xray")
+    add("--out", type=Path, default=Path("out/chest_xray"),
+        help="folder for the results (default: out/chest_xray)")  # fmt: skip
     add("--limit", type=int, help="number of images to use, a stratified sample (default: all)")
     add("--verbose", type=int, choices=(0, 1, 2), default=2, help="as in Keras (default: 2)")
     return parser.parse_args(argv)

@@ -171,14 +171,11 @@ class FeatureSource:
             if missing:
                 model, start = self._nearest(cache, whole, plan, missing) or (prefix, inputs)
                 if self.verbose and model is not None:
-                    print(f"Computing the frozen part, once for {self._what(missing)}", flush=True)
+                    noun = "augmented image" if isinstance(inputs, Views) else "image"
+                    count = plural(len(missing), noun)
+                    print(f"Computing the frozen part, once for each of {count}:", flush=True)
                 entry.fill(model, start, self.batch_size, self.verbose)
         raise OSError(f"The feature cache does not keep what is written to it: {entry.folder}")
-
-    def _what(self, rows: Mapping[int, str]) -> str:
-        if self.augmentation is None:
-            return f"each of {plural(len(rows), 'image')}:"
-        return f"each of {plural(len(rows), 'image')} (augmented copies count):"
 
     def _nearest(
         self, cache: Path, whole: keras.Model, plan: FreezePlan, rows: Mapping[int, str]
