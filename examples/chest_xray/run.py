@@ -42,16 +42,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     train, validation, test = sets["train"], sets["validation"], sets["test"]
     print(f"Manifest: {manifest}, fingerprint {train.manifest}")
 
-    reports, models = {}, []
-    for number, tuned in zip(args.models, train_models(args, train, validation), strict=True):
-        print(f"\nModel {number} on the test images:", flush=True)
-        started = time.perf_counter()
-        report = ftk.evaluate(tuned, test, duplicates=duplicates, heat_maps=24)
-        seconds = {**tuned.timings, "evaluate": time.perf_counter() - started}
-        print(report)
-        save(number, tuned, report, args.out)
-        reports[f"Model {number}"] = report
-        models.append(model_results(number, tuned, report, seconds))
+    runs = train_models(args, train, validation)
+    reports, models = evaluate_models(args, runs, test, duplicates)
     if len(reports) > 1:
         comparison = ftk.compare(reports)
         comparison.save(args.out / "reports", title="The models on the same test images")
@@ -225,11 +217,26 @@ def train_models(
     )
 
 
-def save(number: int, tuned: ftk.FineTuned, report: ftk.Report, out: Path) -> None:
-    """Write the report on a model, and the model itself."""
-    report.save(out / "reports" / f"model-{number}", title=f"Model {number}")
-    (out / "models").mkdir(parents=True, exist_ok=True)
-    tuned.model.save(out / "models" / f"model-{number}.keras")
+def evaluate_models(
+    args: argparse.Namespace,
+    runs: Sequence[ftk.FineTuned],
+    test: ftk.ImageSet,
+    duplicates: ftk.Duplicates,
+) -> tuple[dict[str, ftk.Report], list[dict[str, Any]]]:
+    """Evaluate and save the models. Return their reports and their entries in `results.json`."""
+    (args.out / "models").mkdir(parents=True, exist_ok=True)
+    reports, models = {}, []
+    for number, tuned in zip(args.models, runs, strict=True):
+        print(f"\nModel {number} on the test images:", flush=True)
+        started = time.perf_counter()
+        report = ftk.evaluate(tuned, test, duplicates=duplicates, heat_maps=24)
+        seconds = {**tuned.timings, "evaluate": time.perf_counter() - started}
+        print(report)
+        report.save(args.out / "reports" / f"model-{number}", title=f"Model {number}")
+        tuned.model.save(args.out / "models" / f"model-{number}.keras")
+        reports[f"Model {number}"] = report
+        models.append(model_results(number, tuned, report, seconds))
+    return reports, models
 
 
 def model_results(

@@ -107,7 +107,7 @@ def report(run: dict[str, Any], epoch: str) -> ftk.Report:
 
 
 def measured(run: dict[str, Any], epoch: str) -> dict[str, Any]:
-    """Return the metrics of one run, with 95 % intervals."""
+    """Return the metrics of one run, with 95% intervals."""
     found = report(run, epoch)
     validation = run["history"]["val_accuracy"]
     return {
