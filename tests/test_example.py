@@ -284,21 +284,3 @@ def test_schedules_are_trained_with_each_seed_and_averaged(
     mean = (first["accuracy"] + second["accuracy"]) / 2
     spread = abs(first["accuracy"] - second["accuracy"]) / 2**0.5
     assert f"head  {mean:.4f} ± {spread:.4f}" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_the_code_of_the_readme_runs(imagenet_weights, tmp_path, monkeypatch):
-    code = "".join(re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL))
-    counts = dict.fromkeys(phantoms.CLASSES, 6)
-    phantoms.write_phantoms(tmp_path / "COVID-19_Radiography_Dataset", images_per_class=counts)
-    build = keras.applications.MobileNetV2
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        keras.applications,
-        "MobileNetV2",
-        lambda **options: build(weights=str(imagenet_weights), **options),
-    )
-    assert code.count("epochs=20") == 1
-    exec(code.replace("epochs=20", "epochs=1"), {})
-    assert (tmp_path / "model.keras").is_file()
-    assert (tmp_path / "report" / "report.json").is_file()

@@ -93,7 +93,7 @@ def warn_of_pixel_range(given: keras.Layer | None, backbone: keras.Model) -> Non
             f"{backbone.name!r} expects pixels from {low:.3g} to {high:.3g} and gets pixels from "
             f"{lowest:.3g} to {highest:.3g} with preprocessing={name}. Pass preprocessing='auto', "
             "or a layer that takes raw pixels from 0 to 255 and scales them once",
-            stacklevel=3,
+            stacklevel=7,  # the line that calls `fine_tune`
         )
 
 
