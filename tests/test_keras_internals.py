@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 import finetune_kit as ftk
+from finetune_kit._train.callbacks import _STATE
 
 PACKAGE = Path(ftk.__file__).parent
-# The only modules that may use private names of Keras.
-WALL = {"_model/graph.py"}
+# The only module that may use private names of Keras, and the names of other origin.
+WALL = "_model/graph.py"
+OWN = {"_repr_html_"}
 
 layers = keras.layers
 
@@ -38,9 +40,9 @@ def private_names(file: Path) -> set[str]:
 
 
 def test_private_names_of_keras_are_used_in_the_wall_only():
-    for file in (PACKAGE / "_model").glob("*.py"):
-        inside = file.relative_to(PACKAGE).as_posix() in WALL
-        assert bool(private_names(file)) == inside, file
+    private = {file: private_names(file) - OWN for file in PACKAGE.rglob("*.py")}
+    outside = {file for file, names in private.items() if names}
+    assert outside == {PACKAGE / WALL}
 
 
 # The graph of a model: used in _model/graph.py.
@@ -203,3 +205,67 @@ def test_a_sequential_that_begins_with_a_model_is_built_at_once():
     with pytest.raises(ValueError, match="None"):
         keras.Sequential([pool, layers.Dense(2)])
     assert not keras.Sequential([layers.Identity(), pool, layers.Dense(2)]).built
+
+
+# How Keras trains: used in _train/.
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="only TensorFlow waits there")
+def test_the_train_function_takes_the_data_iterator_and_can_be_wrapped():
+    """`make_train_function`, `train_function`: used by `_train/iterators.py`.
+
+    Without them `fit` waits for its data iterator when it ends.
+    """
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(1)])
+    model.compile("sgd", "mse")
+    model.make_train_function()
+    step, seen = model.train_function, []
+
+    def wrapped(iterator):
+        seen.append(iterator)
+        return step(iterator)
+
+    model.train_function = wrapped
+    model.fit(np.ones((4, 2)), np.ones((4, 1)), batch_size=2, epochs=2, verbose=0)
+    assert len(seen) == 4
+    assert model.train_function is wrapped
+
+
+@pytest.mark.parametrize(("kind", "names"), _STATE.items(), ids=[kind.__name__ for kind in _STATE])
+def test_callbacks_keep_their_state_in_these_attributes_and_reset_them(kind, names):
+    """`best`, `wait`, `best_weights`, ...: used by `_train/callbacks.py`.
+
+    If a name changes, a resumed run forgets what early stopping or ReduceLROnPlateau knew.
+    """
+    options = {"filepath": "unused.weights.h5", "save_weights_only": True}
+    callback = kind(**options) if kind is keras.callbacks.ModelCheckpoint else kind()
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(1)])
+    model.compile("sgd", "mse")
+    callback.set_model(model)
+    callback.on_train_begin()
+    assert set(names) <= set(vars(callback))
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "rmsprop", "adagrad", "lion", "ftrl"])
+def test_slots_of_an_optimizer_are_named_by_the_path_of_their_variable(name):
+    """The names of `Optimizer.variables`: used by `_train/optimizer.py`.
+
+    Without them the state of a variable is not carried into the next phase.
+    """
+    variable = keras.Variable(np.ones((2, 2), "float32"), name="kernel")
+    options = {"momentum": 0.9} if name == "sgd" else {}
+    optimizer = keras.optimizers.get({"class_name": name, "config": options})
+    optimizer.build([variable])
+    slots = [slot.name for slot in optimizer.variables]
+    assert slots[:2] == ["iteration", "learning_rate"]
+    assert slots[2:]
+    assert all(variable.path.replace("/", "_") in slot for slot in slots[2:])
+
+
+def test_a_used_optimizer_cannot_take_other_variables():
+    """Why each phase has a new optimizer. If this fails, one could be reused."""
+    first, second = (keras.Variable(np.ones(2, "float32")) for _ in range(2))
+    optimizer = keras.optimizers.SGD()
+    optimizer.build([first])
+    with pytest.raises(ValueError, match="Unknown variable"):
+        optimizer.apply([np.ones(2, "float32")], [second])
