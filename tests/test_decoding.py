@@ -146,6 +146,7 @@ def test_all_hostile_files_are_named_in_one_error(tmp_path, monkeypatch):
     for name, content in bad.items():
         (folder / name).write_bytes(content)
     write(folder / "bomb.png", np.zeros((200, 200), np.uint8))
+    dicom(folder / "bomb.dcm", np.zeros((200, 200)))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30_000)
     (folder / "nowhere.png").symlink_to(tmp_path / "not there.png")
     os.mkfifo(folder / "pipe.png")
@@ -153,9 +154,9 @@ def test_all_hostile_files_are_named_in_one_error(tmp_path, monkeypatch):
     for name in good[:3]:
         write(folder / name)
     write(folder / "x.jpg").rename(folder / good[3])
-    with pytest.raises(ValueError, match="Received: 7 paths that cannot be read") as caught:
+    with pytest.raises(ValueError, match="Received: 8 paths that cannot be read") as caught:
         read_class_a(tmp_path)
-    for name in [*bad, "bomb.png", "nowhere.png", "pipe.png"]:
+    for name in [*bad, "bomb.png", "bomb.dcm", "nowhere.png", "pipe.png"]:
         assert name in str(caught.value)
     images = read_class_a(tmp_path, on_error="skip")
     assert sorted(os.path.basename(path) for path in images.paths) == sorted(good)

@@ -112,8 +112,11 @@ def test_examples_of_the_pages_print_what_is_shown(page):
     for kind, code in parts:
         if kind == "{testoutput}":
             check_output(code, printed, page)
+            printed = ""
         else:
+            assert not printed, f"{page} does not show:\n{printed}"
             printed = execute(code, names, page)
+    assert not printed, f"{page} does not show:\n{printed}"
 
 
 @by_make_docs

@@ -171,6 +171,18 @@ def test_a_file_and_an_array_of_equal_pixels_are_duplicates(planted):
     ]
 
 
+def test_images_of_equal_thumbnails_but_different_pixels_are_near():
+    pixels = np.asarray(scenes(1, seed=3, side=128)[0].convert("RGB")).copy()
+    other = pixels.copy()
+    other[9, 9] ^= 1
+    images = ftk.ImageSet.from_arrays(np.stack([pixels, other]), ["x", "x"])
+    small = images.load(size=(64, 64))
+    assert np.array_equal(small[0], small[1])
+    ((i, j, kind, similarity),) = ftk.find_duplicates(images).pairs
+    assert (i, j, kind) == (0, 1, "near")
+    assert similarity > 0.99
+
+
 def test_blank_pictures_of_different_brightness_are_not_near_duplicates():
     x = np.stack([np.full((32, 32, 3), value, np.uint8) for value in (0, 90, 255)])
     images = ftk.ImageSet.from_arrays(x, ["x"] * 3)

@@ -131,6 +131,13 @@ def test_a_manifest_may_be_read_from_another_folder(own_folder, monkeypatch):
     assert len(ftk.read_manifest("moved/m.json")["rest"]) == 4
 
 
+def test_a_manifest_may_be_read_through_a_link_to_its_folder(own_folder, tmp_path_factory):
+    images = ftk.read_image_folder(own_folder / "data")
+    (own_folder / "link").symlink_to(tmp_path_factory.mktemp("target"))
+    ftk.write_manifest(own_folder / "link" / "m.json", all=images)
+    assert content(ftk.read_manifest(own_folder / "link" / "m.json")["all"]) == content(images)
+
+
 def test_missing_and_changed_files_are_all_named(own_folder):
     (own_folder / "data" / "b" / "1.png").unlink()
     write(own_folder / "data" / "a" / "4.png")

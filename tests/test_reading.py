@@ -209,8 +209,9 @@ def test_unreadable_files_are_all_named_or_skipped(two_classes):
     (two_classes / "dog" / "bad 2.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"(?s)Received: 2 paths.*bad 1\.png.*bad 2\.png"):
         ftk.read_image_folder(two_classes)
-    images = ftk.read_image_folder(two_classes, on_error="skip", groups="(p.)")
+    images = ftk.read_image_folder(two_classes, on_error="skip", groups="(p.)_")
     assert images.groups.tolist() == ["p1", "p2", "p3"]
+    assert images.labels.tolist() == [0, 0, 1]
     assert [os.path.basename(path) for path in images.skipped] == ["bad 1.png", "bad 2.png"]
 
 
@@ -363,7 +364,7 @@ def test_other_slips_with_tables_are_errors(tmp_path):
 def test_missing_and_broken_files_of_a_table_are_named_or_skipped(tmp_path, caplog):
     write(tmp_path / "x.png")
     (tmp_path / "bad.png").write_bytes(b"")
-    file = table(tmp_path, "path,label,who\nx.png,a,1\ngone.png,b,2\nbad.png,a,3\n")
+    file = table(tmp_path, "path,label,who\ngone.png,b,2\nbad.png,a,3\nx.png,a,1\n")
     with pytest.raises(ValueError, match=r"(?s)Received: 2 paths.*gone\.png.*bad\.png"):
         ftk.read_image_table(file)
     images = ftk.read_image_table(file, on_error="skip", group="who")

@@ -151,6 +151,15 @@ def test_a_class_is_in_every_part_unless_it_is_too_small(labels, seed):
         assert f"{part} has no sample of class {name}" in logged[0].getMessage()
 
 
+@pytest.mark.parametrize("classes", range(1, 5))
+def test_a_share_of_nearly_one_sample_is_rounded_up(classes):
+    """Of 6 samples 15 % are 0.9: validation and test get one each, not train a fifth."""
+    for seed in range(10):
+        split = ftk.stratified_split(np.repeat(range(classes), 6), seed=seed)
+        assert [len(part) for part in parts(split)] == [4 * classes, classes, classes]
+        assert split.deviation < 1
+
+
 @pytest.mark.parametrize(
     "sizes",
     [
@@ -212,6 +221,7 @@ def test_a_seed_must_be_a_whole_number(seed):
         ([[[0]]], "one-dimensional"),
         ([[0, 2], [1, 0]], "must hold 0 or 1"),
         ([[0, 1]] * 4, "class 0 with 0"),
+        ([[1, 0]] * 4, "class 1 with 0"),
         ("abc", "a label for each sample.*Received: 'abc'"),
         (["a", "", "b"], r"none for \[1\]"),
         (["a", None, "b"], r"none for \[1\]"),

@@ -26,7 +26,7 @@ from scipy.ndimage import gaussian_filter, rotate
 Field = NDArray[np.float32]
 
 CLASSES = ("COVID", "Lung_Opacity", "Normal", "Viral Pneumonia")
-# About 3 % of the database's 3,616 / 6,012 / 10,192 / 1,345 images: the same class imbalance.
+# About 3% of the database's 3,616 / 6,012 / 10,192 / 1,345 images: the same class imbalance.
 COUNTS = {"COVID": 110, "Lung_Opacity": 182, "Normal": 308, "Viral Pneumonia": 41}
 NOTE = "Phantoms of the chest X-ray example: drawn images without patients. Not for diagnosis.\n"
 
@@ -119,7 +119,7 @@ def _lung(x: Field, y: Field, side: int, rng: np.random.Generator) -> Field:
 
 
 def _chest(x: Field, y: Field, lungs: Field, rng: np.random.Generator) -> Field:
-    """Draw torso, heart, spine, ribs, clavicles, vessels and, in 30 % of the films, a device."""
+    """Draw torso, heart, spine, ribs, clavicles, vessels and, in 30% of the films, a device."""
     torso = _edge(np.abs(x) - 0.93 + 0.18 * np.maximum(-y - 0.55, 0), 0.05)
     film = 0.66 * torso * (1 - 0.12 * x**2) * _edge(-y - 0.98 + 0.25 * np.abs(x), 0.1)
     film -= lungs * rng.normal(0.43, 0.02)

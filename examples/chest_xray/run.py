@@ -42,16 +42,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     train, validation, test = sets["train"], sets["validation"], sets["test"]
     print(f"Manifest: {manifest}, fingerprint {train.manifest}")
 
-    reports, models = {}, []
-    for number, tuned in zip(args.models, train_models(args, train, validation), strict=True):
-        print(f"\nModel {number} on the test images:", flush=True)
-        started = time.perf_counter()
-        report = ftk.evaluate(tuned, test, duplicates=duplicates, heat_maps=24)
-        seconds = {**tuned.timings, "evaluate": time.perf_counter() - started}
-        print(report)
-        save(number, tuned, report, args.out)
-        reports[f"Model {number}"] = report
-        models.append(model_results(number, tuned, report, seconds))
+    runs = train_models(args, train, validation)
+    reports, models = evaluate_models(args, runs, test, duplicates)
     if len(reports) > 1:
         comparison = ftk.compare(reports)
         comparison.save(args.out / "reports", title="The models on the same test images")
@@ -225,11 +217,26 @@ def train_models(
     )
 
 
-def save(number: int, tuned: ftk.FineTuned, report: ftk.Report, out: Path) -> None:
-    """Write the report on a model, and the model itself."""
-    report.save(out / "reports" / f"model-{number}", title=f"Model {number}")
-    (out / "models").mkdir(parents=True, exist_ok=True)
-    tuned.model.save(out / "models" / f"model-{number}.keras")
+def evaluate_models(
+    args: argparse.Namespace,
+    runs: Sequence[ftk.FineTuned],
+    test: ftk.ImageSet,
+    duplicates: ftk.Duplicates,
+) -> tuple[dict[str, ftk.Report], list[dict[str, Any]]]:
+    """Evaluate and save the models. Return their reports and their entries in `results.json`."""
+    (args.out / "models").mkdir(parents=True, exist_ok=True)
+    reports, models = {}, []
+    for number, tuned in zip(args.models, runs, strict=True):
+        print(f"\nModel {number} on the test images:", flush=True)
+        started = time.perf_counter()
+        report = ftk.evaluate(tuned, test, duplicates=duplicates, heat_maps=24)
+        seconds = {**tuned.timings, "evaluate": time.perf_counter() - started}
+        print(report)
+        report.save(args.out / "reports" / f"model-{number}", title=f"Model {number}")
+        tuned.model.save(args.out / "models" / f"model-{number}.keras")
+        reports[f"Model {number}"] = report
+        models.append(model_results(number, tuned, report, seconds))
+    return reports, models
 
 
 def model_results(
@@ -274,16 +281,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--data", type=Path, help="folder of the database (default: draw phantoms)")
     add("--weights", default="imagenet", help="imagenet, none or a file (default: imagenet)")
-    add("--models", type=int, nargs="+", default=[1, 2, 3], help="default: 1 2 3")
-    add("--epochs", type=int, default=20, help="default: 20, as in the study")
-    add("--batch-size", type=int, default=64, help="default: 64, as in the study")
+    add("--models", type=int, nargs="+", default=[1, 2, 3], help="which (default: 1 2 3)")
+    add("--epochs", type=int, default=20, help="for each model (default: 20, as in the study)")
+    add("--batch-size", type=int, default=64, help="images per step (default: 64, as in the study)")
     add("--image-size", type=int, default=224, help="in pixels (default: 224, as in the study)")
     add("--recipe", choices=("study", "recommended"), default="recommended",
         help="how to train (default: recommended)")  # fmt: skip
     add("--seed", type=int, default=0, help="seed of split, head and shuffling (default: 0)")
     add("--features", type=Path, help="folder that keeps the features of the frozen part for "
         "later runs (default: a temporary folder)")  # fmt: skip
-    add("--out", type=Path, default=Path("out/chest_xray"), help="default: out/chest_xray")
+    add("--out", type=Path, default=Path("out/chest_xray"),
+        help="folder for the results (default: out/chest_xray)")  # fmt: skip
     add("--limit", type=int, help="number of images to use, a stratified sample (default: all)")
     add("--verbose", type=int, choices=(0, 1, 2), default=2, help="as in Keras (default: 2)")
     return parser.parse_args(argv)

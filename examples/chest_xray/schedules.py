@@ -90,9 +90,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder of the database")
     add("--weights", default="imagenet", help="imagenet, none or a file (default: imagenet)")
-    add("--blocks", type=int, default=4, help="default: 4")
-    add("--epochs", type=int, default=16, help="at least 3 (default: 16)")
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+    add("--blocks", type=int, default=4, help="blocks to train (default: 4)")
+    add("--epochs", type=int, default=16, help="for each schedule, at least 3 (default: 16)")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2],
+        help="seeds of split, head and shuffling (default: 0 1 2)")  # fmt: skip
     add("--limit", type=int, help="number of images to use, a stratified sample (default: all)")
     add("--features", type=Path, help="folder that keeps the features of the frozen part for "
         "later runs (default: a temporary folder)")  # fmt: skip

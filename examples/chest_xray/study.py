@@ -107,7 +107,7 @@ def report(run: dict[str, Any], epoch: str) -> ftk.Report:
 
 
 def measured(run: dict[str, Any], epoch: str) -> dict[str, Any]:
-    """Return the metrics of one run, with 95 % intervals."""
+    """Return the metrics of one run, with 95% intervals."""
     found = report(run, epoch)
     validation = run["history"]["val_accuracy"]
     return {
@@ -178,15 +178,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--weights", default="imagenet", help="imagenet, none or a file (default: imagenet)")
     add("--experiments", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS),
         help="default: all")  # fmt: skip
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
-    add("--epochs", type=int, default=20, help="default: 20")
-    add("--batch-size", type=int, default=64, help="default: 64")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2],
+        help="seeds of split, head and shuffling (default: 0 1 2)")  # fmt: skip
+    add("--epochs", type=int, default=20, help="for each run (default: 20)")
+    add("--batch-size", type=int, default=64, help="images per step (default: 64)")
     add("--image-size", type=int, default=224, help="in pixels (default: 224)")
     add("--limit", type=int, help="number of images to use, a stratified sample (default: all)")
     add(
         "--features", type=Path, help="folder of the frozen part's features (default: OUT/features)"
     )
-    add("--out", type=Path, default=Path("out/study"), help="default: out/study")
+    add("--out", type=Path, default=Path("out/study"),
+        help="folder for runs and tables (default: out/study)")  # fmt: skip
     return parser.parse_args(argv)
 
 

@@ -88,7 +88,7 @@ def experiment_tables(
             markdown(
                 ["", "parameters", "accuracy", "macro F1", *recalls, *LEARNING.values()], means
             ),
-            "<details><summary>Each run, with 95 % intervals (Wilson score; macro F1: bootstrap)"
+            "<details><summary>Each run, with 95% intervals (Wilson score; macro F1: bootstrap)"
             "</summary>",
             markdown(["", "seed", "accuracy", "macro F1", *recalls], each),
             "</details>",

@@ -162,9 +162,15 @@ class ImageSet:
         return self.take(parts.train), self.take(parts.validation), self.take(parts.test)
 
     def digests(self) -> tuple[str, ...]:
-        """Return the SHA-256 of each image, of its file or of its pixels in memory, as hexadecimal.
+        """Return the SHA-256 of each image: of its file, or of its pixels in memory.
 
         Each file is read once in a process, and again only if its size or time has changed.
+
+        Returns:
+            A digest in hexadecimal for each image.
+
+        Raises:
+            ValueError: if a file cannot be read.
         """
         unique, place = np.unique(self.rows, return_inverse=True)
         found = in_threads(self.source.digest, unique.tolist(), at_once=64)
