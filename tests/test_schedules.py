@@ -429,7 +429,7 @@ def test_mixed_precision_trains_as_float32_does(tune, build_small, sets, policy)
     assert run.history["loss"] == pytest.approx(uncached.history["loss"], rel=0.05)
     keras.config.set_dtype_policy("float32")
     plain = tune(spec, head=ftk.classification_head(3, units=(4,)))
-    assert run.history["loss"][:5] == pytest.approx(plain.history["loss"][:5], rel=0.05)
+    assert run.history["loss"][:5] == pytest.approx(plain.history["loss"][:5], rel=0.1)
     assert run.history["loss"][-1] < 0.5 * run.history["loss"][0]
     assert ftk.evaluate(run.model, sets.train).accuracy > 0.9
 

@@ -295,11 +295,6 @@ def test_images_in_both_sets_are_an_error_that_names_them(tune, files, sets, rej
         tune(train=read, validation=read.take([0]))
     with rejected(r"1 image that is in both: image 1$"):
         tune(train=read + sets.train, validation=sets.train.take([1]))
-    pixels, labels = sets.train.load(size=(32, 32)), sets.train.labels  # one array, two sets
-    first, last = (ftk.ImageSet.from_arrays(pixels[part], labels[part], sets.train.class_names)
-                   for part in (slice(9), slice(6, 12)))  # fmt: skip
-    with rejected(r"3 images that are in both: image 0, image 1, image 2$"):
-        tune(train=first, validation=last)
     monkeypatch.chdir(files.parent)  # the same files by other paths
     (files.parent / "linked").symlink_to(files)
     for path in ("files", "linked"):
