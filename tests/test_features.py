@@ -515,7 +515,7 @@ def test_views_are_kept_and_validation_images_have_none(tune, sets, tmp_path):
         return tune(spec, augmentation=ftk.Augmentation(changing(), views), features=tmp_path,
                     **options)  # fmt: skip
 
-    spec, cache = ftk.FineTuneSpec(1, epochs=4), ftk.FeatureCache(tmp_path)
+    spec, cache = ftk.FineTuneSpec(0, epochs=4), ftk.FeatureCache(tmp_path)
     first = augment(3)
     assert cache.entries()[0].images == 12 * 3 + 6
     before = chunks(tmp_path)
