@@ -62,7 +62,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "duplicates": found,
         "models": models,
     }
-    (args.out / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    draft = args.out / "results.json.part"  # renamed once it is complete
+    draft.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    draft.replace(args.out / "results.json")
     print("\nThe models, and what the study reported on its own 794 test images (-: not reported):")
     print(f"{table_beside_the_study(models, images.class_names)}\n")
     print(f"Results: {args.out / 'results.json'}")

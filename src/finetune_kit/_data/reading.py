@@ -54,7 +54,7 @@ def read_image_folder(
         path: the folder that holds the class folders.
         groups: the group (such as the patient) of each image, as a function of its path relative to
             `path`, or as a regular expression with one group in parentheses that is searched for in
-            this path, such as `r"(patient\d+)"`. Defaults to no groups.
+            this path, such as ``r"(patient\d+)"``. Defaults to no groups.
         class_names: the classes in the order of their indices. A folder of another name is an
             error; a class without a folder has no images. Pass it if several folders must have the
             same classes. Defaults to the names of the folders, sorted.

@@ -51,7 +51,7 @@ class FreezePlan:
 
     @property
     def prefix_blocks(self) -> int:
-        """Number of blocks before the first trainable one: the frozen prefix."""
+        """Number of blocks in the frozen prefix, before the first trainable block."""
         return (*self.trainable, True).index(True)
 
     def __str__(self) -> str:
