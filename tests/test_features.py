@@ -410,54 +410,56 @@ import sys, json, numpy as np, keras
 import finetune_kit as ftk
 from finetune_kit._features import entry
 entry._CHUNK_ROWS = 4
-backbone = keras.models.load_model(sys.argv[1])
-pixels = np.load(sys.argv[2])
+backbone, head = map(keras.models.load_model, sys.argv[1:3])
+pixels = np.load(sys.argv[3])
 images = ftk.ImageSet.from_arrays(pixels, np.arange(len(pixels)) % 3)
-run = ftk.fine_tune(backbone, ftk.classification_head(3), ftk.FineTuneSpec(1), images,
-                    batch_size=4, preprocessing=None, features=sys.argv[3], verbose=0)
+run = ftk.fine_tune(backbone, head, ftk.FineTuneSpec(1), images,
+                    batch_size=4, preprocessing=None, features=sys.argv[4], verbose=0)
 print(json.dumps(run.history["loss"]))
 """
 
 
-@pytest.fixture
-def filler(small_backbone, tmp_path):
-    """Starts processes that fill one cache."""
-    small_backbone.save(tmp_path / "backbone.keras")
-    pixels = np.random.default_rng(0).integers(0, 256, (160, 32, 32, 3), np.uint8)
-    np.save(tmp_path / "x.npy", pixels)
-    source = Path(ftk.__file__).parents[1]
-
-    def start(cache):
-        arguments = [tmp_path / "backbone.keras", tmp_path / "x.npy", cache]
-        return subprocess.Popen(
-            [sys.executable, "-c", FILLER, *map(str, arguments)],
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(source)},
-        )
-
-    return start
-
-
 @pytest.mark.slow
-def test_killed_processes_leave_whole_rows_and_others_can_fill_the_same_cache(filler, tmp_path):
-    """Two processes fill one cache, undisturbed; a third is killed twice and started again."""
-    pair = [filler(tmp_path / "shared") for _ in range(2)]
-    expected, same = (json.loads(process.communicate()[0]) for process in pair)
-    assert expected == same
-    (entry,) = ftk.FeatureCache(tmp_path / "shared").entries()
-    assert entry.images == 160
-    cache = tmp_path / "killed"
-    for least in (1, 20):
-        process = filler(cache)
-        while len(chunks(cache)) < least and process.poll() is None:
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert least <= len(chunks(cache)) < 40
-    last = filler(cache)
-    assert json.loads(last.communicate()[0]) == expected
-    rows = {name for path in chunks(cache) for name in store.open_chunk(path).names}
-    assert len(rows) == 160
+def test_killed_processes_leave_whole_rows_and_others_can_fill_the_same_cache(
+    tune, small_backbone, tmp_path
+):
+    """Two processes fill one cache until one of them is killed, and a third one its own."""
+    pixels = np.random.default_rng(0).integers(0, 256, (160, 32, 32, 3), np.uint8)
+    head = ftk.classification_head(3)
+    head.build((None, 2, 2, 8))
+    files = [tmp_path / name for name in ("backbone.keras", "head.keras", "x.npy")]
+    small_backbone.save(files[0])
+    head.save(files[1])
+    np.save(files[2], pixels)
+    shared, own = tmp_path / "shared", tmp_path / "own"
+    victim, other, alone = processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", FILLER, *map(str, files), str(cache)],
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(Path(ftk.__file__).parents[1])},
+        )
+        for cache in (shared, shared, own)
+    ]
+    pending = {victim: (shared, 1), alone: (own, 20)}
+    while pending:
+        for process, (cache, least) in [*pending.items()]:
+            if len(chunks(cache)) >= least or process.poll() is not None:
+                process.kill()
+                assert process.wait() == -signal.SIGKILL
+                del pending[process]
+        time.sleep(0.002)
+    assert 20 <= len(chunks(own)) < 40
+    losses = json.loads(other.communicate()[0])
+    for process in processes:
+        process.stdout.close()
+    images = ftk.ImageSet.from_arrays(pixels, np.arange(160) % 3)
+    options = {"train": images, "validation": None, "head": head, "batch_size": 4}
+    for features in (own, shared, False):
+        run = tune(ftk.FineTuneSpec(1), features=features, **options)
+        assert run.history["loss"] == pytest.approx(losses, rel=1e-5)
+    for cache in (own, shared):
+        (entry,) = ftk.FeatureCache(cache).entries()
+        assert entry.images == 160
 
 
 def test_a_sweep_is_the_runs_by_themselves_for_one_decoding(
