@@ -42,7 +42,7 @@ class Interruption(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-def interrupt(tune, specs, number, when="begin", callbacks=(), match="", **options):
+def interrupt(tune, specs, number, when="begin", callbacks=(), match=None, **options):
     """Interrupt a run at an epoch (from 0), or at the end of a phase (from 1)."""
     with pytest.raises(KeyboardInterrupt, match=match):
         tune(specs, callbacks=[*callbacks, Interruption(number, when)], **options)

@@ -10,6 +10,7 @@ import keras
 
 from finetune_kit._checks import check_count, check_folder, check_kind, image_size
 from finetune_kit._data.images import ImageSet
+from finetune_kit._data.pixels import Source
 from finetune_kit._features.augmentation import Augmentation, as_augmentation
 from finetune_kit._features.cache import FeatureCache, as_cache
 from finetune_kit._model import preprocessing as pixel_conventions
@@ -118,10 +119,10 @@ def _check_images(train: Any, validation: Any) -> ImageSet | None:
 
 
 def _check_disjoint(train: ImageSet, validation: ImageSet) -> None:
-    """Check that no image is in both sets; equal images of different files are allowed."""
+    """Check that no image is in both sets; equal images in different places are allowed."""
     equal = {*train.digests()} & {*validation.digests()}
-    known = {os.path.realpath(path) for path in _with_digests(train, equal)}
-    both = [p for p in _with_digests(validation, equal) if os.path.realpath(p) in known]
+    known = {place for place, _ in _places(train, equal)}
+    both = [path for place, path in _places(validation, equal) if place in known]
     if both:
         raise ValueError(
             "`validation` must not hold images of `train`, or its metrics are too good; "
@@ -130,10 +131,18 @@ def _check_disjoint(train: ImageSet, validation: ImageSet) -> None:
         )
 
 
-def _with_digests(images: ImageSet, digests: set[str]) -> list[str]:
-    """Return the paths of the images that have one of the digests."""
-    pairs = zip(images.paths, images.digests(), strict=True)
-    return [path for path, digest in pairs if digest in digests]
+def _places(images: ImageSet, digests: set[str]) -> list[tuple[str | int, str]]:
+    """Return the images that have one of the digests: their file or address, and their path."""
+    rows = zip(images.rows.tolist(), images.paths, images.digests(), strict=True)
+    return [(_place(images.source, i), path) for i, path, digest in rows if digest in digests]
+
+
+def _place(source: Source, i: int) -> str | int:
+    file = source.file(i)
+    if file is not None:
+        return os.path.realpath(file)
+    address: int = source.original(i).__array_interface__["data"][0]
+    return address
 
 
 def _check_preprocessing(
