@@ -195,10 +195,12 @@ def test_blank_pictures_of_different_brightness_are_not_near_duplicates():
 def test_other_arguments_are_errors(tiny_images):
     with pytest.raises(ValueError, match="at least one ImageSet"):
         ftk.find_duplicates()
-    with pytest.raises(ValueError, match=r"`sets\[0\]` must be of type ImageSet"):
+    with pytest.raises(
+        ValueError, match=r"each argument must be an ImageSet.*Received: 'folder' of type str"
+    ):
         ftk.find_duplicates("folder")
     split = ftk.stratified_split(tiny_images.labels)
-    with pytest.raises(ValueError, match=r"`sets\[1\]` must be of type ImageSet"):
+    with pytest.raises(ValueError, match=r"each argument .* of type Split"):
         ftk.find_duplicates(tiny_images, split)
     for threshold in (5, "high", float("nan")):
         with pytest.raises(ValueError, match="`threshold` must be from -1 to 1"):

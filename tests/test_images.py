@@ -122,7 +122,7 @@ def test_groups_may_be_given_for_a_split(tiny_images):
 def test_messages_of_a_split_name_the_classes():
     x, names = np.full((9, 2, 2), 9, np.uint8), ["common", "rare"]
     images = ftk.ImageSet.from_arrays(x, [0] * 7 + [1] * 2, names)
-    with pytest.raises(ValueError, match=r"at least 3 samples.*class rare with 2"):
+    with pytest.raises(ValueError, match=r"at least 3 images.*class rare with 2"):
         images.split()
     multi = ftk.ImageSet.from_arrays(x, [[1, 1]] * 2 + [[1, 0]] * 7, names)
     with pytest.raises(ValueError, match=r"Received: class rare with 2"):
@@ -149,7 +149,8 @@ def test_files_and_arrays_can_be_joined(tmp_path):
     write(tmp_path / "a" / "1.png")
     files = read_class_a(tmp_path)
     arrays = ftk.ImageSet.from_arrays(np.full((2, 8, 8), 7, np.uint8), ["a", "a"])
-    both = files + arrays + files
+    with pytest.warns(UserWarning, match="share 1 image, which the result holds twice"):
+        both = files + arrays + files
     assert both.load(size=(8, 8))[:, 0, 0, 0].tolist() == [120, 7, 7, 120]
     assert both.digests() == files.digests() + arrays.digests() + files.digests()
     assert both.paths == (files.paths[0], "image 1", "image 2", files.paths[0])

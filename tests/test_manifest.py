@@ -241,7 +241,7 @@ def test_an_edited_manifest_is_an_error(own_folder, key, value):
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ('"group"', '"who"', "KeyError"),
+        ('"group"', '"who"', "which has no column 'group'"),
         ('"data/a/0.png"', '""', "lacks a part, a path or a digest"),
         ('"data/a/0.png"', '"data/a/2.png"', "an image more than once"),
         ('"first","data/a/0.png"', '"","data/a/0.png"', "lacks a part"),

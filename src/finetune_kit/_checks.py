@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune_kit._text import shortened
+from finetune_kit._text import listed, plural, shortened
 
 
 def is_count(value: Any, least: int = 1) -> bool:
@@ -60,10 +60,12 @@ def check_indices(name: str, indices: NDArray[Any], count: int) -> None:
             f"`{name}` must be a one-dimensional array of indices (np.flatnonzero makes one from a "
             f"mask). Received: dtype {indices.dtype}, shape {indices.shape}"
         )
-    if len(indices) and not (indices.min() >= 0 and indices.max() < count):
+    outside = np.unique(indices[(indices < 0) | (indices >= count)])
+    if len(outside):
+        accepted = f"hold indices from 0 to {count - 1}" if count else "be empty"
         raise ValueError(
-            f"`{name}` must hold indices from 0 to {count - 1}, because there are {count} images. "
-            f"Received: {indices.min()} to {indices.max()}"
+            f"`{name}` must {accepted}, because the set has {plural(count, 'image')}. "
+            f"Received: {listed(list(map(str, outside.tolist())))}"
         )
 
 

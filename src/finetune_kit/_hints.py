@@ -22,7 +22,8 @@ def hints(**elsewhere: str) -> Callable[[F], F]:
     Args:
         **elsewhere: for arguments that belong to another function, what to use instead, such as
             `epochs="FineTuneSpec(epochs=...)"`. Other unknown names are compared with the names of
-            the arguments.
+            the arguments. For an argument like `**parts`, how to pass it, such as
+            `parts="train=train"`.
 
     Returns:
         A decorator.
@@ -32,11 +33,13 @@ def hints(**elsewhere: str) -> Callable[[F], F]:
         target: Any = decorated
         is_class = isinstance(decorated, type)
         call = target.__init__ if is_class else target
-        parameters = inspect.signature(decorated).parameters  # without the `self` of a class
+        parameters = dict(inspect.signature(decorated).parameters)  # of a class: without `self`
+        is_method = parameters.pop("self", None) is not None
+        bound = int(is_class or is_method)
 
         @functools.wraps(call)
         def checked(*args: Any, **kwargs: Any) -> Any:
-            _check(target.__name__, parameters, args[1:] if is_class else args, kwargs, elsewhere)
+            _check(target.__name__, parameters, args[bound:], kwargs, elsewhere)
             return call(*args, **kwargs)
 
         if not is_class:
@@ -54,8 +57,10 @@ def _check(
     kwargs: Mapping[str, Any],
     elsewhere: Mapping[str, str],
 ) -> None:
-    by_name = [p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY]
-    by_position = [name for name in parameters if name not in by_name]
+    any_name = [p.name for p in parameters.values() if p.kind is p.VAR_KEYWORD]
+    named = [p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY]
+    by_position = [name for name in parameters if name not in (*named, *any_name)]
+    by_name = [*named, *(elsewhere.get(name, f"{name}=...") for name in any_name)]
     if len(args) > len(by_position):
         extra = ", ".join(shortened(value) for value in args[len(by_position) :])
         raise TypeError(
@@ -64,7 +69,7 @@ def _check(
             f"Received without a name: {extra}"
         )
     for name, value in kwargs.items():
-        if name not in parameters:
+        if name not in parameters and not any_name:
             raise TypeError(
                 f"{function} has no argument `{name}`{_hint(name, list(parameters), elsewhere)} "
                 f"Its arguments are: {', '.join(parameters)}. Received: {name}={shortened(value)}"

@@ -70,14 +70,19 @@ def decoding_error(file: str | os.PathLike[str]) -> str:
             _upright(image)
             return ""
     except Exception as error:  # a decoder may raise anything on a broken file
-        return _on_one_line(error)
+        return _reason(error)
 
 
 def undecodable(file: str | os.PathLike[str], error: Exception) -> ValueError:
     """Return the error to raise for a file that cannot be read or decoded."""
+    if not os.path.lexists(file):
+        return ValueError(
+            "Each image must exist as long as its set is used; read the images again. "
+            f"Received: {os.fspath(file)!r}, which no longer exists"
+        )
     return ValueError(
         "Each image must be a file that can be decoded; remove it or repair it. "
-        f"Received: {os.fspath(file)!r}, which fails with {_on_one_line(error)}"
+        f"Received: {os.fspath(file)!r}, which {_reason(error)}"
     )
 
 
@@ -98,7 +103,7 @@ def _three_channels(image: Image.Image) -> NDArray[np.uint8]:
 
 def _opened(file: str | os.PathLike[str]) -> Image.Image:
     if not os.path.isfile(file):  # opening a named pipe would block forever
-        raise FileNotFoundError("it is not a file" if os.path.exists(file) else "it does not exist")
+        raise FileNotFoundError("is not a file" if os.path.exists(file) else "does not exist")
     try:
         image: Image.Image = Image.open(file, formats=_FORMATS)
     except UnidentifiedImageError:
@@ -142,8 +147,12 @@ def _check_area(width: int, height: int) -> None:
         )
 
 
-def _on_one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "is not an image"
+    if type(error) is FileNotFoundError and error.errno is None:  # of this module
+        return str(error)
+    return f"fails with {type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _upright(image: Image.Image) -> Image.Image:

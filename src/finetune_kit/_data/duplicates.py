@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from finetune_kit._checks import check_kind
 from finetune_kit._data.images import ImageSet
 from finetune_kit._data.likeness import describe, similarities, thumbnails
 from finetune_kit._data.pixels import Source, joined
-from finetune_kit._text import plural
+from finetune_kit._text import plural, shortened
 
 _NEIGHBORS = 6
 
@@ -91,8 +90,13 @@ def find_duplicates(*sets: ImageSet, threshold: float = 0.86) -> Duplicates:
     """
     if not sets:
         raise ValueError("`find_duplicates` needs at least one ImageSet. Received: no arguments")
-    for number, images in enumerate(sets):
-        check_kind(f"sets[{number}]", images, ImageSet, "such as read_image_folder returns")
+    wrong = [images for images in sets if not isinstance(images, ImageSet)]
+    if wrong:
+        raise ValueError(
+            "`find_duplicates` needs image sets: each argument must be an ImageSet, such as "
+            f"read_image_folder returns. Received: {shortened(wrong[0])} of type "
+            f"{type(wrong[0]).__name__}"
+        )
     if not isinstance(threshold, Real) or not -1 <= threshold <= 1:
         raise ValueError(f"`threshold` must be from -1 to 1. Received: threshold={threshold!r}")
     samples = tuple(digest for images in sets for digest in images.digests())

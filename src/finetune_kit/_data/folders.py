@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from finetune_kit._data.decoding import SUFFIXES
-from finetune_kit._data.labels import missing
+from finetune_kit._data.labels import missing, shown
 from finetune_kit._text import listed, shortened
 
 Groups = Callable[[str], Hashable] | str | re.Pattern[str]
@@ -65,11 +65,12 @@ def class_folders(root: Path) -> ClassFolders:
     found = ClassFolders(root, {}, [], {})
     for entry in _entries(root, found):
         inside = os.path.isdir(entry) and entry.name != "masks"
+        before = len(found.skipped)
         files = _images_of_class(entry, found) if inside else []
         if files:
             found.images[entry.name] = files
         elif entry not in found.closed:
-            found.skipped.append(entry)
+            found.skipped[before:] = [entry]  # the folder stands for its content
     return found
 
 
@@ -90,7 +91,7 @@ def _entries(folder: Path, found: ClassFolders) -> list[Path]:
     try:
         return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError as error:
-        found.closed[folder] = f"{type(error).__name__}: {error.strerror}"
+        found.closed[folder] = f"fails with {type(error).__name__}: {error.strerror}"
         return []
 
 
@@ -100,17 +101,37 @@ def check_classes(found: ClassFolders, class_names: Sequence[str] | None) -> Non
     if not found.closed and (not names or names == ["images"]):
         there = [entry.name for entry in _entries(found.root, found)]
         parts = [name for name in there if name in _PARTS]
+        hint = _by_part(found, parts) or _parent_hint(found.root)
         raise ValueError(
             "`path` must hold one folder per class with images in it, such as "
-            f"{found.root / 'CLASS'} or {found.root / 'CLASS' / 'images'}{_by_part(found, parts)}. "
-            f"Received: {root!r}, which holds {there[:10]}"
+            f"{found.root / 'CLASS'} or {found.root / 'CLASS' / 'images'}{hint}. "
+            f"Received: {root!r}, which holds {shown(there)}"
         )
     unknown = [name for name in names if class_names is not None and name not in class_names]
     if unknown:
         raise ValueError(
             f"The class folders of `path` must be among class_names={list(class_names or ())}. "
-            f"Received: {root!r} with the folders {unknown[:10]} too"
+            f"Received: {root!r} with the folders {shown(unknown)} too"
         )
+
+
+def _parent_hint(root: Path) -> str:
+    """Suggest the parent if the folder looks like one of several class folders."""
+    folder = Path(os.path.abspath(root))
+    folder = folder.parent if folder.name == "images" else folder
+    scratch = ClassFolders(folder.parent, {}, [], {})
+    siblings = [entry for entry in _entries(folder.parent, scratch) if os.path.isdir(entry)]
+    others = (entry for entry in siblings if entry != folder and entry.name != "masks")
+    if _images_of_class(folder, scratch) and any(_images_of_class(o, scratch) for o in others):
+        return f"; did you mean the parent, {str(folder.parent)!r}?"
+    return ""
+
+
+def count_images(paths: Sequence[Path]) -> int:
+    """Count the image files among paths and in the folders among them."""
+    inside = [name for path in paths for _, _, names in os.walk(path) for name in names]
+    names = [*inside, *(path.name for path in paths if not path.is_dir())]
+    return sum(Path(name).suffix.lower() in SUFFIXES and name[0] != "." for name in names)
 
 
 def warn_of_classes(found: ClassFolders) -> None:

@@ -6,16 +6,18 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from finetune_kit._checks import check_indices, is_count
-from finetune_kit._data.labels import class_indices, group_names, rgb_pixels
-from finetune_kit._data.pixels import Arrays, Source, joined
-from finetune_kit._data.split import stratified
+from finetune_kit._data.labels import as_values, class_indices, group_names, rgb_pixels
+from finetune_kit._data.pixels import Arrays, Source, joined, origins
+from finetune_kit._data.split import SPLIT_HINTS, stratified
 from finetune_kit._data.threads import in_threads
-from finetune_kit._text import plural
+from finetune_kit._hints import hints
+from finetune_kit._text import plural, shortened
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,16 +40,21 @@ class ImageSet:
 
     source: Source = field(repr=False)
     labels: NDArray[np.int64]
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...] = ()
     groups: NDArray[np.str_] | None = None
     skipped: tuple[str, ...] = field(default=(), repr=False)
     manifest: str | None = None
     rows: NDArray[np.int64] = field(default=None, repr=False)  # type: ignore[arg-type]
 
     def __post_init__(self) -> None:
+        if not hasattr(self.source, "digest"):
+            raise TypeError(
+                "Use ImageSet.from_arrays(x, labels) for pixels in memory, and read_image_folder "
+                f"or read_image_table for files. Received: ImageSet({shortened(self.source)}, ...)"
+            )
         rows = np.arange(len(self.source)) if self.rows is None else np.asarray(self.rows)
         labels, names = class_indices(np.asarray(self.labels), self.class_names, len(rows))
-        groups = None if self.groups is None else group_names(np.asarray(self.groups), len(rows))
+        groups = None if self.groups is None else group_names(as_values(self.groups), len(rows))
         checked = {"rows": rows, "labels": labels, "class_names": names, "groups": groups}
         for name, value in checked.items():
             object.__setattr__(self, name, value)  # as the class is frozen
@@ -57,15 +64,25 @@ class ImageSet:
 
     def __repr__(self) -> str:
         counts = zip(self.class_names, self.counts(), strict=True)
-        kind = "multi-label; " if self.multi_label else ""
+        kind = "multi-label" if self.multi_label else ""
         numbers = ", ".join(f"{name}: {count:,}" for name, count in counts)
-        return f"ImageSet({plural(len(self), 'image')}; {kind}{numbers})"
+        facts = [plural(len(self), "image"), kind, numbers]
+        return f"ImageSet({'; '.join(fact for fact in facts if fact)})"
+
+    def __getitem__(self, key: Any) -> NoReturn:
+        """Raise an error that names `take` and `load`; Python iterates by this method too."""
+        raise TypeError(
+            "An ImageSet has no items. Use images.take([0, 1]) for some of its images, "
+            "images.load([0]) for pixels, or images.labels and images.paths. "
+            f"Received: images[{shortened(key)}]"
+        )
 
     def __add__(self, other: ImageSet) -> ImageSet:
         """Join two sets of the same classes, such as `train + validation`."""
         if not isinstance(other, ImageSet):
             return NotImplemented
         _check_joinable(self, other)
+        _warn_of_common_images(self, other)
         source, rows, more = self.source, self.rows, other.rows
         if other.source is not source:
             source, more = joined([source, other.source]), more + len(source)
@@ -125,6 +142,7 @@ class ImageSet:
             rows=self.rows[chosen],
         )
 
+    @hints(**SPLIT_HINTS)
     def split(
         self,
         sizes: Sequence[float] = (0.70, 0.15, 0.15),
@@ -234,15 +252,26 @@ class ImageSet:
             >>> ImageSet.from_arrays(x, ["cat", "dog", "cat", "dog"])
             ImageSet(4 images; cat: 2, dog: 2)
         """
-        rgb = rgb_pixels(x)
-        indices, names = class_indices(np.asarray(labels), class_names, len(rgb))
+        values = as_values(labels)
+        rgb = rgb_pixels(x, values)
+        indices, names = class_indices(values, class_names, len(rgb))
         if indices.ndim == 2 and (indices.sum(axis=1) == 1).all():
             warnings.warn(
                 "`labels` of shape (n, k) are read as multi-label, but each image has exactly one "
                 "label. If they are one-hot, pass labels.argmax(axis=1)",
                 stacklevel=2,
             )
-        return cls(Arrays(rgb), indices, names, None if groups is None else np.asarray(groups))
+        return cls(Arrays(rgb), indices, names, None if groups is None else as_values(groups))
+
+
+def _warn_of_common_images(one: ImageSet, other: ImageSet) -> None:
+    both = origins(one.source, one.rows.tolist()) & origins(other.source, other.rows.tolist())
+    if both:
+        warnings.warn(
+            f"The sets to join share {plural(len(both), 'image')}, which the result holds twice; "
+            "join sets of different images",
+            stacklevel=3,
+        )
 
 
 def _check_joinable(one: ImageSet, other: ImageSet) -> None:

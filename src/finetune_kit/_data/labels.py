@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -9,19 +10,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from finetune_kit._text import plural, shortened
+from finetune_kit._data.decoding import SUFFIXES
+from finetune_kit._text import listed, plural, shortened
 
 
-def rgb_pixels(x: ArrayLike) -> NDArray[np.uint8]:
+def rgb_pixels(x: ArrayLike, labels: NDArray[Any]) -> NDArray[np.uint8]:
     """Return pixels as a read-only array, uint8 RGB `(n, height, width, 3)`."""
-    pixels = np.asarray(x)
+    try:
+        pixels = np.asarray(x)
+    except ValueError as error:  # NumPy's error for arrays of different shapes
+        raise ValueError(
+            "The images in `x` must have one size; resize them, or save them as files and use "
+            "read_image_folder or read_image_table. Received: images of different shapes"
+        ) from error
+    _check_kind_of_pixels(pixels)
     if pixels.dtype != np.uint8:
         raise ValueError(f"`x` must hold uint8 pixels from 0 to 255{_remedy(pixels)}")
-    if pixels.ndim == 3:
+    single = pixels.ndim == 2 or (
+        pixels.ndim == 3 and pixels.shape[-1] in (1, 3) and labels.shape[:1] != pixels.shape[:1]
+    )
+    if pixels.ndim == 3 and not single:
         pixels = pixels[..., None]
     if pixels.ndim != 4 or pixels.shape[-1] not in (1, 3):
         raise ValueError(
-            "`x` must have the shape (n, h, w, 3), (n, h, w, 1) or (n, h, w). "
+            "`x` must have the shape (n, h, w, 3), (n, h, w, 1) or (n, h, w)"
+            f"{'; for one image pass x[None] and one label' if single else ''}. "
             f"Received: shape {np.shape(x)}"
         )
     if pixels.size and pixels.max() <= 1:
@@ -38,10 +51,31 @@ def rgb_pixels(x: ArrayLike) -> NDArray[np.uint8]:
     return pixels
 
 
+def _check_kind_of_pixels(pixels: NDArray[Any]) -> None:
+    """Check that pixels are not paths or labels."""
+    if pixels.ndim > 1 or not pixels.size:
+        return
+    first = pixels.ravel()[0]
+    is_text = isinstance(first, (str, os.PathLike))
+    if is_text and os.path.splitext(first)[1].lower() in SUFFIXES:
+        hint = "; use read_image_table for files"
+        received = f"{shortened(str(first))}, which looks like a path"
+    else:
+        hint = "; pixels come first, then labels"
+        received = f"shape {pixels.shape}, dtype {pixels.dtype}, which looks like labels"
+    raise ValueError(f"`x` must hold pixels{hint}. Received: {received}")
+
+
 def _remedy(pixels: NDArray[Any]) -> str:
     """Say how to convert pixels that are not uint8, and what was received."""
     if not pixels.size or not np.issubdtype(pixels.dtype, np.number):
         return f". Received: dtype {pixels.dtype}"
+    gaps = int((~np.isfinite(pixels)).sum())
+    if gaps:
+        return (
+            "; replace those that are nan or infinite. "
+            f"Received: dtype {pixels.dtype}, with {gaps:,} values that are nan or infinite"
+        )
     low, high = pixels.min(), pixels.max()
     remedy = "scale them to that range"
     if low >= 0 and high <= 255:
@@ -61,7 +95,7 @@ def group_names(groups: NDArray[Any], count: int) -> NDArray[np.str_]:
     if gaps:
         raise ValueError(
             "`groups` must hold a value for each image, such as the patient. "
-            f"Received: none for images {gaps[:10]}"
+            f"Received: none for images {shown(gaps)}"
         )
     return np.array(list(map(str, groups.tolist())), np.str_)
 
@@ -72,6 +106,11 @@ def class_indices(
     """Return labels as class indices (or a matrix of 0 and 1), and the class names."""
     if class_names is not None:
         class_names = unique_names(class_names)
+    if labels.ndim == 2 and labels.shape[1] == 1 and len(class_names or ()) != 1:
+        raise ValueError(
+            "`labels` must have the shape (n,), or (n, num_labels) for multi-label images; pass "
+            f"labels[:, 0]. Received: shape {labels.shape}"
+        )
     if labels.ndim == 2 and len(labels) == count:
         return _matrix(labels, class_names)
     if labels.shape != (count,):
@@ -82,18 +121,34 @@ def class_indices(
     gaps = missing(labels)
     if gaps:
         raise ValueError(
-            f"`labels` must hold a label for each image. Received: none for images {gaps[:10]}"
+            f"`labels` must hold a label for each image. Received: none for images {shown(gaps)}"
         )
-    labels = labels.astype(str) if labels.dtype == object else labels
+    labels = _names_or_indices(labels)
     found = np.unique(labels)
     by_index = np.issubdtype(labels.dtype, np.integer) and class_names is not None
     known = tuple(map(str, found.tolist())) if class_names is None else class_names
     bad = [n for n in found.tolist() if not (0 <= n < len(known) if by_index else str(n) in known)]
     if bad:
-        raise ValueError(f"`labels` must be among the classes {list(known)}. Received: {bad[:10]}")
+        expected = f"be among the classes {list(known)}"
+        if by_index:
+            expected = f"be names, or whole numbers must be indices from 0 to {len(known) - 1}"
+        raise ValueError(f"`labels` must {expected}. Received: {shown(bad)}")
     rank = {name: i for i, name in enumerate(known)}
     indices = labels if by_index else [rank[str(name)] for name in labels.tolist()]
     return np.array(indices, np.int64), known
+
+
+def _names_or_indices(labels: NDArray[Any]) -> NDArray[Any]:
+    """Return objects as text and whole floats as integers."""
+    if labels.dtype.kind != "f":
+        return labels.astype(str) if labels.dtype == object else labels
+    broken = labels[labels % 1 != 0]
+    if len(broken):
+        raise ValueError(
+            "`labels` must be class names or class indices, which are whole numbers. "
+            f"Received: {shown(np.unique(broken).tolist())}"
+        )
+    return labels.astype(np.int64)
 
 
 def unique_names(class_names: Sequence[str]) -> tuple[str, ...]:
@@ -105,6 +160,19 @@ def unique_names(class_names: Sequence[str]) -> tuple[str, ...]:
             f"Received: class_names={shortened(class_names)}"
         )
     return names
+
+
+def as_values(values: ArrayLike) -> NDArray[Any]:
+    """Return values as an array in which a nan among texts is still a nan."""
+    array = np.asarray(values)
+    if array.dtype.kind == "U" and (array == "nan").any():  # NumPy turns a nan into text
+        return np.asarray(values, object)
+    return array
+
+
+def shown(values: Sequence[Any], count: int = 10) -> str:
+    """Return the first values of a list as text, and the number of the others."""
+    return f"[{listed(list(map(repr, values)), count)}]"
 
 
 def missing(values: NDArray[Any]) -> list[int]:
@@ -132,6 +200,6 @@ def _matrix(
         raise ValueError(
             "`labels` of shape (n, num_labels) must be 0 or 1, one column for each name in "
             f"`class_names`. Received: shape {labels.shape}, {plural(len(names), 'name')}, values "
-            f"{np.unique(labels)[:5].tolist()}"
+            f"{shown(np.unique(labels).tolist(), 5)}"
         )
     return labels.astype(np.int64), names

@@ -16,6 +16,7 @@ from finetune_kit._checks import check_kind
 from finetune_kit._data.images import ImageSet
 from finetune_kit._data.manifest_format import (
     Manifest,
+    NotAManifestError,
     check_rows,
     from_csv,
     from_json,
@@ -24,12 +25,14 @@ from finetune_kit._data.manifest_format import (
 )
 from finetune_kit._data.pixels import Files
 from finetune_kit._files import write_whole
+from finetune_kit._hints import hints
 from finetune_kit._text import plural
 
 # What parsing a file of another kind may raise.
 _PARSE_ERRORS = (AttributeError, KeyError, TypeError, ValueError, RecursionError, csv.Error)
 
 
+@hints(parts="each set with the name of its part, such as train=train")
 def write_manifest(file: str | os.PathLike[str], /, **parts: ImageSet) -> dict[str, ImageSet]:
     """Write a file that pins the images of a data set, their labels, groups and parts.
 
@@ -99,9 +102,11 @@ def read_manifest(file: str | os.PathLike[str]) -> dict[str, ImageSet]:
         manifest = from_json(text) if source.suffix.lower() == ".json" else from_csv(text)
         check_rows(manifest)
     except _PARSE_ERRORS as error:
+        own = isinstance(error, NotAManifestError)
+        reason = f"{error}" if own else f"fails with {type(error).__name__}: {error}"
         raise ValueError(
-            "`file` must be a manifest that write_manifest wrote. Received: "
-            f"{str(source)!r}, which fails with {type(error).__name__}: {error}"
+            "`file` must be a manifest that write_manifest wrote. "
+            f"Received: {str(source)!r}, which {reason}"
         ) from error
     fingerprint = manifest.fingerprint()
     parts: dict[str, list[dict[str, Any]]] = {}
@@ -157,6 +162,7 @@ def _check_disjoint(parts: Mapping[str, ImageSet]) -> None:
             "An image may be in one part of a manifest only, and once. "
             f"Received: {plural(len(twice), 'image')} with more than one entry:\n"
             + "\n".join(lines[:20])
+            + (f"\n  and {len(lines) - 20:,} more" if len(lines) > 20 else "")
         )
 
 

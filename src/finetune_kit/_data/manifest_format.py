@@ -15,6 +15,10 @@ _FORMAT = "finetune-kit manifest 2"
 _COLUMNS = ("part", "path", "sha256", "group")  # of each image, besides its labels
 
 
+class NotAManifestError(ValueError):
+    """A file is not a manifest. The text of the error follows the name of the file and `which`."""
+
+
 @dataclass(frozen=True)
 class Manifest:
     """The content of a manifest file.
@@ -56,11 +60,11 @@ def from_json(text: str) -> Manifest:
     """Parse a manifest in JSON, and check its fingerprint."""
     content = json.loads(text)
     if content.get("format") != _FORMAT:
-        raise ValueError(f"its format is {content.get('format')!r}, not {_FORMAT!r}")
+        raise NotAManifestError(f"has the format {content.get('format')!r}, not {_FORMAT!r}")
     rows = [{key: row[key] for key in (*_COLUMNS, "label")} for row in content["images"]]
     manifest = Manifest(tuple(content["class_names"]), content["multi_label"], rows)
     if content["fingerprint"] != manifest.fingerprint():
-        raise ValueError("it was edited: its fingerprint is not that of its content")
+        raise NotAManifestError("was edited: its fingerprint is not that of its content")
     return manifest
 
 
@@ -86,10 +90,13 @@ def to_csv(manifest: Manifest) -> str:
 
 def from_csv(text: str) -> Manifest:
     """Parse a manifest in CSV."""
-    lines = list(csv.DictReader(io.StringIO(text, newline="")))
-    if not lines:
-        raise ValueError("it lists no images")
-    columns = [column for column in lines[0] if column.startswith("label:")]
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    header = list(reader.fieldnames or ())
+    columns = [column for column in header if column.startswith("label:")]
+    lacking = [column for column in (*_COLUMNS, *(columns or ["label"])) if column not in header]
+    if lacking:
+        raise NotAManifestError(f"has no column {lacking[0]!r}")
+    lines = list(reader)
     names = tuple(column.removeprefix("label:") for column in columns)
     rows: list[dict[str, Any]] = []
     for line in lines:
@@ -107,18 +114,20 @@ def check_rows(manifest: Manifest) -> None:
     """Check that a manifest holds what `write_manifest` writes."""
     names = manifest.class_names
     if not all(isinstance(name, str) for name in names) or unique_names(names) != names:
-        raise ValueError("its class names are not texts")
+        raise NotAManifestError("has class names that are not texts")
     if not manifest.rows:
-        raise ValueError("it lists no images")
+        raise NotAManifestError("lists no images")
     for number, row in enumerate(manifest.rows, 1):
         labels = row["label"] if manifest.multi_label else [row["label"]]
         texts = [row["part"], row["path"], row["sha256"], row["group"] or "none"]
         if not all(isinstance(text, str) and text for text in texts):
-            raise ValueError(f"image {number} lacks a part, a path or a digest: {row}")
+            raise NotAManifestError(f"lacks a part, a path or a digest of image {number}: {row}")
         if not isinstance(labels, list) or not set(labels) <= set(names):
-            raise ValueError(f"image {number} has a label that is not among the classes: {row}")
+            raise NotAManifestError(
+                f"has a label that is not among the classes, of image {number}: {row}"
+            )
     grouped = {(row["part"], row["group"] is None) for row in manifest.rows}
     if len(grouped) != len({part for part, _ in grouped}):
-        raise ValueError("some images of a part have a group, and others have none")
+        raise NotAManifestError("has groups for some images of a part, but not for all")
     if len({row["path"] for row in manifest.rows}) != len(manifest.rows):
-        raise ValueError("it lists an image more than once")
+        raise NotAManifestError("lists an image more than once")

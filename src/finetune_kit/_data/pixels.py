@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Protocol
@@ -142,6 +142,12 @@ def joined(sources: Sequence[Source]) -> Source:
     for source in sources:
         flat += source.sources if isinstance(source, Joined) else [source]
     return flat[0] if len(flat) == 1 else Joined(tuple(flat))
+
+
+def origins(source: Source, rows: Sequence[int]) -> set[Hashable]:
+    """Return what identifies each image without reading it: its file, or its place in an array."""
+    parts = [source._find(row) if isinstance(source, Joined) else (source, row) for row in rows]
+    return {part.file(row) or (id(part), row) for part, row in parts}
 
 
 # By absolute path: size and times of last change in ns, SHA-256.

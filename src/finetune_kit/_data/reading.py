@@ -21,6 +21,7 @@ from finetune_kit._data.folders import (
     checked_folder,
     checked_groups,
     class_folders,
+    count_images,
     groups_of,
     warn_of_classes,
 )
@@ -99,8 +100,7 @@ def read_image_folder(
         skipped=tuple(str(file) for file in [*found.skipped, *bad]),
     )
     if images.skipped:
-        shown = [Path(file).relative_to(root).as_posix() for file in images.skipped]
-        _log.warning("%s: %r; skipped: %s", root, images, listed(shown))
+        _log.warning("%s: %r; %s", root, images, _skip_notice([*found.skipped, *bad], root))
     return images
 
 
@@ -156,13 +156,14 @@ def read_image_table(
     base = rows.folder if root is None else Path(os.path.expanduser(root))
     files = [base / cell for cell in rows.cells[path]]
     _check_once(files)
+    _check_found(files)
     good, bad = _readable(files, on_error)
     if isinstance(label, str):
         labels, names = _classes(rows, label, good, class_names)
     else:
         labels, names = _matrix(rows, columns, class_names), tuple(columns)
     if bad:
-        _log.warning("%s: skipped: %s", rows.name, listed([str(file) for file in bad]))
+        _log.warning("%s: %s", rows.name, _skip_notice(bad))
     return ImageSet(
         Files(tuple(str(files[i]) for i in good)),
         labels[good],
@@ -170,6 +171,20 @@ def read_image_table(
         groups=None if group is None else np.array(rows.cells[group])[good],
         skipped=tuple(map(str, bad)),
     )
+
+
+def _skip_notice(skipped: Sequence[Path], root: Path | None = None) -> str:
+    names = [str(file) if root is None else file.relative_to(root).as_posix() for file in skipped]
+    count = plural(count_images(skipped), "image file")
+    return f"skipped: {listed(names)}, with {count} in all; images.skipped lists them"
+
+
+def _check_found(files: Sequence[Path]) -> None:
+    if not any(map(os.path.exists, files)):
+        raise ValueError(
+            "`table` must list image files. No file was found; pass root=... if paths are relative "
+            f"to a folder. Received: {plural(len(files), 'path')}, such as {str(files[0])!r}"
+        )
 
 
 def _check_once(files: Sequence[Path]) -> None:
@@ -226,7 +241,7 @@ def _readable(
     errors = in_threads(decoding_error, files, at_once=4)
     bad = {file: error for file, error in zip(files, errors, strict=True) if error} | dict(closed)
     if bad and on_error == "raise":
-        lines = "\n".join(f"  {str(file)!r}: {error}" for file, error in bad.items())
+        lines = "\n".join(f"  {str(file)!r} {error}" for file, error in bad.items())
         raise ValueError(
             "All image files must be readable; on_error='skip' skips the others. "
             f"Received: {plural(len(bad), 'path')} that cannot be read:\n{lines}"
@@ -236,6 +251,6 @@ def _readable(
         file, error = next(iter(bad.items()))
         raise ValueError(
             f"At least one image file must be readable. Received: {plural(len(bad), 'path')} that "
-            f"cannot be read, such as {str(file)!r}: {error}"
+            f"cannot be read, such as {str(file)!r}, which {error}"
         )
     return good, list(bad)

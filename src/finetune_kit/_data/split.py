@@ -13,10 +13,17 @@ from scipy.sparse import coo_array, csr_array
 
 from finetune_kit._checks import check_count, is_count
 from finetune_kit._data.assignment import assign, class_counts, deal, rounded
-from finetune_kit._data.labels import missing
-from finetune_kit._text import plural, shortened
+from finetune_kit._data.labels import as_values, missing, shown
+from finetune_kit._hints import hints
+from finetune_kit._text import listed, plural, shortened
 
 PARTS = ("train", "validation", "test")
+
+_SIZES = "sizes=(train, validation, test), such as sizes=(0.8, 0, 0.2)"
+SPLIT_HINTS = {
+    "random_state": "seed=...",
+    **dict.fromkeys((*PARTS, "val", "train_size", "val_size", "test_size"), _SIZES),
+}
 
 _log = logging.getLogger("finetune_kit")
 
@@ -64,13 +71,14 @@ class Split:
             raise ValueError(
                 "A sample may be in one part of a Split only, and once. "
                 f"Received: {plural(len(twice), 'sample')} more than once, such as "
-                f"{twice[:5].tolist()}"
+                f"{shown(twice.tolist(), 5)}"
             )
 
     def __repr__(self) -> str:
         return f"Split({', '.join(f'{part}: {len(getattr(self, part)):,}' for part in PARTS)})"
 
 
+@hints(**SPLIT_HINTS)
 def stratified_split(
     labels: ArrayLike,
     sizes: Sequence[float] = (0.70, 0.15, 0.15),
@@ -123,9 +131,9 @@ def stratified(
     seed: int,
     class_names: Sequence[str] | None = None,
 ) -> Split:
-    """Split as `stratified_split` does; messages name class i by `class_names[i]`."""
+    """Split as `stratified_split` does; messages use `class_names`, and say images."""
     values = checked_labels(labels)
-    shares = _shares(sizes, len(values))
+    shares = _shares(sizes, len(values), _noun(class_names))
     part, deviation = assign_parts(values, shares, groups, seed, PARTS, class_names)
     train, validation, test = (np.flatnonzero(part == i) for i in range(len(PARTS)))
     return Split(train, validation, test, deviation)
@@ -141,8 +149,9 @@ def assign_parts(
 ) -> tuple[NDArray[np.int64], float]:
     """Return the part of each sample, and the largest deviation of a class from its share."""
     check_count("seed", seed, least=0)
+    noun = _noun(class_names)
     rng = np.random.default_rng(seed)
-    units = np.arange(len(labels)) if groups is None else _group_numbers(groups, len(labels))
+    units = np.arange(len(labels)) if groups is None else _group_numbers(groups, len(labels), noun)
     multi_label = labels.ndim == 2
     if multi_label:
         classes: NDArray[Any] = np.arange(labels.shape[1])
@@ -152,15 +161,15 @@ def assign_parts(
         row = np.arange(len(labels))
     names = [str(name if class_names is None else class_names[name]) for name in classes.tolist()]
     tally = _tally(units[row], column, int(units.max()) + 1, len(names))
-    _check_class_sizes(names, tally, shares, "samples" if groups is None else "groups")
+    _check_class_sizes(names, tally, shares, f"{noun}s" if groups is None else "groups")
     if groups is None and not multi_label:
         part = deal(column, rounded(np.bincount(column)[:, None] * shares, rng), rng)
     else:
         part = assign(tally, shares, rng, np.bincount(units) if multi_label else None)
     counts = class_counts(tally, part, len(shares))
     deviations = np.abs(counts - shares[:, None] * counts.sum(axis=0))
-    _warn_of_missing(names, counts, shares, part_names)
-    _warn_of_deviation(names, counts.sum(axis=0), deviations.max(axis=0))
+    _warn_of_missing(names, counts, shares, part_names, noun)
+    _warn_of_deviation(names, counts.sum(axis=0), deviations.max(axis=0), noun)
     return part[units], float(deviations.max())
 
 
@@ -169,32 +178,39 @@ def _warn_of_missing(
     counts: NDArray[np.float64],
     shares: NDArray[np.float64],
     part_names: Sequence[str],
+    noun: str,
 ) -> None:
     absent = [
-        f"{part} has no sample of class {names[i]}"
+        f"{part} has no {noun} of class {names[i]}"
         for part, share, row in zip(part_names, shares, counts, strict=True)
         if share > 0
         for i in np.flatnonzero(row == 0).tolist()
     ]
     if absent:
-        _log.warning("Some classes are too small for every part: %s", "; ".join(absent[:10]))
+        _log.warning("Some classes are too small for every part: %s", listed(absent, 10))
 
 
 def _warn_of_deviation(
-    names: Sequence[str], totals: NDArray[np.float64], deviations: NDArray[np.float64]
+    names: Sequence[str], totals: NDArray[np.float64], deviations: NDArray[np.float64], noun: str
 ) -> None:
     worst = int(np.argmax(np.where(deviations > 1, deviations / totals, 0)))
     if deviations[worst] > 1 and deviations[worst] > 0.05 * totals[worst]:
         _log.warning(
-            "Class %s deviates from its share of a part by %.1f samples (%.0f %% of the class), "
+            "Class %s deviates from its share of a part by %.1f %ss (%.0f %% of the class), "
             "because groups stay whole",
             names[worst],
             deviations[worst],
+            noun,
             100 * deviations[worst] / totals[worst],
         )
 
 
-def _shares(sizes: Sequence[float], count: int) -> NDArray[np.float64]:
+def _noun(class_names: Sequence[str] | None) -> str:
+    """Return what messages call a sample; only an image set names its classes."""
+    return "sample" if class_names is None else "image"
+
+
+def _shares(sizes: Sequence[float], count: int, noun: str) -> NDArray[np.float64]:
     try:
         shares = np.asarray(sizes, np.float64)
     except (TypeError, ValueError):  # not numbers
@@ -204,10 +220,14 @@ def _shares(sizes: Sequence[float], count: int) -> NDArray[np.float64]:
         return shares / shares.sum()
     if good and len(shares) == 3 and _are_counts(sizes, count):
         return shares / count
+    remedy = _remedy(sizes, shares, count)
+    received = f"sizes={sizes!r}"
+    if good and len(shares) == 3 and not remedy:
+        of_counts = f", not {count:,}" if shares.sum() > 1.5 else ""
+        received += f", which sum to {shares.sum():.6g}{of_counts}"
     raise ValueError(
-        "`sizes` must be three shares (train, validation, test) that sum to 1, or three counts "
-        f"that sum to the number of samples, {count:,}{_remedy(sizes, shares, count)}. "
-        f"Received: sizes={sizes!r}"
+        "`sizes` must be three shares from 0 to 1 (train, validation, test) that sum to 1, or "
+        f"three counts that sum to the number of {noun}s, {count:,}{remedy}. Received: {received}"
     )
 
 
@@ -231,7 +251,7 @@ def _are_counts(sizes: Sequence[float], count: int) -> bool:
 
 def checked_labels(labels: ArrayLike) -> NDArray[Any]:
     """Return labels as an array `(n,)` of values or `(n, k)` of 0 and 1."""
-    values = np.asarray(labels)
+    values = np.empty(()) if hasattr(labels, "labels") else as_values(labels)
     if not values.ndim:
         raise ValueError(
             "`labels` must hold a label for each sample, such as images.labels. "
@@ -242,13 +262,13 @@ def checked_labels(labels: ArrayLike) -> NDArray[Any]:
     if not values.size or not np.isin(values, (0, 1)).all():
         raise ValueError(
             "`labels` of shape (n, k) must hold 0 or 1 for each label. Received: shape "
-            f"{values.shape}, values {np.unique(values)[:5].tolist()}"
+            f"{values.shape}, values {shown(np.unique(values).tolist(), 5)}"
         )
     return values.astype(np.int8)
 
 
 def _column(name: str, values: ArrayLike) -> NDArray[Any]:
-    column = np.asarray(values)
+    column = as_values(values)
     if column.ndim != 1 or not len(column):
         raise ValueError(
             f"`{name}` must be one-dimensional and not empty. Received: shape {column.shape}"
@@ -256,16 +276,22 @@ def _column(name: str, values: ArrayLike) -> NDArray[Any]:
     gaps = missing(column)
     if gaps:
         raise ValueError(
-            f"`{name}` must hold a value for each sample. Received: none for {gaps[:10]}"
+            f"`{name}` must hold a value for each sample. Received: none for {shown(gaps)}"
         )
     return column.astype(str) if column.dtype == object else column
 
 
-def _group_numbers(groups: ArrayLike, count: int) -> NDArray[np.int64]:
+def _group_numbers(groups: ArrayLike, count: int, noun: str) -> NDArray[np.int64]:
+    if hasattr(groups, "groups"):
+        kind = type(groups).__name__
+        raise ValueError(
+            f"`groups` must hold one group for each of the {count:,} {noun}s; pass "
+            f"{'duplicates' if kind == 'Duplicates' else 'images'}.groups. Received: a {kind}"
+        )
     column = _column("groups", groups)
     if len(column) != count:
         raise ValueError(
-            f"`groups` must hold one group for each of the {count:,} samples. "
+            f"`groups` must hold one group for each of the {count:,} {noun}s. "
             f"Received: {len(column):,} groups"
         )
     return np.unique(column, return_inverse=True)[1]
@@ -288,5 +314,5 @@ def _check_class_sizes(
         raise ValueError(
             f"Each class must have at least {parts} {noun}, one for each part with a size above 0; "
             "add more, leave the class out, or give a part the size 0. "
-            f"Received: {', '.join(small[:10])}"
+            f"Received: {listed(small, 10)}"
         )

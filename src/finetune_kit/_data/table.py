@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from finetune_kit._data.labels import missing
-from finetune_kit._text import plural, shortened
+from finetune_kit._text import listed, plural, shortened
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def read_table(table: Any, columns: Sequence[str]) -> Table:
     rows = zip(found.places, *found.cells.values(), strict=True)
     gaps = [place for place, *cells in rows if not all(cells)]
     if gaps or not found.places:
-        reason = f"without a value in {', '.join(gaps[:10])}" if gaps else "which has no rows"
+        reason = f"without a value in {listed(gaps, 10)}" if gaps else "which has no rows"
         raise ValueError(
             f"`table` must have rows with a value in each of the columns {list(columns)}. "
             f"Received: {found.name}, {reason}"
@@ -93,6 +93,11 @@ def _texts(values: list[Any]) -> list[str]:
 
 def _check_columns(name: str, there: Sequence[Any], columns: Sequence[str]) -> None:
     if not set(columns) <= set(there):
+        if len(there) == 1 and any(separator in str(there[0]) for separator in ";\t|"):
+            raise ValueError(
+                "`table` must be a CSV file, and the separator must be a comma; read other files "
+                f"with pandas and pass the DataFrame. Received: {name} with the header {there[0]!r}"
+            )
         raise ValueError(
             f"`table` must have the columns {list(columns)}; name its columns with `path`, `label` "
             f"and `group`. Received: {name} with the columns {list(there)}"
