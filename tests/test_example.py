@@ -248,7 +248,7 @@ def test_a_weights_file_is_loaded(imagenet_weights):
         ("--data {drawn} --weights none --models 99 --image-size 32", "between 0 and 19"),
         ("--data {drawn} --models 0", "--models must be numbers from 1 up"),
         ("--data {drawn} --limit 0", "--limit must be at least 1"),
-        ("--data {drawn} --weights none --limit 4", "at least 3 samples"),
+        ("--data {drawn} --weights none --limit 4", "at least 3 images"),
     ],
 )
 def test_an_error_in_the_input_is_printed_without_a_traceback(

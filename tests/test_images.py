@@ -156,6 +156,64 @@ def test_files_and_arrays_can_be_joined(tmp_path):
     assert both.paths == (files.paths[0], "image 1", "image 2", files.paths[0])
 
 
+def test_joining_sets_that_share_images_is_warned_of(tiny_images, tmp_path):
+    with pytest.warns(UserWarning, match="share 24 images, which the result holds twice"):
+        tiny_images + tiny_images
+    with pytest.warns(UserWarning, match="share 2 images"):
+        tiny_images.take([0, 1, 2]) + tiny_images.take([1, 2, 3])
+    write(tmp_path / "a" / "1.png")
+    with pytest.warns(UserWarning, match="share 1 image"):
+        read_class_a(tmp_path) + read_class_a(tmp_path)
+
+
+# ------------------------------------------------------------------------ slips
+
+
+@pytest.mark.parametrize("use", [lambda s: s[0], lambda s: s[:5], list, lambda s: 3 in s])
+def test_a_set_has_no_items_and_says_what_to_use(tiny_images, use):
+    with pytest.raises(TypeError, match=r"images\.take\(\[0, 1\]\).*images\.load\(\[0\]\)"):
+        use(tiny_images)
+
+
+@pytest.mark.parametrize(
+    ("args", "options", "says"),
+    [
+        ((), {"random_state": 0}, "`random_state`; use seed="),
+        ((), {"test": 0.2}, r"`test`; use sizes=\(train, validation, test\)"),
+        (((0.5, 0.25, 0.25), 0), {}, r"1 argument by position \(sizes\).*by name: seed, groups"),
+    ],
+)
+def test_misplaced_arguments_of_a_split_are_explained(tiny_images, args, options, says):
+    with pytest.raises(TypeError, match=says):
+        tiny_images.split(*args, **options)
+
+
+def test_pixels_given_to_the_constructor_are_an_error_that_names_from_arrays():
+    x = np.full((2, 4, 4), 9, np.uint8)
+    for args in [(x, ["a", "b"]), (x, [0, 1], ("a", "b")), ("folder", [0])]:
+        with pytest.raises(TypeError, match=r"Use ImageSet\.from_arrays\(x, labels\)"):
+            ftk.ImageSet(*args)
+
+
+def test_the_text_of_an_empty_set_has_no_empty_parts():
+    empty = ftk.ImageSet.from_arrays(np.empty((0, 4, 4), np.uint8), [])
+    assert repr(empty) == "ImageSet(0 images)"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"sizes": (1.2, -0.1, -0.1)}, "three shares from 0 to 1 .* number of images, 24"),
+        ({"sizes": (0.7, 0.1, 0.1)}, r"sizes=\(0\.7, 0\.1, 0\.1\), which sum to 0\.9$"),
+        ({"sizes": (20, 10, 10)}, "which sum to 40, not 24$"),
+        ({"groups": [1, 2]}, "one group for each of the 24 images"),
+    ],
+)
+def test_messages_of_a_split_of_images_say_images(tiny_images, options, says):
+    with pytest.raises(ValueError, match=says):
+        tiny_images.split(**options)
+
+
 # -------------------------------------------------------------- values and load
 
 
@@ -196,8 +254,8 @@ def test_bad_sizes_and_indices_are_errors(tiny_images):
     with pytest.raises(ValueError, match="`size` must be height and width"):
         tiny_images.load([0], 224)
     for call in (tiny_images.load, tiny_images.take):
-        with pytest.raises(ValueError, match="from 0 to 23"):
-            call([24])
+        with pytest.raises(ValueError, match=r"from 0 to 23, .* has 24 images\. Received: 24$"):
+            call([3, 24, 24])
         with pytest.raises(ValueError, match="one-dimensional array of indices"):
             call(np.ones(24, bool))
 
@@ -286,6 +344,18 @@ def test_digests_of_arrays_depend_on_pixels_and_shape_alone():
 # ------------------------------------------------------------------ from_arrays
 
 
+def test_whole_floats_are_indices():
+    x = np.full((3, 4, 4), 9, np.uint8)
+    images = ftk.ImageSet.from_arrays(x, [1.0, 0.0, 1.0], ["a", "b"])
+    assert images.labels.tolist() == [1, 0, 1]
+    assert ftk.ImageSet.from_arrays(x, np.array([7.0, 9.0, 7.0])).class_names == ("7", "9")
+
+
+def test_long_lists_in_messages_say_how_many_are_left_out():
+    with pytest.raises(ValueError, match=r"\[0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 15 more\]"):
+        ftk.ImageSet.from_arrays(np.full((25, 4, 4), 9, np.uint8), [""] * 25)
+
+
 def test_labels_may_be_names_or_indices():
     x = np.full((3, 4, 4), 9, np.uint8)
     by_name = ftk.ImageSet.from_arrays(x, ["b", "a", "b"])
@@ -314,6 +384,18 @@ X = np.full((2, 4, 4, 3), 9, np.uint8)
         (X, ["a", None], None, r"none for images \[1\]"),
         (X, [0.0, float("nan")], None, r"none for images \[1\]"),
         (X, ["a", ""], None, r"none for images \[1\]"),
+        (X, ["a", float("nan")], None, r"none for images \[1\]"),
+        (X, [[0], [1]], None, r"pass labels\[:, 0\]. Received: shape \(2, 1\)"),
+        (X, [["a"], ["b"]], ["a", "b"], r"pass labels\[:, 0\]"),
+        (X, [0.5, 1.0], None, r"class indices, which are whole numbers. Received: \[0\.5\]"),
+        (X, [1, 3], list("abc"), r"whole numbers must be indices from 0 to 2. Received: \[3\]"),
+        (["a", "b"], X, None, "pixels come first.*which looks like labels"),
+        ([0, 1], X, None, "pixels come first.*which looks like labels"),
+        (["p/a.png", "p/b.png"], ["a", "b"], None, "use read_image_table.*'p/a.png'"),
+        ([X[0], X[0, 1:]], ["a", "b"], None, "must have one size.*of different shapes"),
+        (X[0], ["a"], None, r"for one image pass x\[None\]"),
+        (X[0, ..., 0], ["a"], None, r"for one image pass x\[None\]"),
+        (X * [1, 1, np.nan], [0, 1], None, "with 32 values that are nan"),
         (X, ["a", "b"], ["a", "a"], "different names"),
         (X, ["a", "b"], "ab", "different names"),
         (X, [[0, 2]] * 2, None, "0 or 1"),
@@ -329,6 +411,7 @@ def test_arrays_that_do_not_fit_are_errors(x, labels, names, says):
 @pytest.mark.parametrize(
     ("groups", "says"),
     [
+        (["p", float("nan")], r"none for images \[1\]"),
         ([None, "p"], r"none for images \[0\]"),
         ([1.0, float("nan")], r"none for images \[1\]"),
         ([("p", 1), ("p", 2)], r"one value for each of the 2 images.*shape \(2, 2\)"),

@@ -179,11 +179,22 @@ def test_other_arguments_are_errors(folder, tiny_images, tmp_path):
     ]:
         with pytest.raises(ValueError, match=says):
             ftk.write_manifest(tmp_path / "m.json", **parts)
+    with pytest.raises(TypeError, match=r"1 argument by position \(file\).*such as train=train"):
+        ftk.write_manifest(tmp_path / "m.csv", images, images)
     with pytest.raises(ValueError, match=r"must end in \.json or \.csv"):
         ftk.write_manifest(tmp_path / "m.pickle", train=images)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         ftk.read_manifest(tmp_path / "m.json")
     assert not list(tmp_path.iterdir())
+
+
+def test_other_csv_files_and_edited_manifests_are_named_as_such(own_folder):
+    (own_folder / "t.csv").write_text("path,label\na.png,a\n")
+    with pytest.raises(ValueError, match=r"t\.csv', which has no column 'part'"):
+        ftk.read_manifest(own_folder / "t.csv")
+    edited(own_folder, lambda row: row.update(group="x"))
+    with pytest.raises(ValueError, match=r"m\.json', which was edited"):
+        ftk.read_manifest(own_folder / "m.json")
 
 
 def test_parts_must_have_the_same_classes(folder, tmp_path):

@@ -48,7 +48,7 @@ def test_skipped_files_are_logged_once(database, caplog):
     assert len(caplog.records) == 1
     assert "9 images" in caplog.text
     assert "skipped: COVID/masks, COVID.metadata.xlsx" in caplog.text
-    assert "and 3 more" in caplog.text
+    assert "and 3 more, with 9 image files in all; images.skipped lists them" in caplog.text
     images.load(size=(8, 8))
     assert len(caplog.records) == 1
 
@@ -204,10 +204,27 @@ def test_a_folder_without_class_folders_is_an_error(database):
             ftk.read_image_folder(folder)
 
 
+def test_a_class_folder_is_an_error_that_suggests_its_parent(two_classes, database):
+    for folder, parent in [(two_classes / "cat", two_classes), (database / "COVID", database)]:
+        says = f"; did you mean the parent, {str(parent)!r}?"
+        with pytest.raises(ValueError, match=re.escape(says)):
+            ftk.read_image_folder(folder)
+
+
+def test_a_skipped_folder_stands_for_its_content(two_classes, caplog):
+    for name in ("notes/a.txt", "notes/b.txt", "dog/inner/1.png"):
+        write(two_classes / name.replace("txt", "png")).rename(two_classes / name)
+    images = ftk.read_image_folder(two_classes)
+    assert [os.path.basename(path) for path in images.skipped] == ["inner", "notes"]
+    assert "skipped: dog/inner, notes, with 1 image file in all" in caplog.text
+
+
 def test_unreadable_files_are_all_named_or_skipped(two_classes):
     (two_classes / "cat" / "bad 1.png").write_text("<html>")
     (two_classes / "dog" / "bad 2.png").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"(?s)Received: 2 paths.*bad 1\.png.*bad 2\.png"):
+    with pytest.raises(
+        ValueError, match=r"(?s)Received: 2 paths.*bad 1\.png' is not an image.*bad 2\.png"
+    ):
         ftk.read_image_folder(two_classes)
     images = ftk.read_image_folder(two_classes, on_error="skip", groups="(p.)_")
     assert images.groups.tolist() == ["p1", "p2", "p3"]
@@ -322,6 +339,8 @@ def test_several_label_columns_are_multi_label(listed_files, source):
         ("path,label\nx.png,", "without a value in line 2"),
         ("path,label\n\n\nx.png,", "without a value in line 4"),
         ("path,label\nx.png", "without a value in line 2"),
+        ("path;label\nx.png;a", "the separator must be a comma.*header 'path;label'"),
+        ("path,label\ngone.png,a\no.png,b", "No file was found; pass root=.*2 paths, such as"),
         ("path,label\n" + "a" * 200_000, "field larger"),
         ("path,label\nx.png,a\na/../x.png,b", "each image once"),
         ("path,label\nx.png,a\nx.png,b", r"more than one row for .*x\.png"),
