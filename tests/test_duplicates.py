@@ -202,7 +202,7 @@ def test_other_arguments_are_errors(tiny_images):
     split = ftk.stratified_split(tiny_images.labels)
     with pytest.raises(ValueError, match=r"each argument .* of type Split"):
         ftk.find_duplicates(tiny_images, split)
-    with pytest.raises(ValueError, match=r"pass duplicates\.groups\. Received: a Duplicates"):
+    with pytest.raises(ValueError, match=r"pass duplicates\.groups\. Received: type Duplicates"):
         tiny_images.split(groups=ftk.find_duplicates(tiny_images))
     for threshold in (5, "high", float("nan")):
         with pytest.raises(ValueError, match="`threshold` must be from -1 to 1"):

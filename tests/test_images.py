@@ -178,7 +178,7 @@ def test_a_set_has_no_items_and_says_what_to_use(tiny_images, use):
 @pytest.mark.parametrize(
     ("args", "options", "says"),
     [
-        ((), {"random_state": 0}, "`random_state`; use seed="),
+        ((), {"random_state": 0}, "`random_state`; use `seed`"),
         ((), {"test": 0.2}, r"`test`; use sizes=\(train, validation, test\)"),
         (((0.5, 0.25, 0.25), 0), {}, r"1 argument by position \(sizes\).*by name: seed, groups"),
     ],

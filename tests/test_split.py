@@ -224,6 +224,8 @@ def test_a_seed_must_be_a_whole_number(seed):
         ([[1, 0]] * 4, "class 1 with 0"),
         ("abc", "a label for each sample.*Received: 'abc'"),
         (["a", "", "b"], r"none for \[1\]"),
+        (["a", float("nan"), "b"], r"none for \[1\]"),
+        ([["a"], ["b"]], r"pass labels\[:, 0\]"),
         (["a", None, "b"], r"none for \[1\]"),
         ([1.0, float("nan")], r"none for \[1\]"),
     ],

@@ -50,7 +50,8 @@ class ImageSet:
         if not hasattr(self.source, "digest"):
             raise TypeError(
                 "Use ImageSet.from_arrays(x, labels) for pixels in memory, and read_image_folder "
-                f"or read_image_table for files. Received: ImageSet({shortened(self.source)}, ...)"
+                "or read_image_table for files. "
+                f"Received: a source of type {type(self.source).__name__}"
             )
         rows = np.arange(len(self.source)) if self.rows is None else np.asarray(self.rows)
         labels, names = class_indices(np.asarray(self.labels), self.class_names, len(rows))

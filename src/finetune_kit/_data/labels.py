@@ -129,10 +129,10 @@ def class_indices(
     known = tuple(map(str, found.tolist())) if class_names is None else class_names
     bad = [n for n in found.tolist() if not (0 <= n < len(known) if by_index else str(n) in known)]
     if bad:
-        expected = f"be among the classes {list(known)}"
+        expected = f"must be among the classes {list(known)}"
         if by_index:
-            expected = f"be names, or whole numbers must be indices from 0 to {len(known) - 1}"
-        raise ValueError(f"`labels` must {expected}. Received: {shown(bad)}")
+            expected = f"that are whole numbers must be indices from 0 to {len(known) - 1}"
+        raise ValueError(f"`labels` {expected}. Received: {shown(bad)}")
     rank = {name: i for i, name in enumerate(known)}
     indices = labels if by_index else [rank[str(name)] for name in labels.tolist()]
     return np.array(indices, np.int64), known
@@ -146,7 +146,7 @@ def _names_or_indices(labels: NDArray[Any]) -> NDArray[Any]:
     if len(broken):
         raise ValueError(
             "`labels` must be class names or class indices, which are whole numbers. "
-            f"Received: {shown(np.unique(broken).tolist())}"
+            f"Received: {shown(np.unique(broken).tolist(), 5)}"
         )
     return labels.astype(np.int64)
 

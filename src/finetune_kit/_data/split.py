@@ -21,7 +21,7 @@ PARTS = ("train", "validation", "test")
 
 _SIZES = "sizes=(train, validation, test), such as sizes=(0.8, 0, 0.2)"
 SPLIT_HINTS = {
-    "random_state": "seed=...",
+    "random_state": "`seed`",
     **dict.fromkeys((*PARTS, "val", "train_size", "val_size", "test_size"), _SIZES),
 }
 
@@ -261,7 +261,8 @@ def checked_labels(labels: ArrayLike) -> NDArray[Any]:
         return _column("labels", values)
     if not values.size or not np.isin(values, (0, 1)).all():
         raise ValueError(
-            "`labels` of shape (n, k) must hold 0 or 1 for each label. Received: shape "
+            "`labels` of shape (n, k) must hold 0 or 1 for each label"
+            f"{'; pass labels[:, 0]' if values.shape[1] == 1 else ''}. Received: shape "
             f"{values.shape}, values {shown(np.unique(values).tolist(), 5)}"
         )
     return values.astype(np.int8)
@@ -286,7 +287,7 @@ def _group_numbers(groups: ArrayLike, count: int, noun: str) -> NDArray[np.int64
         kind = type(groups).__name__
         raise ValueError(
             f"`groups` must hold one group for each of the {count:,} {noun}s; pass "
-            f"{'duplicates' if kind == 'Duplicates' else 'images'}.groups. Received: a {kind}"
+            f"{'duplicates' if kind == 'Duplicates' else 'images'}.groups. Received: type {kind}"
         )
     column = _column("groups", groups)
     if len(column) != count:
