@@ -195,9 +195,11 @@ def misclassified(report: Results, examples: Sequence[Example]) -> Any:
     title = f"The {len(shown)} most confident of {total:,} misclassified images"
     if len(shown) == total:
         title = f"All {total:,} misclassified images, most confident first"
+    if total == 1:
+        title = "The misclassified image"
     if maps:
         some = f"{maps} with {'a heat map' if maps == 1 else 'heat maps'}"
-        title += ", with their heat maps" if maps == len(shown) else f", {some}"
+        title += ", with heat maps" if 1 < maps == len(shown) else f", {some}"
     figure.suptitle(title, fontsize=14)
     return figure
 
