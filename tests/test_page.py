@@ -195,8 +195,8 @@ def test_misclassified_images_are_drawn_beside_their_heat_maps():
     wrong = [example for example in report.examples if report.is_misclassified(example)]
     axes = pictures.misclassified(report, wrong).axes
     shapes = [a.images[0].get_array().shape[:2] for a in axes]
-    assert shapes == [(64, 64 + 1 + 64)] * 12  # pairs, then centered images
-    titles = [a.get_title().replace("\n", " ") for a in axes]
+    assert shapes == [(64, 64 + 1 + 64)] * 12  # pairs, then single images
+    titles = [a.get_title("left").replace("\n", " ") for a in axes]
     assert titles == [report.caption(example) for example in wrong[:12]]
     assert min(a.title.get_fontsize() for a in axes) >= 12
 
@@ -210,6 +210,7 @@ def test_an_image_without_a_heat_map_region_says_so():
     assert "images/<wbr>" in page
     (axes,) = pictures.misclassified(report, [empty]).axes
     assert axes.images[0].get_array().shape[:2] == (64, 64)
+    assert "no region" in axes.get_title("left").replace("\n", " ")
 
 
 def test_the_title_of_the_misclassified_images_says_whether_all_are_shown():

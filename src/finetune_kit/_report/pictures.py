@@ -189,8 +189,9 @@ def misclassified(report: Results, examples: Sequence[Example]) -> Any:
         axes.axis("off")
     for axes, example in zip(grid, shown, strict=False):
         axes.imshow(_beside(example, wide=bool(maps)))
-        caption = textwrap.fill(report.caption(example), 34 if maps else 24)
-        axes.set_title(_escaped(caption), fontsize=13)
+        none = "; no region raised the score" if example.heat_map == b"" else ""
+        caption = textwrap.fill(report.caption(example) + none, 34 if maps else 24)
+        axes.set_title(_escaped(caption), fontsize=13, loc="left")
     total = report.misclassified
     title = f"The {len(shown)} most confident of {total:,} misclassified images"
     if len(shown) == total:
@@ -205,16 +206,14 @@ def misclassified(report: Results, examples: Sequence[Example]) -> Any:
 
 
 def _beside(example: Example, *, wide: bool) -> NDArray[np.uint8]:
-    """Return the pixels of an example; if `wide`, beside its heat map or between empty margins."""
+    """Return the pixels of an example; if `wide`, beside its heat map or an empty area."""
     picture = np.asarray(Image.open(io.BytesIO(example.picture)).convert("RGB"))
     height, width = picture.shape[:2]
     if not wide:
         return picture
     if not example.heat_map:
-        free = width + width // 40
-        sides = (free // 2, free - free // 2)
-        left, right = (np.full((height, side, 3), 255, np.uint8) for side in sides)
-        return np.concatenate([left, picture, right], axis=1)
+        free = np.full((height, width // 40 + width, 3), 255, np.uint8)
+        return np.concatenate([picture, free], axis=1)
     heat = np.asarray(Image.open(io.BytesIO(example.heat_map)).convert("RGB"))
     gap = np.full((height, width // 40, 3), 255, np.uint8)
     return np.concatenate([picture, gap, heat], axis=1)
