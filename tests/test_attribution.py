@@ -63,6 +63,13 @@ def test_before_average_pooling_it_is_the_class_activation_map(targets):
     np.testing.assert_allclose(maps, class_activation_maps(model, chosen), atol=1e-5)
 
 
+def test_the_result_of_fine_tune_is_explained_like_its_model():
+    model = model_with(*pooled())
+    tuned = ftk.FineTuned(model, {}, (), {}, None, None, {})
+    np.testing.assert_array_equal(ftk.grad_cam(tuned, PIXELS), ftk.grad_cam(model, PIXELS))
+    np.testing.assert_array_equal(ftk.occlusion(tuned, PIXELS), ftk.occlusion(model, PIXELS))
+
+
 def test_a_single_sigmoid_has_two_targets_and_several_have_one_each():
     binary = model_with(*pooled("sigmoid", classes=1))
     for target in (0, 1):

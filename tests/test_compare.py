@@ -139,7 +139,7 @@ def test_a_path_that_ends_in_html_is_one_comparison_page(four, tmp_path):
 @pytest.mark.parametrize(
     ("others", "message"),
     [
-        ({}, "such as {'Model 1': report_1, .*Received: 1 report"),
+        ({}, "such as {'A': report_a, .*Received: 1 report"),
         ({"B": report(LABELS[:89], np.ones(89))}, "'A' on 90 images and 'B' on 89, 89 of them"),
         ({"B": report(LABELS[::-1].copy(), np.ones(90))}, "same images in the same order"),
         ({"B": report(LABELS, np.ones(90), samples=[f"x{i}" for i in range(90)])}, "0 of them"),
@@ -153,9 +153,17 @@ def test_reports_must_be_two_or_more_on_the_same_images(others, message):
 
 
 def test_a_bare_report_gets_a_short_error_with_the_form():
-    with pytest.raises(ValueError, match=r"such as {'Model 1'.* Received: Report\(90 im") as error:
+    with pytest.raises(ValueError, match=r"such as {'A'.* Received: Report\(90 im") as error:
         ftk.compare(report(LABELS, np.ones(90)))
     assert len(str(error.value)) < 250
+
+
+def test_reports_without_names_get_an_error_with_the_form():
+    one = report(LABELS, np.ones(90))
+    with pytest.raises(ValueError, match=r"{'A': report_a, .*Received: a list, which has no names"):
+        ftk.compare([one, one])
+    with pytest.raises(TypeError, match=r"compare takes 1 argument by position \(reports\); see"):
+        ftk.compare(one, one)
 
 
 def test_multi_label_reports_and_undefined_metrics_are_compared():

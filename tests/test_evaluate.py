@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import finetune_kit as ftk
+from finetune_kit._report import examples as _examples
 from finetune_kit._report import pictures
 from finetune_kit._report.examples import most_telling
 
@@ -267,6 +268,7 @@ def test_arguments_are_checked_before_anything_is_computed(tuned, sets, monkeypa
     for model, images, options, message in (
         (other, sets[2], {}, r"`model` must .*\(None, 5\)"),
         ("model.keras", sets[2], {}, "must be the result of fine_tune or a keras.Model"),
+        (sets[2], tuned, {}, r"evaluate\(model, images\). Received: an ImageSet as `model`"),
         (tuned, "folder", {}, "`images` must be of type ImageSet"),
         (tuned, sets[2].take([]), {}, "at least one image"),
         (tuned, renamed, {}, r"\['dark', 'gray', 'light'\].*\['light', 'gray', 'dark'\]"),
@@ -279,6 +281,25 @@ def test_arguments_are_checked_before_anything_is_computed(tuned, sets, monkeypa
     ):
         with pytest.raises(ValueError, match=message):
             ftk.evaluate(model, images, **options)
+
+
+def test_a_misspelled_argument_gets_a_hint(tuned, sets):
+    with pytest.raises(TypeError, match="no argument `heatmaps`; did you mean `heat_maps`"):
+        ftk.evaluate(tuned, sets[2], heatmaps=3)
+
+
+def test_settings_that_equal_the_defaults_are_not_on_the_page(tuned, sets, tmp_path):
+    report = ftk.evaluate(tuned, sets[2])
+    page = report.save(tmp_path / "page.html").read_text()
+    assert "<dt>optimizer</dt><dd>Adam</dd>" in page
+    assert "trainable_blocks=1, batch_norm=frozen, epochs=1, learning_rate=0.001<" in page
+    assert report.to_dict()["about"]["training"]["optimizer"]["beta_1"] == 0.9
+
+
+def test_a_heat_map_without_a_region_is_empty(tuned, sets, monkeypatch):
+    monkeypatch.setattr(_examples, "grad_cam", lambda model, pixels, _: np.zeros(pixels.shape[:3]))
+    report = ftk.evaluate(tuned, sets[2], heat_maps=1)
+    assert [e.heat_map for e in report.examples if e.heat_map is not None] == [b""]
 
 
 def test_progress_says_what_is_computed(tuned, sets, capsys):

@@ -130,7 +130,7 @@ def test_the_sections_are_in_the_order_of_their_use(hostile):
     page = (hostile / "report.html").read_text()
     assert re.findall(r"<h2[^>]*>(.*?)</h2>", page) == [
         "Confusion matrix and metrics", "Metrics per class", "Misclassified images", "Curves",
-        "Trained blocks and settings", "Provenance"]  # fmt: skip
+        "Training", "Provenance"]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -139,6 +139,7 @@ def test_the_sections_are_in_the_order_of_their_use(hostile):
         (0, "images, the most confident first.</p>"),
         (5, "first; heat maps for the first 5. Warmer regions raised the predicted class's score "
             "most.</p>"),
+        (1, "first; heat maps for the first one. Warmer"),
         (60, "first; heat maps for all. Warmer"),
     ],
 )  # fmt: skip
@@ -173,17 +174,19 @@ def test_the_reliability_diagram_has_few_bins_and_says_so(count, bins):
     report = random_report(list("abc"), count)
     drawn = pictures.reliability(report)
     (container, *_), bars = drawn.axes[0].containers, drawn.axes[1].patches
-    assert container.get_label() == f"model ({bins} bins, 95% intervals)"
+    assert container.get_label() == f"accuracy in {bins} bins (95% intervals)"
     assert len(bars) == bins
     assert sum(bar.get_height() for bar in bars) == count
-    assert drawn.axes[0].get_title().startswith("ECE (15 bins): 0.")
+    title = drawn.legends[0].get_title().get_text()
+    assert title.startswith("ECE 0.")
+    assert title.endswith(f"; it uses 15 bins, the diagram {bins}")
 
 
-def test_missing_intervals_have_one_footnote_for_each_table():
+def test_missing_intervals_have_one_footnote():
     labels = np.arange(30) % 3
     page = page_of(ftk.Report.from_scores(labels, np.eye(3)[labels]))
     assert page.count("<small>no interval</small>") > 6
-    assert page.count("No interval: every bootstrap resample") == 2  # all images, and per class
+    assert page.count("No interval: every bootstrap resample") == 1
     assert "Undefined:" not in page
 
 
@@ -192,10 +195,34 @@ def test_misclassified_images_are_drawn_beside_their_heat_maps():
     wrong = [example for example in report.examples if report.is_misclassified(example)]
     axes = pictures.misclassified(report, wrong).axes
     shapes = [a.images[0].get_array().shape[:2] for a in axes]
-    assert shapes == [(64, 64 + 1 + 64)] * 3 + [(64, 64 + 64)] * 9  # pairs, then centered images
-    titles = [a.get_title().replace("\n", " ") for a in axes]
+    assert shapes == [(64, 64 + 1 + 64)] * 12  # pairs, then single images
+    titles = [a.get_title("left").replace("\n", " ") for a in axes]
     assert titles == [report.caption(example) for example in wrong[:12]]
     assert min(a.title.get_fontsize() for a in axes) >= 12
+
+
+def test_an_image_without_a_heat_map_region_says_so():
+    report = with_examples(random_report(list("abc"), 30, noise=4), 1)
+    wrong = [example for example in report.examples if report.is_misclassified(example)]
+    empty = replace(wrong[0], heat_map=b"")
+    page = page_of(replace(report, examples=(empty,)))
+    assert page.count("No region raised the score.") == page.count("<img") == 2  # also in the cell
+    assert "images/<wbr>" in page
+    (axes,) = pictures.misclassified(report, [empty]).axes
+    assert axes.images[0].get_array().shape[:2] == (64, 64)
+    assert "no region" in axes.get_title("left").replace("\n", " ")
+
+
+def test_the_title_of_the_misclassified_images_says_whether_all_are_shown():
+    titles = []
+    for count in (30, 60):
+        report = with_examples(random_report(list("abc"), count, noise=4), 0)
+        wrong = [example for example in report.examples if report.is_misclassified(example)]
+        titles.append(pictures.misclassified(report, wrong).get_suptitle())
+    assert titles == [
+        "All 11 misclassified images, most confident first",
+        f"The 12 most confident of {len(wrong)} misclassified images",
+    ]
 
 
 # The program that runs in the browser: it shows pages in frames of a phone's and a desk's width and

@@ -232,6 +232,24 @@ def test_classes_without_images_are_a_caution():
     assert report.cautions()[0] == "There is no image of b, c."
 
 
+def test_a_model_that_predicts_one_class_only_is_the_first_caution():
+    scores = np.eye(2)[[1, 1, 1]]
+    about = {"cautions": ["of evaluate"]}
+    report = ftk.Report.from_scores([0, 1, 1], scores, ["well", "ill"], about=about)
+    assert report.cautions()[:2] == ["The model predicts ill for all 3 images.", "of evaluate"]
+    assert "predicts" not in str(ftk.Report.from_scores([1, 1, 1], scores).cautions())
+
+
+def test_all_cautions_are_saved_and_the_first_ones_printed():
+    report = perfect(about={"cautions": [f"number {i}" for i in range(5)]})
+    cautions = report.cautions()
+    assert len(cautions) == 7  # wide intervals and missing intervals
+    assert report.to_dict()["cautions"] == cautions
+    printed = str(report)
+    assert "Caution: number 3\n3 more cautions: report.cautions()\n" in printed
+    assert str(perfect()).count("Caution: ") == 2
+
+
 # Arguments.
 
 
@@ -275,11 +293,15 @@ def test_the_printed_report_starts_with_the_main_metrics():
     report = ftk.Report.from_scores([0, 0, 1, 2], scores, ["a", "b & c", "d"])
     lines = str(report).splitlines()
     assert lines[0].startswith("4 images, 3 classes: accuracy 0.750 (0.301 to 0.954), macro F1 0.")
-    assert lines[2] == "Confusion matrix"
-    assert lines[4].split() == ["a", "1", "1", "0"]
-    assert lines[8] == "Metrics per class"
-    assert lines[10].startswith("a      1.000 (0.207 to 1.000)  0.500 (0.095 to 0.905)  0.667 (")
-    assert lines[16].split() == ["accuracy", "0.750", "(0.301", "to", "0.954)", "Wilson", "score"]
+    assert lines[2].startswith("Caution: Few images make the recall uncertain.")
+    lines = lines[lines.index("Confusion matrix") :]
+    assert lines[2].split() == ["a", "1", "1", "0"]
+    assert lines[6] == "Metrics per class"
+    assert lines[8].startswith("a      1.000 (0.207 to 1.000)  0.500 (0.095 to 0.905)  0.667 (")
+    assert lines[12] == "Metrics of all images (bootstrap: 1,000 resamples)"
+    assert lines[13].split("  ")[-1] == "interval method"
+    assert "value (95% interval)" in lines[13]
+    assert lines[14].split() == ["accuracy", "0.750", "(0.301", "to", "0.954)", "Wilson", "score"]
     assert max(map(len, lines)) <= 100
     assert str(report).isascii()
 
@@ -371,6 +393,20 @@ def test_a_report_is_not_saved_over_something_else(tmp_path):
     assert (tmp_path / "report").read_text() == "mine"
     with pytest.raises(ValueError, match="Received: path=3 of type int"):
         perfect().save(3)
+
+
+@pytest.mark.usefixtures("_without_pictures")
+def test_a_path_with_the_suffix_of_another_file_is_an_error(tmp_path):
+    for name in ("report.pdf", "report.JSON", "page.htm"):
+        with pytest.raises(ValueError, match=f"ends in .html, such as .*Received: .*{name}"):
+            perfect().save(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+    assert (perfect().save(tmp_path / "o6.v2") / "report.html").exists()
+
+
+def test_an_estimate_shows_plain_numbers():
+    found = [e for e in perfect().metrics.values()]
+    assert "np." not in repr(found)
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

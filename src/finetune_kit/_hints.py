@@ -63,9 +63,12 @@ def _check(
     by_name = [*named, *(elsewhere.get(name, f"{name}=...") for name in any_name)]
     if len(args) > len(by_position):
         extra = ", ".join(shortened(value) for value in args[len(by_position) :])
+        rest = (
+            f"pass the others by name: {', '.join(by_name)}" if by_name else f"see help({function})"
+        )
         raise TypeError(
             f"{function} takes {plural(len(by_position), 'argument')} by position "
-            f"({', '.join(by_position)}); pass the others by name: {', '.join(by_name)}. "
+            f"({', '.join(by_position)}); {rest}. "
             f"Received without a name: {extra}"
         )
     for name, value in kwargs.items():

@@ -17,10 +17,11 @@ from finetune_kit._model.flattening import flattened
 from finetune_kit._model.graph import made_by
 from finetune_kit._model.surgery import cut_after
 from finetune_kit._report.gradient import Probe
+from finetune_kit._train.tuned import FineTuned
 
 
 def grad_cam(
-    model: keras.Model,
+    model: keras.Model | FineTuned,
     pixels: ArrayLike,
     targets: ArrayLike | None = None,
     *,
@@ -35,7 +36,7 @@ def grad_cam(
     Method: Selvaraju et al., ICCV 2017.
 
     Args:
-        model: a functional model, such as `FineTuned.model`. It is not changed.
+        model: the result of `fine_tune`, or a functional model. It is not changed.
         pixels: images as the model takes them, `(n, height, width, channels)`; for a model that
             `fine_tune` returned, RGB from 0 to 255.
         targets: index of the class to explain, one for all images or one for each image. For a
@@ -60,7 +61,7 @@ def grad_cam(
         (5, 32, 32)
     """
     check_count("batch_size", batch_size)
-    graph = _graph_of(model)
+    graph = _graph_of(model.model if isinstance(model, FineTuned) else model)
     images = _images(pixels, graph)
     wanted = _one_hot(targets, len(images), _classes(graph.output_shape))
     prefix, suffix, place = _cut_after_block(graph, at)
@@ -97,7 +98,8 @@ def occlusion(
     Method: Zeiler and Fergus, ECCV 2014.
 
     Args:
-        model: any object with Keras' `predict` that returns probabilities `(n, classes)`.
+        model: the result of `fine_tune`, or any object with Keras' `predict` that returns
+            probabilities `(n, classes)`.
         pixels: images as the model takes them, `(n, height, width, channels)`.
         targets: see `grad_cam`.
         window: side of the square, in pixels, that is covered with the image's mean color. Defaults
@@ -124,6 +126,7 @@ def occlusion(
     """
     for name, value in (("window", window), ("stride", stride), ("batch_size", batch_size)):
         check_count(name, value)
+    model = model.model if isinstance(model, FineTuned) else model
     images = _images(pixels, model)
     count, height, width = images.shape[:3]
     if not stride <= window <= min(height, width):

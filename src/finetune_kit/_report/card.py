@@ -9,6 +9,7 @@ from typing import Any
 
 from finetune_kit._report.markup import label
 from finetune_kit._report.metrics import OVERALL, PER_CLASS
+from finetune_kit._report.provenance import changed_settings
 from finetune_kit._report.results import Results
 
 _MISSING = "[More information needed]"
@@ -42,7 +43,7 @@ def of_report(report: Results, title: str) -> str:
         ("## How to Get Started with the Model", _LOAD),
         ("## Training Details", ""),
         ("### Training Data", _list(about.get("data", {}))),
-        ("### Training Procedure", _list(about.get("training", {}))),
+        ("### Training Procedure", _list(changed_settings(about.get("training", {})))),
         ("## Evaluation", _method(report)),
         ("### Metrics", _metrics_table(report)),
         ("### Results", _class_table(report)),
@@ -95,8 +96,8 @@ def _list(values: Mapping[str, Any]) -> str:
 
 def _text(value: Any) -> str:
     if isinstance(value, Mapping):
-        pairs = ((label(key), _text(inner)) for key, inner in value.items() if inner is not None)
-        return ", ".join(f"{name}: {text}" for name, text in pairs)
+        pairs = ((key, _text(inner)) for key, inner in value.items() if inner is not None)
+        return ", ".join(f"{name}={text}" for name, text in pairs)
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_text, value))
     return str(value)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from finetune_kit._hints import hints
 from finetune_kit._report import page, pictures
 from finetune_kit._report.difference import Difference, differences_of, p_text
 from finetune_kit._report.estimate import Estimate
@@ -159,6 +160,7 @@ class Comparison:
         return list(self.reports), ""
 
 
+@hints()
 def compare(reports: Mapping[str, Report]) -> Comparison:
     """Compare several reports on the same images.
 
@@ -167,7 +169,7 @@ def compare(reports: Mapping[str, Report]) -> Comparison:
     correction (Holm 1979) for the number of pairs.
 
     Args:
-        reports: the reports by name, such as `{"Model 1": report, ...}`, all from `evaluate` on the
+        reports: the reports by name, such as `{"A": report, ...}`, all from `evaluate` on the
             same images.
 
     Returns:
@@ -186,8 +188,10 @@ def compare(reports: Mapping[str, Report]) -> Comparison:
     """
     form = (
         "`reports` must be a mapping from names to two or more reports, such as "
-        "{'Model 1': report_1, 'Model 2': report_2}. "
+        "{'A': report_a, 'B': report_b}. "
     )
+    if isinstance(reports, (list, tuple)):
+        raise ValueError(f"{form}Received: a {type(reports).__name__}, which has no names")
     if not isinstance(reports, Mapping):
         raise ValueError(f"{form}Received: {shortened(reports)}")
     odd = [name for name, report in reports.items() if not isinstance(report, Report)]

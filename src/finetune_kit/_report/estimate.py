@@ -30,6 +30,10 @@ class Estimate:
     high: float = math.nan
     method: str = ""
 
+    def __post_init__(self) -> None:
+        for name in ("value", "low", "high"):  # plain numbers also where NumPy computed them
+            object.__setattr__(self, name, float(getattr(self, name)))
+
     @property
     def has_interval(self) -> bool:
         """Whether the value has an interval."""

@@ -15,6 +15,7 @@ from finetune_kit._checks import check_choice, check_count, check_kind, check_ou
 from finetune_kit._data.batches import Batches
 from finetune_kit._data.duplicates import Duplicates
 from finetune_kit._data.images import ImageSet
+from finetune_kit._hints import hints
 from finetune_kit._quiet import quiet
 from finetune_kit._report.examples import (
     can_draw_heat_maps,
@@ -24,10 +25,11 @@ from finetune_kit._report.examples import (
 )
 from finetune_kit._report.provenance import about, check_duplicates
 from finetune_kit._report.report import Report
-from finetune_kit._text import plural
+from finetune_kit._text import plural, shortened
 from finetune_kit._train.tuned import FineTuned
 
 
+@hints()
 @quiet()
 def evaluate(
     model: keras.Model | FineTuned,
@@ -115,10 +117,16 @@ def _check_counts(least: int, **counts: int) -> None:
 
 
 def _check_images(images: Any, network: Any, tuned: FineTuned | None) -> None:
+    if isinstance(network, ImageSet):
+        raise ValueError(
+            "`model` must come first, then the images: evaluate(model, images). "
+            "Received: an ImageSet as `model`"
+        )
     if not isinstance(network, keras.Model):
         raise ValueError(
             "`model` must be the result of fine_tune or a keras.Model (keras.saving.load_model "
-            f"reads one from a file). Received: a {type(network).__name__}"
+            f"reads one from a file). Received: model={shortened(network)} of type "
+            f"{type(network).__name__}"
         )
     check_kind("images", images, ImageSet, "see read_image_folder or ImageSet.from_arrays")
     if not len(images):

@@ -96,8 +96,8 @@ def with_heat_maps(
     except ValueError as error:  # the model has no feature map
         _log.warning("no heat maps: %s", error)
         return tuple(shown)
-    for i, picture in zip(chosen, overlay(pixels, maps), strict=True):
-        shown[i] = replace(examples[i], heat_map=_jpeg(picture))
+    for i, picture, heat in zip(chosen, overlay(pixels, maps), maps, strict=True):
+        shown[i] = replace(examples[i], heat_map=_jpeg(picture) if heat.any() else b"")
     return tuple(shown)
 
 

@@ -15,8 +15,9 @@ from finetune_kit._report.estimate import Estimate
 from finetune_kit._report.style import STYLE
 
 _NO_INTERVAL = (
-    "No interval: every bootstrap resample gives the same value (for example because no image was "
-    "misclassified), or the class was never predicted. This does not mean that the value is exact."
+    "No interval: every bootstrap resample gives the same value (for example because the class is "
+    "perfectly separated), or the class was never predicted. This does not mean that the value is "
+    "exact."
 )
 _UNDEFINED = "Undefined: there is no image of the class, or no image of another class."
 
@@ -89,15 +90,24 @@ def estimate_cell(estimate: Estimate, form: str = ".3f") -> str:
     return f'<span title="{method}">{value}<br><small>{ends}</small></span>'
 
 
-def footnote(estimates: Iterable[Estimate]) -> str:
-    """Explain, below a table, why some estimates have no interval or no value."""
+def footnote(estimates: Iterable[Estimate], *, above: Iterable[Estimate] = ()) -> str:
+    """Explain, below a table, why some estimates have no interval or no value.
+
+    Notes that stand below a table with the estimates `above` are not repeated.
+    """
+    known = _notes(above)
+    notes = [note for note in _notes(estimates) if note not in known]
+    return f"<p><small>{' '.join(notes)}</small></p>" if notes else ""
+
+
+def _notes(estimates: Iterable[Estimate]) -> list[str]:
     shown = list(estimates)
     notes = []
     if any(estimate.is_defined and not estimate.has_interval for estimate in shown):
         notes.append(_NO_INTERVAL)
     if any(not estimate.is_defined for estimate in shown):
         notes.append(_UNDEFINED)
-    return f"<p><small>{' '.join(notes)}</small></p>" if notes else ""
+    return notes
 
 
 def cautions_box(cautions: Sequence[str]) -> str:
@@ -146,8 +156,8 @@ def label(name: str) -> str:
 
 def _value(value: Any) -> str:
     if isinstance(value, Mapping):
-        pairs = ((label(k), _value(v)) for k, v in value.items() if v is not None)
-        return ", ".join(f"{escape(name)} {text}" for name, text in pairs)
+        pairs = ((k, _value(v)) for k, v in value.items() if v is not None)
+        return ", ".join(f"{escape(str(name))}={text}" for name, text in pairs)
     if isinstance(value, (list, tuple)):
         return "<br>".join(map(_value, value))
     return escape(format(value, {int: ",", float: ".6g"}.get(type(value), "")))

@@ -21,6 +21,7 @@ from finetune_kit._report.markup import (
     table,
 )
 from finetune_kit._report.metrics import OVERALL, PER_CLASS
+from finetune_kit._report.provenance import changed_settings
 from finetune_kit._report.results import Example, Results
 from finetune_kit._text import plural
 
@@ -40,7 +41,7 @@ _HEAT = "Warmer regions raised the predicted class's score most."
 
 def of_report(report: Results, title: str, drawn: Mapping[str, Any]) -> str:
     """Return the page of a report, with its pictures by name (none without matplotlib)."""
-    training = report.about.get("training", {})
+    training = changed_settings(report.about.get("training", {}))
     plans = "".join(plan._repr_html_() for plan in report.plans)
     plans = f'{SCROLL_HINT}<div class="wide">{plans}</div>' if plans else ""
     sections = [
@@ -49,7 +50,7 @@ def of_report(report: Results, title: str, drawn: Mapping[str, Any]) -> str:
         ("Misclassified images", _misclassified(report)),
         ("Correct predictions", _correct(report)),
         ("Curves", _curves(report, drawn)),
-        ("Trained blocks and settings", plans + (definitions(training) if training else "")),
+        ("Training", plans + (definitions(training) if training else "")),
         ("Provenance", _provenance(report.about)),
     ]
     names = ", ".join(report.class_names)
@@ -97,7 +98,7 @@ def of_comparison(
     sections = [
         ("Conclusions", conclusions),
         ("Metrics", metrics + footnote(every)),
-        ("Differences", f"<p>{_SUBTRACTION}</p>{gap_table}{footnote(gaps)}"),
+        ("Differences", f"<p>{_SUBTRACTION}</p>{gap_table}{footnote(gaps, above=every)}"),
     ]
     top = f"<p><b>{escape(summary[0])}</b></p>{cautions_box(cautions)}"
     return document(title, top, sections)
@@ -159,7 +160,8 @@ def _class_table(report: Results) -> str:
     ]
     shown = [estimate for each in report.class_metrics.values() for estimate in each.values()]
     head = [_kind(report), *PER_CLASS.values(), "images"]
-    return table(head, rows, f"Metrics per {_kind(report)}", hint=True) + footnote(shown)
+    notes = footnote(shown, above=report.metrics.values())
+    return table(head, rows, f"Metrics per {_kind(report)}", hint=True) + notes
 
 
 def _matrix(report: Results) -> str:
@@ -214,13 +216,15 @@ def _misclassified(report: Results) -> str:
     if len(shown) < total:
         text = f"The {len(shown)} most confident of {plural(total, noun)}"
     if maps:
-        text += f"; heat maps for {'all' if maps == total else f'the first {maps}'}"
+        first = "the first one" if maps == 1 else f"the first {maps}"
+        text += f"; heat maps for {'all' if maps == total else first}"
     text += f". {_HEAT}" if maps else "."
     return f"<p>{text}</p>{_gallery(report, shown)}"
 
 
 def _correct(report: Results) -> str:
-    right = [e for e in report.examples if e.heat_map and not report.is_misclassified(e)]
+    mapped = (example for example in report.examples if example.heat_map is not None)
+    right = [example for example in mapped if not report.is_misclassified(example)]
     if not right:
         return ""
     right.sort(key=lambda example: -example.probability)
@@ -235,9 +239,11 @@ def _gallery(report: Results, examples: Sequence[Example]) -> str:
         images = image(example.picture, caption)
         if example.heat_map:
             images += image(example.heat_map, f"heat map: {caption}")
+        none = "<br>No region raised the score." if example.heat_map == b"" else ""
+        name = escape(example.name).replace("/", "/<wbr>").replace("_", "_<wbr>")
         figures.append(
-            f"<figure>{images}<figcaption>{escape(caption)}<br>"
-            f"<small>{escape(example.name)}</small></figcaption></figure>"
+            f"<figure>{images}<figcaption>{escape(caption)}{none}<br>"
+            f"<small>{name}</small></figcaption></figure>"
         )
     return f'<div class="gallery">{"".join(figures)}</div>'
 

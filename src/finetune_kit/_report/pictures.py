@@ -159,10 +159,9 @@ def reliability(report: Results) -> Any:
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     top.plot([0, 1], [0, 1], color="gray", linewidth=0.8, label="perfect calibration")
     top.errorbar(bins.confidence[filled], values, yerr=np.maximum(ends, 0), fmt="o", capsize=3,
-                 color=_COLORS[0], label=f"model ({number} bins, 95% intervals)")  # fmt: skip
+                 color=_COLORS[0], label=f"accuracy in {number} bins (95% intervals)")  # fmt: skip
     top.set(ylabel="accuracy", xlim=(0, 1), ylim=(-0.03, 1.03))
     error = report.metrics["expected_calibration_error"]
-    top.set_title(f"ECE ({BINS} bins): {error}", fontsize="medium")
     middles = (np.arange(number) + 0.5) / number
     bars = bottom.bar(middles, bins.counts, 0.9 / number, color=_COLORS[0])
     bottom.bar_label(bars, [f"{n:,}" if n else "" for n in bins.counts], fontsize="small")
@@ -171,14 +170,16 @@ def reliability(report: Results) -> Any:
     for axes in (top, bottom):
         axes.grid(alpha=0.3)
         axes.set_axisbelow(True)
-    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    other = "" if number == BINS else f"; it uses {BINS} bins, the diagram {number}"
+    figure.legend(loc="outside upper center", ncols=2, frameon=False,
+                  title=f"ECE {error}{other}")  # fmt: skip
     return figure
 
 
 def misclassified(report: Results, examples: Sequence[Example]) -> Any:
     """Draw the most confident misclassified images, each beside its heat map."""
     shown = sorted(examples, key=lambda example: -example.probability)[:_SHEET]
-    maps = sum(example.heat_map is not None for example in shown)
+    maps = sum(bool(example.heat_map) for example in shown)
     columns = min(3 if maps else 4, len(shown))
     rows = -(-len(shown) // columns)
     cell = 4.4 if maps else 2.9
@@ -188,24 +189,31 @@ def misclassified(report: Results, examples: Sequence[Example]) -> Any:
         axes.axis("off")
     for axes, example in zip(grid, shown, strict=False):
         axes.imshow(_beside(example, wide=bool(maps)))
-        caption = textwrap.fill(report.caption(example), 34 if maps else 24)
-        axes.set_title(_escaped(caption), fontsize=13)
-    title = f"The {len(shown)} most confident of {report.misclassified:,} misclassified images"
+        none = "; no region raised the score" if example.heat_map == b"" else ""
+        caption = textwrap.fill(report.caption(example) + none, 34 if maps else 24)
+        axes.set_title(_escaped(caption), fontsize=13, loc="left")
+    total = report.misclassified
+    title = f"The {len(shown)} most confident of {total:,} misclassified images"
+    if len(shown) == total:
+        title = f"All {total:,} misclassified images, most confident first"
+    if total == 1:
+        title = "The misclassified image"
     if maps:
-        title += ", with their heat maps" if maps == len(shown) else f", {maps} with heat maps"
+        some = f"{maps} with {'a heat map' if maps == 1 else 'heat maps'}"
+        title += ", with heat maps" if 1 < maps == len(shown) else f", {some}"
     figure.suptitle(title, fontsize=14)
     return figure
 
 
 def _beside(example: Example, *, wide: bool) -> NDArray[np.uint8]:
-    """Return the pixels of an example; if `wide`, beside its heat map or between empty margins."""
+    """Return the pixels of an example; if `wide`, beside its heat map or an empty area."""
     picture = np.asarray(Image.open(io.BytesIO(example.picture)).convert("RGB"))
     height, width = picture.shape[:2]
     if not wide:
         return picture
-    if example.heat_map is None:
-        margin = np.full((height, (width + width // 40) // 2, 3), 255, np.uint8)
-        return np.concatenate([margin, picture, margin], axis=1)
+    if not example.heat_map:
+        free = np.full((height, width // 40 + width, 3), 255, np.uint8)
+        return np.concatenate([picture, free], axis=1)
     heat = np.asarray(Image.open(io.BytesIO(example.heat_map)).convert("RGB"))
     gap = np.full((height, width // 40, 3), 255, np.uint8)
     return np.concatenate([picture, gap, heat], axis=1)

@@ -19,9 +19,10 @@ from finetune_kit._report import card, page, pictures
 from finetune_kit._report.metrics import OVERALL, measure
 from finetune_kit._report.results import Results
 from finetune_kit._report.saving import page_or_folder, write_files
-from finetune_kit._text import aligned, shortened
+from finetune_kit._text import aligned, plural, shortened
 
 FORMAT = "finetune-kit report 1"
+_CAUTIONS = 4  # printed at most
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -145,7 +146,8 @@ class Report(Results):
                 name: [None if math.isnan(value) else float(value) for value in values]
                 for name, values in self.history.items()
             },
-            "about": dict(self.about),
+            "cautions": self.cautions(),
+            "about": {name: value for name, value in self.about.items() if name != "cautions"},
             "manifest": self.manifest,
         }
 
@@ -166,7 +168,7 @@ class Report(Results):
             The path.
 
         Raises:
-            ValueError: if `path` is a file that does not end in `.html`.
+            ValueError: if `path` is or names a file that does not end in `.html`.
             OSError: if it cannot be written to.
         """
         target, one_page = page_or_folder(path)
@@ -192,10 +194,13 @@ class Report(Results):
         return f"accuracy {self.metrics['accuracy']}, macro F1 {self.metrics['macro_f1']}"
 
     def _caution_lines(self) -> list[str]:
+        cautions = self.cautions()
         lines = [
             textwrap.fill(f"Caution: {caution}", 100, subsequent_indent="  ")
-            for caution in self.about.get("cautions", ())
+            for caution in cautions[:_CAUTIONS]
         ]
+        if len(cautions) > _CAUTIONS:
+            lines.append(f"{plural(len(cautions) - _CAUTIONS, 'more caution')}: report.cautions()")
         return ["\n".join(lines)] if lines else []
 
     def _confusion(self) -> str:
@@ -216,8 +221,9 @@ class Report(Results):
             [label, str(self.metrics[name]), self.metrics[name].method]
             for name, label in OVERALL.items()
         ]
-        head = ["", "95% interval", f"interval method ({self.resamples:,} resamples)"]
-        return f"Metrics of all images\n{aligned([head, *rows], left=(0, 1, 2))}"
+        head = ["", "value (95% interval)", "interval method"]
+        title = f"Metrics of all images (bootstrap: {self.resamples:,} resamples)"
+        return f"{title}\n{aligned([head, *rows], left=(0, 1, 2))}"
 
 
 def _class_names(given: Sequence[str] | None, count: int) -> tuple[str, ...]:

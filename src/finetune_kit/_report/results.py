@@ -31,7 +31,8 @@ class Example:
         probability: predicted probability of the predicted class; for multi-label images, of the
             predicted presence or absence of the label.
         picture: the image as JPEG.
-        heat_map: the image as JPEG with a Grad-CAM map over it, or None.
+        heat_map: the image as JPEG with a Grad-CAM map over it; empty if no region raised the
+            score; None if no map was computed.
     """
 
     name: str
@@ -168,7 +169,7 @@ class Results:
 
     def cautions(self) -> list[str]:
         """Return sentences that a reader of the metrics should know."""
-        found = list(self.about.get("cautions", ()))
+        found = [*self._one_class(), *self.about.get("cautions", ())]
         absent = [name for name, count in self.support.items() if not count]
         if absent:
             found.append(f"There is no image of {listed(absent, _NAMED)}.")
@@ -187,6 +188,14 @@ class Results:
         if not self.metrics["macro_f1"].has_interval:
             found.append(
                 "A metric without an interval is not exact: every bootstrap resample gave the same "
-                "value, for example because no image was misclassified."
+                "value, for example because all predictions are correct, or all of one class."
             )
         return found
+
+    def _one_class(self) -> list[str]:
+        """Return a caution if one class is predicted for the images of several classes."""
+        first, *others = np.unique(self.predicted)
+        if self.multi_label or others or len(np.unique(self.labels)) < 2:
+            return []
+        name = self.class_names[first]
+        return [f"The model predicts {name} for all {len(self.labels):,} images."]

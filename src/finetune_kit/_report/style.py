@@ -46,7 +46,7 @@ max-width:60rem}
 summary{cursor:pointer}summary i{font-style:normal;color:var(--link);white-space:nowrap}
 .matrix th,.matrix td{padding:.15rem;border:0;vertical-align:middle}
 .matrix thead th{font-weight:500;font-size:.85rem;padding:.3rem .25rem;text-align:center;
-vertical-align:bottom;max-width:7rem;overflow-wrap:anywhere}
+vertical-align:bottom;max-width:7rem;overflow-wrap:break-word}
 .matrix thead th:first-child{font-weight:400;text-align:left;padding-left:0}
 .matrix tbody th{padding-right:.6rem;max-width:11rem}
 .cell{background:rgba(var(--accent),calc(var(--share)*.55));border-radius:.3rem;min-width:3.3rem;
@@ -68,7 +68,7 @@ border-radius:.6rem;padding:1rem;color:var(--ink);background:var(--paper)}
 .gallery{display:flex;flex-wrap:wrap;gap:.9rem 1.2rem}
 .gallery figure{margin:0;max-width:20rem;break-inside:avoid}
 .gallery img{width:9.5rem;max-width:44vw;height:auto;margin-right:.25rem;border-radius:.3rem}
-figcaption{font-size:.9rem;line-height:1.35;overflow-wrap:anywhere}
+figcaption{font-size:.9rem;line-height:1.35;overflow-wrap:break-word}
 .drawing{margin:1rem 0 1.6rem;break-inside:avoid}.drawing svg{max-width:100%;height:auto}
 .drawing text{fill:currentColor}
 .freeze-plan tbody td{padding:.05em .6em}
