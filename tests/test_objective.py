@@ -124,7 +124,9 @@ SPARSE = keras.losses.SparseCategoricalCrossentropy()
         ({"metrics": ["accuracy", None]}, "`metrics` must be names, functions or instances"),
         ({"metrics": [keras.metrics.AUC]}, r"`metrics` must be names.*an instance, AUC\(\)"),
         ({"metrics": ["f1"]}, r"such as keras.metrics.F1Score\(\).* Received: 'f1'$"),
-        ({"metrics": "acuracy"}, r"keras.metrics.Accuracy\(\).* Received: 'acuracy'$"),
+        ({"metrics": "acuracy"}, "such as 'accuracy'.* Received: 'acuracy'$"),
+        ({"metrics": ["f1_score"]}, r"single number.*F1Score\(average='macro'\).*'f1_score'"),
+        ({"metrics": [keras.metrics.Accuracy()]}, "pass 'accuracy'.* compares them for equality"),
         ({"metrics": ["sparse_categorical_accuracy"]}, "`metrics` is given one-hot labels"),
         ({"loss": "sparse_categorical_crossentropy"}, "`loss` is given one-hot labels"),
         ({"loss": SPARSE}, "`loss` is given one-hot labels.*'categorical_crossentropy'"),
@@ -134,7 +136,7 @@ SPARSE = keras.losses.SparseCategoricalCrossentropy()
         ({"head": ftk.classification_head(4)}, "one probability for each of the 3 classes"),
         (
             {"head": ftk.classification_head(3, multi_label=True)},
-            r"`head` must end in probabilities, for these labels of a softmax, as classification",
+            r"`head` must end in a softmax for these labels, as classification",
         ),
     ],
 )
@@ -146,10 +148,12 @@ def test_what_does_not_fit_is_rejected(tune, tmp_path, rejected, options, says):
 def test_several_labels_need_their_own_head(tune, findings, rejected):
     several, wide = (ftk.classification_head(n, multi_label=True) for n in (2, 3))
     softmax = ftk.classification_head(2)
-    with rejected(r"`head` must end in probabilities.*classification_head\(.*multi_label=True\)"):
+    with rejected(r"`head` must end in a sigmoid.*classification_head\(.*multi_label=True\)"):
         tune(head=softmax, **parts(findings))
     with rejected(r"each of the 2 labels.*classification_head\(2, multi_label=True\)"):
         tune(head=wide, **parts(findings))
+    with rejected("`loss` must fit a head of sigmoids.*which needs a softmax"):
+        tune(head=several, loss="categorical_crossentropy", **parts(findings))
     with rejected("`class_weight` is for images with one class each"):
         tune(head=several, class_weight="balanced", **parts(findings))
     single = ftk.ImageSet.from_arrays(

@@ -201,7 +201,7 @@ def test_a_run_with_other_settings_cannot_use_the_folder(
         ({"loss": "categorical_focal_crossentropy"}, "objective.loss: "),
         ({"metrics": []}, "objective.metrics: "),
         ({"class_weight": {"dark": 2.0}}, "class_weight: "),
-        ({"features": False}, 'features: "float32" there, null now'),
+        ({"features": False}, "features: 'float32' there, None now"),
         ({"augmentation": keras.layers.RandomFlip()}, "augmentation: "),
         ({"preprocessing": keras.layers.Rescaling(0.9)}, "preprocessing: "),
     ]:

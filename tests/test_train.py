@@ -400,7 +400,7 @@ NOISE = keras.Sequential([keras.layers.GaussianNoise(0.1)])
         ),
         ({"head": ftk.classification_head(1)}, "`head` must give"),
         ({"head": ftk.classification_head(3, pooling=None)}, "pooling is missing"),
-        ({"head": LOGITS}, "`head` must end in probabilities"),
+        ({"head": LOGITS}, "`head` must end in a softmax"),
         ({"head": None}, r"`head` must be of type Layer \(see classification_head\)"),
         ({"backbone": "mobilenet"}, "`backbone` must be of type Functional|Model"),
         ({"batch_size": 0}, "`batch_size` must be a whole number of at least 1"),
@@ -508,3 +508,41 @@ def test_real_weights_tell_real_xrays_apart(xrays, imagenet_weights):
     head, spec = ftk.classification_head(3, units=(64,)), ftk.FineTuneSpec(0, epochs=15)
     tuned = ftk.fine_tune(backbone, head, spec, train, validation, verbose=0)
     assert ftk.evaluate(tuned.model, test).accuracy > 0.8
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        keras.callbacks.EarlyStopping("val_acc"),
+        keras.callbacks.ReduceLROnPlateau("f1"),
+        keras.callbacks.ModelCheckpoint("unused.keras", "val_auc", save_best_only=True),
+    ],
+)
+def test_a_callback_that_monitors_what_is_not_measured_is_an_error(tune, rejected, callback):
+    measured = "one of loss, accuracy, val_loss, val_accuracy"
+    with rejected(rf"must monitor {measured}. Received: {type(callback).__name__}\(monitor="):
+        tune(callbacks=callback)
+    with rejected(r"one of loss, accuracy; without `validation` nothing starts with val_\."):
+        tune(callbacks=keras.callbacks.EarlyStopping(restore_best_weights=True), validation=None)
+
+
+def test_a_callback_may_monitor_what_another_one_measures(tune):
+    class Mine(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            logs["mine"] = float(epoch)
+
+    stop = keras.callbacks.EarlyStopping("mine", mode="max", patience=5)
+    assert tune(callbacks=[Mine(), stop]).history["mine"] == [0.0, 1.0]
+
+
+def test_a_warning_about_pixels_points_to_the_line_of_the_caller(mobilenet, sets):
+    with pytest.warns(UserWarning, match="expects pixels from -1 to 1") as caught:
+        ftk.fine_tune(mobilenet, ftk.classification_head(3), ftk.FineTuneSpec(0), sets.train,
+                      preprocessing=None, verbose=0)  # fmt: skip
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize(("optimizer", "says"), [("adamm", "such as 'adam'"), (1e-3, "belongs")])
+def test_what_is_not_an_optimizer_is_an_error(tune, rejected, optimizer, says):
+    with rejected(rf"`optimizer` must be the name.*{says}"):
+        tune(optimizer=optimizer)

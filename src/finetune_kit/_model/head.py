@@ -26,8 +26,9 @@ def classification_head(
     """Build a classifier to put on a backbone: pooling, dense layers, a softmax.
 
     Args:
-        classes: the number of classes, at least 1, or their names. A single class means one sigmoid
-            output (binary classification).
+        classes: the number of classes, at least 1, or their names, of which only the number is
+            used: the outputs are in the order of `ImageSet.class_names`. A single class means one
+            sigmoid output (binary classification).
         units: widths of the hidden dense layers, for example `(1024, 512)`. Defaults to none.
         pooling: how a feature map becomes a vector: `"avg"` (default), `"max"`, `"avgmax"` (both,
             concatenated), `"flatten"`, or None for a backbone with pooling of its own.

@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from finetune_kit._checks import check_count, check_folder, check_kind, image_size
+from finetune_kit._checks import check_choice, check_count, check_folder, check_kind, image_size
 from finetune_kit._data.images import ImageSet
 from finetune_kit._data.pixels import Source
 from finetune_kit._features.augmentation import Augmentation, as_augmentation
@@ -19,7 +19,7 @@ from finetune_kit._model.graph import copy, is_stochastic
 from finetune_kit._model.head import check_not_swapped, misfit
 from finetune_kit._model.spec import FineTuneSpec, check_no_classifier
 from finetune_kit._text import listed, plural
-from finetune_kit._train.callbacks import as_callbacks, check_callbacks
+from finetune_kit._train.callbacks import as_callbacks, check_callbacks, check_monitors
 from finetune_kit._train.objective import Choices, as_choices, class_weights, objective
 from finetune_kit._train.optimizer import Optimizers
 from finetune_kit._train.setup import Phase, Setup
@@ -39,10 +39,12 @@ def make_setup(
     phases = _check_specs(backbone, spec)
     check_count("batch_size", options["batch_size"])
     check_count("seed", options["seed"], least=0)
+    check_choice("verbose", options["verbose"], ("auto", 0, 1, 2))
     _check_run_dir(options["run_dir"])
     callbacks = as_callbacks(options["callbacks"])
     check_callbacks(callbacks, once=len(phases) == 1 and options["run_dir"] is None)
     choices = as_choices(options["loss"], options["metrics"])
+    check_monitors(callbacks, choices.names, validated=validation is not None)
     cache = as_cache(options["features"])
     factors = [
         dict(zip(p.plan.trainable_variables, p.plan.rate_factors, strict=True)) for p in phases

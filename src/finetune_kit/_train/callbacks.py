@@ -140,6 +140,24 @@ def check_callbacks(callbacks: Sequence[keras.callbacks.Callback], *, once: bool
             )
 
 
+def check_monitors(
+    callbacks: Sequence[keras.callbacks.Callback], names: Sequence[str], *, validated: bool
+) -> None:
+    """Check that callbacks monitor something that is measured; Keras only warns, if at all."""
+    if not all(type(callback).__module__.startswith("keras.") for callback in callbacks):
+        return  # the user's own callbacks may add other values
+    known = [*names, *(f"val_{name}" for name in names if validated)]
+    for callback in callbacks:
+        monitor = getattr(callback, "monitor", None)
+        always = getattr(callback, "save_best_only", True)  # else ModelCheckpoint ignores it
+        if monitor is not None and always and monitor not in known:
+            hint = "" if validated else "; without `validation` nothing starts with val_"
+            raise ValueError(
+                f"`callbacks` must monitor one of {', '.join(known)}{hint}. "
+                f"Received: {type(callback).__name__}(monitor={monitor!r})"
+            )
+
+
 def callback_states(callbacks: Sequence[keras.callbacks.Callback]) -> list[dict[str, Any]]:
     """Return the state of Keras' own callbacks, in the order of the callbacks."""
     return [{n: _plain(getattr(c, n, None)) for n in _names(c)} for c in callbacks]

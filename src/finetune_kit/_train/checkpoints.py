@@ -77,7 +77,8 @@ def _check_same(folder: Path, there: Mapping[str, Any], given: Mapping[str, Any]
     lines = _differences("", there, given)
     if lines:
         raise ValueError(
-            "`run_dir` must be a folder of its own for each run, or hold what the same call left. "
+            "`run_dir` must be empty or hold a run of the same call; use another folder for this "
+            "one. "
             f"Received: {str(folder)!r}, whose run differs in:\n" + "\n".join(lines)
         )
 
@@ -98,7 +99,7 @@ def _differences(name: str, there: Any, given: Any) -> list[str]:
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value)
+    text = repr(value)
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 

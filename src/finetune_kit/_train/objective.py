@@ -49,6 +49,12 @@ class Choices:
                 _check_metric_name(metric)
 
     @property
+    def names(self) -> list[str]:
+        """What the history calls loss and metrics."""
+        metrics = ("accuracy",) if self.metrics is None else self.metrics
+        return ["loss", *(m if isinstance(m, str) else _name(m) for m in metrics)]
+
+    @property
     def config(self) -> dict[str, Any]:
         """The same as plain values."""
         metrics = self.metrics and [m if isinstance(m, str) else _plain(m) for m in self.metrics]
@@ -63,6 +69,23 @@ class Objective:
     choices: Choices
     labels: NDArray[np.int64]
     outputs: int
+
+    def check(self) -> None:
+        """Check that loss and metrics fit the head."""
+        loss = self.choices.loss
+        if self.kind != "softmax" and _lower_name(loss).startswith("categorical"):
+            raise ValueError(
+                "`loss` must fit a head of sigmoids, such as 'binary_crossentropy'. "
+                f"Received: {loss!r}, which needs a softmax"
+            )
+        target = np.eye(self.outputs, dtype=np.float32)[:1]
+        for metric in self.choices.metrics or ():
+            if type(metric) is keras.metrics.Accuracy:
+                raise ValueError(
+                    "`metrics` must compare probabilities with labels; pass 'accuracy'. Received: "
+                    "keras.metrics.Accuracy(), which compares them for equality"
+                )
+            _check_single_value(metric, target)
 
     def targets(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return what the loss compares the model's outputs with, in their shape."""
@@ -117,14 +140,16 @@ def objective(
     activation = getattr(getattr(last, "activation", None), "__name__", None)
     expected = _ACTIVATIONS[kind]
     if activation in {"linear", "softmax", "sigmoid"} - {expected}:
-        hint = "" if multi_label else " (labels of shape (n, k) are multi-label)"
+        hint = " (labels of shape (n, k) are multi-label)" if kind == "softmax" else ""
         builder = f"classification_head({'..., multi_label=True' if multi_label else '...'})"
         raise ValueError(
-            f"`head` must end in probabilities, for these labels of a {expected}, as {builder} "
-            f"does; give its last layer activation={expected!r}{hint}. "
+            f"`head` must end in a {expected} for these labels, as {builder} does; give its last "
+            f"layer activation={expected!r}{hint}. "
             f"Received: {last.name!r} with a {activation} activation"
         )
-    return Objective(kind, choices, labels, outputs[1])
+    chosen = Objective(kind, choices, labels, outputs[1])
+    chosen.check()
+    return chosen
 
 
 def class_weights(
@@ -179,21 +204,45 @@ def _check_metric_name(name: str) -> None:
     try:
         keras.metrics.get(name)
     except ValueError as error:
-        classes = {known.lower(): known for known in dir(keras.metrics) if known[0].isupper()}
-        near = difflib.get_close_matches(name.lower(), classes, n=3, cutoff=0.4)
-        hint = ", ".join(f"keras.metrics.{classes[found]}()" for found in near)
+        known = {k.lower(): f"keras.metrics.{k}()" for k in dir(keras.metrics) if k[0].isupper()}
+        known |= {short: repr(short) for short in _BY_SHAPE}
+        near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4)
+        hint = ", ".join(known[found] for found in near)
         raise ValueError(
             "`metrics` must hold names that Keras knows, or instances of Keras metrics"
             f"{f', such as {hint}' if hint else ''}. Received: {name!r}"
         ) from error
 
 
+def _name(metric: Any) -> str:
+    return str(getattr(metric, "name", None) or getattr(metric, "__name__", metric))
+
+
+def _check_single_value(metric: Any, target: NDArray[np.float32]) -> None:
+    try:
+        found = keras.metrics.get(metric) if isinstance(metric, str) else metric
+        probe = found.from_config(found.get_config())
+        probe.update_state(target, target)
+        shape = np.shape(keras.ops.convert_to_numpy(probe.result()))
+    except Exception:  # a function, or a metric for other shapes: `compile` or `fit` will say
+        return
+    if shape:
+        name = type(probe).__name__
+        raise ValueError(
+            "`metrics` must return a single number, which the history records; pass for example "
+            f"keras.metrics.{name}(average='macro'). Received: {metric!r}, which returns an array "
+            f"of shape {shape}"
+        )
+
+
 def _is_sparse(given: Any) -> bool:
-    names = (given, getattr(given, "name", None), type(given).__name__)
-    return any(
-        isinstance(name, str) and name.lower().replace("_", "").startswith("sparse")
-        for name in names
-    )
+    return _lower_name(given).startswith("sparse")
+
+
+def _lower_name(given: Any) -> str:
+    """Return the name of a loss or metric without underscores: `categoricalcrossentropy`."""
+    name = given if isinstance(given, str) else getattr(given, "__name__", type(given).__name__)
+    return name.lower().replace("_", "")
 
 
 def _plain(value: Any) -> Any:

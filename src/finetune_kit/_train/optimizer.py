@@ -20,7 +20,7 @@ class Optimizers:
 
     def __init__(self, optimizer: Any) -> None:
         _check_optimizer(optimizer)
-        given = keras.optimizers.get(optimizer or "adam")
+        given = _get(optimizer or "adam")
         self._kind, self._config = type(given), given.get_config()
         self._keeps_rate = optimizer is not None and not isinstance(optimizer, str)
         self._last: dict[str, dict[tuple[str, str], Any]] = {}  # by path: state in the last phase
@@ -158,6 +158,16 @@ def _unique(values: Sequence[Any]) -> list[Any]:
     return list({id(value): value for value in values}.values())
 
 
+def _get(optimizer: Any) -> keras.Optimizer:
+    try:
+        return keras.optimizers.get(optimizer)
+    except ValueError as error:
+        raise ValueError(
+            "`optimizer` must be the name of a Keras optimizer, such as 'adam' or 'sgd', or an "
+            f"instance or config of one. Received: optimizer={optimizer!r}"
+        ) from error
+
+
 def _check_optimizer(optimizer: Any) -> None:
     if isinstance(optimizer, keras.optimizers.MultiOptimizer):
         raise ValueError(
@@ -167,7 +177,8 @@ def _check_optimizer(optimizer: Any) -> None:
     if optimizer is not None and not isinstance(optimizer, (str, Mapping, keras.Optimizer)):
         raise ValueError(
             "`optimizer` must be the name, the config or an instance of a Keras optimizer, or "
-            f"None. Received: {optimizer!r}"
+            "None; the learning rate belongs into FineTuneSpec(learning_rate=...). "
+            f"Received: {optimizer!r}"
         )
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         raise ValueError(

@@ -18,6 +18,7 @@ import numpy as np
 from finetune_kit._data.batches import Batches
 from finetune_kit._features.frozen import FeatureSource, Trainee
 from finetune_kit._model.digest import variable_digest
+from finetune_kit._text import plural
 from finetune_kit._train.callbacks import (
     FiniteLoss,
     Planned,
@@ -55,7 +56,7 @@ def train(
         progress.epochs.extend(state.position["epochs"])
         progress.kept_epoch = state.position["kept_epoch"]
         current, ended = state.position["phase"], state.position["ended"]
-        _log.info("resuming after epoch %d, in phase %d", len(progress.epochs), current)
+        _announce(setup, ended and current == len(setup.phases), len(progress.epochs))
     if state is not None and ended and current == len(setup.phases):
         whole = _build(run, setup.phases[-1])
         restore_variables(setup.moving(whole, current), state, "model")
@@ -76,6 +77,16 @@ def train(
             _save(run, whole, phase, ended=True)
         state, ended = None, False
     return whole
+
+
+def _announce(setup: Setup, finished: bool, epochs: int) -> None:
+    """Say that the run resumes, or that it had finished."""
+    text = f"Resuming after epoch {epochs}"
+    if finished:
+        text = f"The run in `run_dir` has finished: {plural(epochs, 'epoch')}"
+    _log.info(text)
+    if setup.verbose:
+        print(text, flush=True)
 
 
 def _build(run: _Run, phase: Phase) -> keras.Model:
