@@ -407,12 +407,12 @@ def policy(request):
 def test_mixed_precision_trains_as_float32_does(tune, build_small, sets, policy):
     """Half precision inside, float32 variables and probabilities, and nearly the same losses."""
     backbone = build_small()
-    head = ftk.classification_head(3, units=(4,))
+    head = ftk.classification_head(3, units=(8,), pooling="flatten")
     scaled = []
     look = keras.callbacks.LambdaCallback(
         on_train_begin=lambda logs: scaled.append(type(look.model.optimizer).__name__)
     )
-    spec = ftk.FineTuneSpec(1, epochs=30, learning_rate=0.02)
+    spec = ftk.FineTuneSpec(1, epochs=15, learning_rate=0.02)
     run, uncached = (
         tune(spec, backbone=backbone, head=head, features=features, callbacks=[look])
         for features in (None, False)
@@ -428,7 +428,7 @@ def test_mixed_precision_trains_as_float32_does(tune, build_small, sets, policy)
     assert scaled == [kind] * 2
     assert run.history["loss"] == pytest.approx(uncached.history["loss"], rel=0.05)
     keras.config.set_dtype_policy("float32")
-    plain = tune(spec, head=ftk.classification_head(3, units=(4,)))
+    plain = tune(spec, head=ftk.classification_head(3, units=(8,), pooling="flatten"))
     assert run.history["loss"][:5] == pytest.approx(plain.history["loss"][:5], rel=0.1)
     assert run.history["loss"][-1] < 0.5 * run.history["loss"][0]
     assert ftk.evaluate(run.model, sets.train).accuracy > 0.9

@@ -116,7 +116,10 @@ class Optimizers:
         rate = rate if factor == 1.0 else rate * factor
         single = self._kind.from_config({**self._config, "name": name, "learning_rate": rate})
         if single.weight_decay:  # biases and norms do not decay, as is usual
-            single.exclude_from_weight_decay([v for v in group if len(v.shape) < 2])
+            flat = [v for v in group if len(v.shape) < 2]
+            single.exclude_from_weight_decay(flat)
+            if len(flat) == len(group):  # on PyTorch, Keras cannot decay an empty list
+                single.weight_decay = None
         single.build(group)
         self._carry(group, single)
         return single
