@@ -1,7 +1,4 @@
-"""The start of the how-to pages: image sets, backbone and head, as in the quickstart.
-
-The backbone is smaller than in the quickstart, because each page is run on each backend.
-"""
+"""The start of the how-to pages: image sets, backbone and head, as in the quickstart."""
 
 import keras
 import numpy as np
@@ -18,9 +15,10 @@ train, validation, test = images.split((0.70, 0.15, 0.15), seed=0)
 keras.utils.set_random_seed(0)
 inputs = keras.Input((32, 32, 3))
 x = keras.layers.Rescaling(1 / 127.5, offset=-1)(inputs)
-for number in (1, 2, 3, 4):
-    x = keras.layers.Conv2D(8, 3, strides=2, padding="same", name=f"block{number}_conv")(x)
-    x = keras.layers.BatchNormalization(name=f"block{number}_bn")(x)
-    x = keras.layers.ReLU(name=f"block{number}_relu")(x)
+for number, filters in enumerate([8, 16, 32, 64], start=1):
+    block = f"block{number}"
+    x = keras.layers.Conv2D(filters, 3, strides=2, padding="same", name=f"{block}_conv")(x)
+    x = keras.layers.BatchNormalization(name=f"{block}_bn")(x)
+    x = keras.layers.ReLU(name=f"{block}_relu")(x)
 backbone = keras.Model(inputs, x, name="small")
 head = ftk.classification_head(images.class_names, units=(16,))
