@@ -113,25 +113,26 @@ class Joined:
 
     def load(self, i: int, size: tuple[int, int]) -> NDArray[np.uint8]:
         """Load image i from its source."""
-        source, row = self._find(i)
+        source, row = self.find(i)
         return source.load(row, size)
 
     def original(self, i: int) -> NDArray[np.uint8]:
         """Return image i of its source in its original size."""
-        source, row = self._find(i)
+        source, row = self.find(i)
         return source.original(row)
 
     def digest(self, i: int) -> str:
         """Return the digest of image i of its source."""
-        source, row = self._find(i)
+        source, row = self.find(i)
         return source.digest(row)
 
     def file(self, i: int) -> str | None:
         """Return the path of image i of its source, or None."""
-        source, row = self._find(i)
+        source, row = self.find(i)
         return source.file(row)
 
-    def _find(self, i: int) -> tuple[Source, int]:
+    def find(self, i: int) -> tuple[Source, int]:
+        """Return the source that holds image i, and its number there."""
         number = bisect_right(self._ends, i)
         return self.sources[number], i - (self._ends[number - 1] if number else 0)
 
@@ -146,7 +147,7 @@ def joined(sources: Sequence[Source]) -> Source:
 
 def origins(source: Source, rows: Sequence[int]) -> set[Hashable]:
     """Return what identifies each image without reading it: its file, or its place in an array."""
-    parts = [source._find(row) if isinstance(source, Joined) else (source, row) for row in rows]
+    parts = [source.find(row) if isinstance(source, Joined) else (source, row) for row in rows]
     return {part.file(row) or (id(part), row) for part, row in parts}
 
 
