@@ -116,7 +116,7 @@ def test_training_images_are_found_by_their_content(tuned, images):
     copied = ftk.ImageSet.from_arrays(pixels, [2, 0, 0], images.class_names)
     report = ftk.evaluate(tuned, copied)
     assert report.about["data"]["test_images_in_training_set"] == 1
-    assert report.cautions()[0] == (
+    assert report.about["cautions"][0] == (
         "1 of these images is a training image, so the metrics are too optimistic."
     )
 
@@ -124,7 +124,7 @@ def test_training_images_are_found_by_their_content(tuned, images):
 def test_training_images_are_a_caution_wherever_the_metrics_are_shown(tuned, sets, tmp_path):
     report = ftk.evaluate(tuned, sets[0])
     first = "12 of these images are training images, so the metrics are too optimistic."
-    assert f"\n\nCaution: {first}\n" in str(report)
+    assert f"\nCaution: {first}\n" in str(report)
     comparison = ftk.compare({"A": report, "B": report})
     assert comparison.cautions() == [f"A, B: {first}"]
     report.save(tmp_path)
@@ -138,13 +138,13 @@ def test_training_images_are_a_caution_wherever_the_metrics_are_shown(tuned, set
 def test_validation_images_are_a_caution(tuned, sets):
     report = ftk.evaluate(tuned, sets[1])
     assert report.about["data"]["test_images_in_validation_set"] == 6
-    assert report.cautions()[0].startswith("6 of these images are validation images. If")
+    assert report.about["cautions"][0].startswith("6 of these images are validation images. If")
 
 
 def test_copies_within_the_images_are_a_caution(tuned, sets):
     report = ftk.evaluate(tuned, sets[2].take([0, 1, 2, 3, 4, 5, 0, 1]))
     assert report.about["data"]["copies_among_test_images"] == 2
-    assert report.cautions()[0] == (
+    assert report.about["cautions"][0] == (
         "2 of these images are copies of other images in this set, so the intervals are too narrow."
     )
 
@@ -162,7 +162,9 @@ def test_near_duplicates_of_training_images_are_a_caution(tuned, sets, images):
     groups[[20, 22]] = groups[3]  # two test images are near duplicates of a training image
     report = ftk.evaluate(tuned, sets[2], duplicates=duplicates_of(images, groups))
     assert report.about["data"]["test_images_grouped_with_training_images"] == 2
-    assert report.cautions()[0].startswith("2 of these images are in one group (near duplicates")
+    assert report.about["cautions"][0].startswith(
+        "2 of these images are in one group (near duplicates"
+    )
 
 
 def test_duplicates_must_cover_training_and_test_images(tuned, sets, images):

@@ -196,7 +196,7 @@ def _warn_of_deviation(
     worst = int(np.argmax(np.where(deviations > 1, deviations / totals, 0)))
     if deviations[worst] > 1 and deviations[worst] > 0.05 * totals[worst]:
         _log.warning(
-            "Class %s deviates from its share of a part by %.1f %ss (%.0f %% of the class), "
+            "Class %s deviates from its share of a part by %.1f %ss (%.0f%% of the class), "
             "because groups stay whole",
             names[worst],
             deviations[worst],
