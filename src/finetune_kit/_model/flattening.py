@@ -50,7 +50,7 @@ def plain(model: Any) -> keras.Model:
     bare = [_bare(each) for each in tensors]
     if has_graph and type(model).__module__.startswith("keras.") and _same(bare, tensors):
         return model
-    return functional(*bare, model.name)
+    return functional(bare[0], bare[1], model.name)
 
 
 def _bare(tensors: Any) -> Any:
