@@ -75,7 +75,8 @@ def cut_after(model: keras.Model, names: Container[str]) -> tuple[keras.Model, k
             pending += node.input_tensors
     order = {id(operation): i for i, operation in enumerate(graph.operations)}
     crossing.sort(key=lambda tensor: order[id(made_by(tensor)[0])])
-    boundary = crossing if len(crossing) > 1 else crossing[0]
+    # A tuple: `fit` on TensorFlow takes no list of tensors from a generator.
+    boundary = tuple(crossing) if len(crossing) > 1 else crossing[0]
     prefix = functional(graph.input, boundary, f"{model.name}_prefix")
     inputs = fresh_inputs(boundary)
     outputs = rewire(boundary, inputs, graph.output)
