@@ -163,8 +163,7 @@ def test_the_page_says_how_many_misclassified_images_it_leaves_out():
 def test_the_kept_epoch_is_marked_in_the_learning_curves(kept):
     history = {"loss": [1.0, 0.5, 0.4], "val_loss": [0.9, 0.6, 0.7]}
     report = random_report(list("abc"), history=history, about={"training": {"kept_epoch": kept}})
-    curves = pictures.learning_curves(report.history, report.kept_epoch)
-    page = _page.of_report(report, "title", {"learning_curves": curves})
+    page = _page.of_report(report, "title", pictures.of_report(report))
     assert ("epoch 2 was kept" in page) == bool(kept)
     assert ("the vertical line marks epoch 2, whose weights were kept" in page) == bool(kept)
 
@@ -193,7 +192,7 @@ def test_missing_intervals_have_one_footnote():
 def test_misclassified_images_are_drawn_beside_their_heat_maps():
     report = with_examples(random_report(list("abc"), 60, noise=4), 3)
     wrong = [example for example in report.examples if report.is_misclassified(example)]
-    axes = pictures.misclassified(report, wrong).axes
+    axes = pictures.misclassified(report).axes
     shapes = [a.images[0].get_array().shape[:2] for a in axes]
     assert shapes == [(64, 64 + 1 + 64)] * 12  # pairs, then single images
     titles = [a.get_title("left").replace("\n", " ") for a in axes]
@@ -208,7 +207,7 @@ def test_an_image_without_a_heat_map_region_says_so():
     page = page_of(replace(report, examples=(empty,)))
     assert page.count("No region raised the score.") == page.count("<img") == 2  # also in the cell
     assert "images/<wbr>" in page
-    (axes,) = pictures.misclassified(report, [empty]).axes
+    (axes,) = pictures.misclassified(replace(report, examples=(empty,))).axes
     assert axes.images[0].get_array().shape[:2] == (64, 64)
     assert "no region" in axes.get_title("left").replace("\n", " ")
 
@@ -218,7 +217,7 @@ def test_the_title_of_the_misclassified_images_says_whether_all_are_shown():
     for count in (30, 60):
         report = with_examples(random_report(list("abc"), count, noise=4), 0)
         wrong = [example for example in report.examples if report.is_misclassified(example)]
-        titles.append(pictures.misclassified(report, wrong).get_suptitle())
+        titles.append(pictures.misclassified(report).get_suptitle())
     assert titles == [
         "All 11 misclassified images, most confident first",
         f"The 12 most confident of {len(wrong)} misclassified images",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import runpy
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from sklearn import metrics
@@ -422,3 +423,87 @@ def test_without_matplotlib_the_rest_is_saved_with_a_warning(tmp_path, monkeypat
     folder = perfect().save(tmp_path)
     assert {path.name for path in folder.iterdir()} == FILES
     assert "finetune-kit[plots]" in caplog.text
+
+
+def many_classes(k: int, count: int, **context) -> ftk.Report:
+    """Class 7 is often taken for class 3, and others for the one behind them now and then."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(count) % k
+    guesses = np.where(rng.random(count) < 0.1, (labels + 1) % k, labels)
+    guesses[labels == 7] = 3
+    scores = np.full((count, k), 0.1 / (k - 1))
+    scores[np.arange(count), guesses] = 0.9
+    names = [f"class {i}" for i in range(k)]
+    return ftk.Report.from_scores(labels, scores, names, resamples=20, **context)
+
+
+@pytest.mark.slow
+def test_with_many_classes_a_report_shows_the_most_confused_and_stays_small(tmp_path):
+    report = many_classes(200, 2000)
+    table = report.confusion_table()
+    assert table.counts.shape == (30, 30)
+    assert {"class 3", "class 7"} <= {*table.rows}
+    assert table.counts[table.rows.index("class 7"), table.columns.index("class 3")] == 10
+    np.testing.assert_array_equal(table.totals, 10)
+    assert table.note == "The 30 most confused of 200 classes."
+    text = str(report)
+    assert len(text.splitlines()) < 120
+    assert f"Confusion matrix. {table.note}" in text
+    assert "the 30 with the lowest F1, of 200" in text
+    report.save(tmp_path)
+    assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 5e6
+    saved = json.loads((tmp_path / "report.json").read_text())
+    assert np.shape(saved["confusion_matrix"]) == (200, 200)
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<tr") < 300
+    assert table.note in page
+    assert page.count('type="radio"') == 7
+    rows = re.findall(r'<tr style="([^"]*)"><th scope="row">(class \d+)<', page)
+    f1 = {name: int(re.search(r"--o3:(\d+);", style)[1]) for style, name in rows}
+    assert len(f1) == 200
+    assert sorted(f1.values()) == list(range(200))
+    values = [report.class_metrics[name]["f1"].value for name in sorted(f1, key=f1.get)]
+    assert values == sorted(values)
+
+
+def test_ranked_resamples_are_fewer_where_there_are_many_scores(monkeypatch):
+    whole = many_classes(20, 200)
+    monkeypatch.setattr(_bootstrap, "_RANKED_AT_MOST", 1)
+    monkeypatch.setattr(_bootstrap, "_CALIBRATED_AT_MOST", 1)
+    monkeypatch.setattr(_bootstrap, "_ROWS_AT_ONCE", 7)
+    capped = many_classes(20, 200)
+    assert capped.metrics["macro_f1"] == whole.metrics["macro_f1"]
+    assert capped.metrics["log_loss"] == whole.metrics["log_loss"]
+    assert capped.metrics["roc_auc"] == whole.metrics["roc_auc"]  # 20 resamples are the least
+
+
+def test_a_picture_that_cannot_be_drawn_costs_nothing_else(tmp_path, monkeypatch, caplog):
+    def broken(report):
+        raise MemoryError("too large")
+
+    monkeypatch.setattr(pictures, "confusion", broken)
+    many_classes(8, 40).save(tmp_path)
+    assert {"report.txt", "report.json", "report.html", "model_card.md", "calibration.png"} <= {
+        file.name for file in tmp_path.iterdir()
+    }
+    assert not (tmp_path / "confusion_matrix.png").exists()
+    assert "confusion_matrix.png: not drawn (MemoryError: too large)" in caplog.text
+
+
+@settings(max_examples=8)
+@given(names=st.lists(st.text(min_size=1, max_size=12), min_size=3, max_size=3, unique=True))
+@example(names=["$\\frac", "$$", "a $x$ \\"])
+@example(names=["\udc80\udcff", "\x00\x07", "\u202eabc"])
+@example(names=["<script>alert(1)</script>", "&amp;", '"\'"'])
+def test_class_names_of_any_text_are_saved_as_they_are(names, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    labels = np.arange(12) % 3
+    scores = np.roll(0.8 * np.eye(3)[labels] + 0.2 / 3, 1, axis=0)
+    report = ftk.Report.from_scores(labels, scores, names, resamples=5)
+    report.save(folder)
+    assert json.loads((folder / "report.json").read_text())["class_names"] == names
+    page = (folder / "report.html").read_text("utf-8")
+    assert "<script" not in page
+    assert "\x00" not in page
+    assert (folder / "confusion_matrix.png").stat().st_size > 1000
+    str(report).encode()

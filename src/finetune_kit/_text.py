@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,13 @@ def shortened(value: Any, length: int = 60) -> str:
     """Return the repr of a value, cut off after `length` characters."""
     text = repr(value)
     return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def printable(text: str) -> str:
+    """Replace bytes of a file name that are no text, and control characters but line breaks."""
+    return re.sub(
+        r"[\ud800-\udfff\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "\ufffd", text
+    )
 
 
 def listed(names: Sequence[str], shown: int = 4) -> str:

@@ -49,6 +49,10 @@ def examples_of(
         for cell, found in by_cell.items()
         for negative, row in sorted(found)[:most]
     ]
+    if len(chosen) > _MOST:  # more cells than images; errors are worth more
+        right = (0, 3) if report.multi_label else ()
+        chosen.sort(key=lambda c: (c[1][1] in right if right else c[1][0] == c[1][1], -c[2]))
+        chosen = chosen[:_MOST]
     rows = np.array([row for row, _, _ in chosen], np.int64)
     if not len(rows):
         return (), rows

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from itertools import repeat
 from typing import Any
 
 from finetune_kit._report.estimate import Estimate
@@ -55,6 +56,7 @@ def table(
     *,
     kind: str = "",
     hint: bool = False,
+    ranks: Sequence[Sequence[int]] = (),
 ) -> str:
     """Return a table that scrolls sideways where it is too wide.
 
@@ -64,17 +66,37 @@ def table(
         name: accessible name of the table.
         kind: CSS class of the table.
         hint: whether a hint to scroll stands above the table on narrow screens.
+        ranks: for each column, the place of each row if the table is sorted by it. The reader can
+            then choose the column; without ranks the rows keep their order.
     """
     top = "".join(f'<th scope="col">{cell}</th>' for cell in head)
+    orders = [
+        "".join(f"--o{i}:{place};" for i, place in enumerate(p)) for p in zip(*ranks, strict=True)
+    ]
+    styles = (f' style="{order}"' for order in orders) if ranks else repeat("")
     body = "".join(
-        f'<tr><th scope="row">{row[0]}</th>{"".join(f"<td>{cell}</td>" for cell in row[1:])}</tr>'
-        for row in rows
+        f'<tr{style}><th scope="row">{row[0]}</th>'
+        f"{''.join(f'<td>{cell}</td>' for cell in row[1:])}</tr>"
+        for row, style in zip(rows, styles, strict=False)
     )
     css = f' class="{kind}"' if kind else ""
-    return (
+    shown = (
         f"{SCROLL_HINT if hint else ''}"
         f'<div class="wide" tabindex="0" role="region" aria-label="{escape(name)}">'
         f"<table{css}><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+    return _sortable(head, shown) if ranks else shown
+
+
+def _sortable(head: Sequence[str], shown: str) -> str:
+    """Return a table whose rows the reader sorts by a column, without a script."""
+    buttons = "".join(
+        f'<label><input type="radio" name="sort" value="{i}"{" checked" * (not i)}>{cell}</label> '
+        for i, cell in enumerate(head)
+    )
+    return (
+        f'<div class="sortable" style="--columns:{len(head) - 1}"><fieldset><legend>Sort by'
+        f"</legend>{buttons}</fieldset>{shown}</div>"
     )
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from finetune_kit._report import pictures
+import numpy as np
+
 from finetune_kit._report.difference import Difference
 from finetune_kit._report.estimate import Estimate
 from finetune_kit._report.markup import (
@@ -22,8 +23,8 @@ from finetune_kit._report.markup import (
 )
 from finetune_kit._report.metrics import OVERALL, PER_CLASS
 from finetune_kit._report.provenance import changed_settings
-from finetune_kit._report.results import Example, Results
-from finetune_kit._text import plural
+from finetune_kit._report.results import MOST_CLASSES, Example, Results
+from finetune_kit._text import listed, plural
 
 _TILES = {
     "accuracy": "accuracy",
@@ -39,8 +40,8 @@ _SUBTRACTION = (
 _HEAT = "Warmer regions raised the predicted class's score most."
 
 
-def of_report(report: Results, title: str, drawn: Mapping[str, Any]) -> str:
-    """Return the page of a report, with its pictures by name (none without matplotlib)."""
+def of_report(report: Results, title: str, drawn: Mapping[str, tuple[bytes, str]]) -> str:
+    """Return the page of a report, with its pictures (PNG, SVG) by name."""
     training = changed_settings(report.about.get("training", {}))
     plans = "".join(plan._repr_html_() for plan in report.plans)
     plans = f'{SCROLL_HINT}<div class="wide">{plans}</div>' if plans else ""
@@ -53,7 +54,7 @@ def of_report(report: Results, title: str, drawn: Mapping[str, Any]) -> str:
         ("Training", plans + (definitions(training) if training else "")),
         ("Provenance", _provenance(report.about)),
     ]
-    names = ", ".join(report.class_names)
+    names = listed(report.class_names, MOST_CLASSES)
     top = f'<p class="lead">{escape(f"{report.size}: {names}")}</p>{_tiles(report)}'
     return document(title, top + cautions_box(report.cautions()), sections)
 
@@ -161,7 +162,16 @@ def _class_table(report: Results) -> str:
     shown = [estimate for each in report.class_metrics.values() for estimate in each.values()]
     head = [_kind(report), *PER_CLASS.values(), "images"]
     notes = footnote(shown, above=report.metrics.values())
-    return table(head, rows, f"Metrics per {_kind(report)}", hint=True) + notes
+    ranks = _ranks(report) if len(rows) > MOST_CLASSES else ()
+    return table(head, rows, f"Metrics per {_kind(report)}", hint=True, ranks=ranks) + notes
+
+
+def _ranks(report: Results) -> list[list[int]]:
+    """Return the place of each class if they are sorted by name, by a metric, or by images."""
+    each = report.class_metrics.values()
+    keys = [[metrics[name].value for metrics in each] for name in PER_CLASS]
+    keys = [list(range(len(each))), *keys, [-count for count in report.support.values()]]
+    return [np.argsort(np.argsort(key, kind="stable")).tolist() for key in keys]
 
 
 def _matrix(report: Results) -> str:
@@ -170,13 +180,19 @@ def _matrix(report: Results) -> str:
     for example in report.examples:
         shown.setdefault(example.cell, []).append(example)
     rows, popovers = [], []
-    for i, (name, counts) in enumerate(zip(counted.rows, counted.counts.tolist(), strict=True)):
+    for i, name, counts, total in zip(
+        counted.row_numbers,
+        counted.rows,
+        counted.counts.tolist(),
+        counted.totals.tolist(),
+        strict=True,
+    ):
         row = [escape(name)]
-        for j, count in enumerate(counts):
-            share = count / max(1, sum(counts))
+        for j, column, count in zip(counted.column_numbers, counted.columns, counts, strict=True):
+            share = count / max(1, total)
             text = f"{count:,}<br><small>{share:.0%}</small>"
-            what = f"{name}, {counted.columns[j]}: {count}" if report.multi_label else (
-                f"{name}, predicted as {counted.columns[j]}: {count}")  # fmt: skip
+            what = f"{name}, {column}: {count}" if report.multi_label else (
+                f"{name}, predicted as {column}: {count}")  # fmt: skip
             if (i, j) in shown:
                 popovers.append(_popover(report, f"c{i}-{j}", what, count, shown[i, j]))
                 text = (
@@ -187,7 +203,8 @@ def _matrix(report: Results) -> str:
         rows.append(row)
     head = [escape(counted.corner)]
     head += [f"<span>{escape(name)}</span>" for name in counted.columns]
-    hint = "Counts and shares of the row." + (" Select a cell to see its images." if shown else "")
+    hint = f"{counted.note} " if counted.note else ""
+    hint += "Counts and shares of the row." + (" Select a cell to see its images." if shown else "")
     large = len(counted.columns) > _LARGE
     kind = f"matrix {'large' if large else 'small'}"
     matrix = table(head, rows, "Confusion matrix", kind=kind, hint=large)
@@ -248,7 +265,7 @@ def _gallery(report: Results, examples: Sequence[Example]) -> str:
     return f'<div class="gallery">{"".join(figures)}</div>'
 
 
-def _curves(report: Results, drawn: Mapping[str, Any]) -> str:
+def _curves(report: Results, drawn: Mapping[str, tuple[bytes, str]]) -> str:
     kept = report.kept_epoch
     kept_text = f"; the vertical line marks epoch {kept}, whose weights were kept" if kept else ""
     texts = {
@@ -257,7 +274,7 @@ def _curves(report: Results, drawn: Mapping[str, Any]) -> str:
         "calibration": ("Reliability diagram", "observed accuracy against predicted probability"),
     }
     return "".join(
-        drawing(pictures.svg(drawn[name], name), title, description)
+        drawing(drawn[name][1], title, description)
         for name, (title, description) in texts.items()
         if name in drawn
     )

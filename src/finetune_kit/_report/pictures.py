@@ -21,12 +21,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn import metrics
 
-from finetune_kit._report.bootstrap import BINS
+from finetune_kit._report.bootstrap import BINS, one_hot
 from finetune_kit._report.estimate import Estimate, proportion
 from finetune_kit._report.metrics import calibration_bins
 from finetune_kit._report.results import Example, Results
+from finetune_kit._text import printable
 
 OF_REPORT = ("confusion_matrix", "learning_curves", "curves", "calibration", "mistakes")
+IN_PAGE = ("learning_curves", "curves", "calibration")
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _DASHES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -48,18 +50,23 @@ def available(what: Any) -> bool:
     return found
 
 
-def of_report(report: Results) -> dict[str, Any]:
-    """Return the pictures of a report by name; pictures without content are left out."""
-    drawn = {"confusion_matrix": confusion(report)}
-    if report.history:
-        drawn["learning_curves"] = learning_curves(report.history, report.kept_epoch)
-    truth = report.labels if report.multi_label else np.eye(report.scores.shape[1])[report.labels]
-    if any(0 < column.sum() < len(column) for column in truth.T):
-        drawn["curves"] = ranking_curves(truth, report)
-    drawn["calibration"] = reliability(report)
-    wrong = [example for example in report.examples if report.is_misclassified(example)]
-    if wrong:
-        drawn["mistakes"] = misclassified(report, wrong)
+def of_report(report: Results) -> dict[str, tuple[bytes, str]]:
+    """Return the pictures of a report by name, each as PNG and as SVG for a page.
+
+    Pictures without content are left out, and so is one that cannot be drawn: a warning names it.
+    """
+    drawn = {}
+    for name, draw in zip(
+        OF_REPORT,
+        (confusion, learning_curves, ranking_curves, reliability, misclassified),
+        strict=True,
+    ):
+        try:
+            figure = draw(report)
+            if figure is not None:
+                drawn[name] = png(figure), svg(figure, name) if name in IN_PAGE else ""
+        except Exception as error:  # what is wrong with one picture must not cost the others
+            _log.warning("%s.png: not drawn (%s: %s)", name, type(error).__name__, error)
     return drawn
 
 
@@ -67,7 +74,7 @@ def confusion(report: Results) -> Any:
     """Draw the confusion matrix: counts, and the share of the row as a shade."""
     table = report.confusion_table()
     counts = table.counts
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    shares = counts / np.maximum(table.totals[:, None], 1)
     height, width = counts.shape
     figure = _figure(3.6 + 1.05 * width, 2.4 + 0.9 * height)
     axes = figure.subplots()
@@ -77,9 +84,16 @@ def confusion(report: Results) -> Any:
         color = "white" if share > 0.55 else "#111111"
         text = f"{counts[row, column]:,}\n{share:.0%}"
         axes.text(column, row, text, ha="center", va="center", color=color, fontsize=13)
-    names = [f"{_escaped(name)} ({report.support[name]:,})" for name in table.rows]
-    columns = list(map(_escaped, table.columns))
-    axes.set_xticks(range(width), columns, rotation=30, ha="right", rotation_mode="anchor")
+    names = [printable(f"{name} ({report.support[name]:,})") for name in table.rows]
+    if table.note:
+        axes.set_title(table.note, fontsize=14)
+    axes.set_xticks(
+        range(width),
+        [*map(printable, table.columns)],
+        rotation=30,
+        ha="right",
+        rotation_mode="anchor",
+    )
     axes.set_yticks(range(height), names)
     axes.tick_params(labelsize=13)
     if not report.multi_label:
@@ -90,10 +104,13 @@ def confusion(report: Results) -> Any:
     return figure
 
 
-def learning_curves(history: Mapping[str, Sequence[float]], kept_epoch: int | None) -> Any:
+def learning_curves(report: Results) -> Any:
     """Draw loss and metrics per epoch, with lines where a phase starts and at the kept epoch."""
     from matplotlib.ticker import MaxNLocator
 
+    history, kept_epoch = report.history, report.kept_epoch
+    if not history:
+        return None
     left_out = {"epoch", "phase", "learning_rate"}
     names = [n for n in history if n not in left_out and not n.startswith("val_")][:4]
     figure = _figure(4.8 * len(names), 3.8)
@@ -121,20 +138,23 @@ def learning_curves(history: Mapping[str, Sequence[float]], kept_epoch: int | No
     return figure
 
 
-def ranking_curves(truth: NDArray[Any], report: Results) -> Any:
+def ranking_curves(report: Results) -> Any:
     """Draw the ROC and precision-recall curves of each class against the rest."""
+    truth = one_hot(report.labels, len(report.class_names))
+    defined = np.flatnonzero(truth.any(axis=0) & ~truth.all(axis=0))
+    if not len(defined):
+        return None
     figure = _figure(9.6, 4.6)
     left, right = figure.subplots(1, 2)
-    defined = [i for i in range(truth.shape[1]) if 0 < truth[:, i].sum() < len(truth)]
     for i, style in zip(defined[:_CURVES], _styles(), strict=False):
         false, true, _ = metrics.roc_curve(truth[:, i], report.scores[:, i])
         precision, recall, _ = metrics.precision_recall_curve(truth[:, i], report.scores[:, i])
         name = report.class_names[i]
         found = report.class_metrics[name]
         area, average = found["roc_auc"].value, found["average_precision"].value
-        left.plot(false, true, label=f"{_escaped(name)} ({area:.3f})", **style)
+        left.plot(false, true, label=f"{name} ({area:.3f})", **style)
         right.plot(recall, precision, drawstyle="steps-pre",
-                   label=f"{_escaped(name)} ({average:.3f})", **style)  # fmt: skip
+                   label=f"{name} ({average:.3f})", **style)  # fmt: skip
     left.plot([0, 1], [0, 1], color="gray", linewidth=0.8)
     left.set(xlabel="false positive rate", ylabel="true positive rate")
     left.set_title("ROC curve (area)", fontsize="medium")
@@ -176,9 +196,12 @@ def reliability(report: Results) -> Any:
     return figure
 
 
-def misclassified(report: Results, examples: Sequence[Example]) -> Any:
+def misclassified(report: Results) -> Any:
     """Draw the most confident misclassified images, each beside its heat map."""
-    shown = sorted(examples, key=lambda example: -example.probability)[:_SHEET]
+    wrong = [example for example in report.examples if report.is_misclassified(example)]
+    if not wrong:
+        return None
+    shown = sorted(wrong, key=lambda example: -example.probability)[:_SHEET]
     maps = sum(bool(example.heat_map) for example in shown)
     columns = min(3 if maps else 4, len(shown))
     rows = -(-len(shown) // columns)
@@ -191,7 +214,7 @@ def misclassified(report: Results, examples: Sequence[Example]) -> Any:
         axes.imshow(_beside(example, wide=bool(maps)))
         none = "; no region raised the score" if example.heat_map == b"" else ""
         caption = textwrap.fill(report.caption(example) + none, 34 if maps else 24)
-        axes.set_title(_escaped(caption), fontsize=13, loc="left")
+        axes.set_title(caption, fontsize=13, loc="left")
     total = report.misclassified
     title = f"The {len(shown)} most confident of {total:,} misclassified images"
     if len(shown) == total:
@@ -230,7 +253,7 @@ def compared(models: Mapping[str, Mapping[str, Estimate]], names: Sequence[str],
         axes.errorbar(np.arange(len(found)) + shift, [e.value for e in found], yerr=ends,
                       marker=_MARKERS[shift > 0], capsize=3, label=label,
                       **{**style, "linestyle": "none"})  # fmt: skip
-    axes.set_xticks(range(len(names)), [_escaped(textwrap.fill(name, 16)) for name in names])
+    axes.set_xticks(range(len(names)), [printable(textwrap.fill(name, 16)) for name in names])
     axes.set(xlabel=axis, ylabel="value on the test images")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
@@ -259,6 +282,11 @@ def svg(figure: Any, name: str) -> str:
 
 
 def _save(figure: Any, buffer: Any, **options: Any) -> None:
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # a dollar sign is no formula
+        text.set_text(printable(text.get_text()))
     with warnings.catch_warnings():
         # One for each letter that matplotlib's font lacks; in a page the browser has a font for it.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
@@ -274,8 +302,3 @@ def _figure(width: float, height: float) -> Any:
 def _styles() -> Iterator[dict[str, str]]:
     for color, dash in zip(cycle(_COLORS), cycle(_DASHES), strict=False):
         yield {"color": color, "linestyle": dash}
-
-
-def _escaped(text: str) -> str:
-    """Escape dollar signs, which matplotlib reads as formulas."""
-    return str(text).replace("$", r"\$")

@@ -17,9 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 from finetune_kit._checks import check_count
 from finetune_kit._report import card, page, pictures
 from finetune_kit._report.metrics import OVERALL, measure
-from finetune_kit._report.results import Results
+from finetune_kit._report.results import MOST_CLASSES, Results
 from finetune_kit._report.saving import page_or_folder, write_files
-from finetune_kit._text import aligned, plural, shortened
+from finetune_kit._text import aligned, plural, printable, shortened
 
 FORMAT = "finetune-kit report 1"
 _CAUTIONS = 4  # printed at most
@@ -122,7 +122,7 @@ class Report(Results):
 
     def __str__(self) -> str:
         parts = [f"{self.size}: {self._headline()}", *self._caution_lines(), self._confusion()]
-        return "\n\n".join([*parts, self._class_table(), self._overall_table()])
+        return printable("\n\n".join([*parts, self._class_table(), self._overall_table()]))
 
     def to_dict(self) -> dict[str, Any]:
         """Return all metrics as plain values for JSON."""
@@ -173,21 +173,22 @@ class Report(Results):
         """
         target, one_page = page_or_folder(path)
         title = self.title if title is None else title
+        folder, name = (target.parent, target.name) if one_page else (target, "report.html")
+        files: dict[str, bytes | str] = {name: page.of_report(self, title, {})}
+        if not one_page:
+            files |= {
+                "report.txt": f"{self}\n",
+                "report.json": json.dumps(self.to_dict(), indent=2) + "\n",
+                "model_card.md": card.of_report(self, title),
+            }
+        write_files(folder, files)  # before the pictures, which need more memory
         drawn = pictures.of_report(self) if pictures.available(target) else {}
-        html = page.of_report(self, title, drawn)
-        if one_page:
-            write_files(target.parent, {target.name: html})
-            return target
-        files: dict[str, bytes | str] = {
-            "report.txt": f"{self}\n",
-            "report.json": json.dumps(self.to_dict(), indent=2) + "\n",
-            "report.html": html,
-            "model_card.md": card.of_report(self, title),
-        }
-        files |= {f"{name}.png": pictures.png(picture) for name, picture in drawn.items()}
-        write_files(target, files)
-        for name in set(pictures.OF_REPORT) - set(drawn):  # pictures of an earlier report
-            (target / f"{name}.png").unlink(missing_ok=True)
+        if drawn:
+            write_files(folder, {name: page.of_report(self, title, drawn)})
+        if not one_page:
+            write_files(folder, {f"{name}.png": png for name, (png, _) in drawn.items()})
+            for name in set(pictures.OF_REPORT) - set(drawn):  # pictures of an earlier report
+                (target / f"{name}.png").unlink(missing_ok=True)
         return target
 
     def _headline(self) -> str:
@@ -207,14 +208,22 @@ class Report(Results):
         table = self.confusion_table()
         rows = zip(table.rows, table.counts.tolist(), strict=True)
         cells = [[name, *(f"{count:,}" for count in counts)] for name, counts in rows]
-        return f"Confusion matrix\n{aligned([[table.corner, *table.columns], *cells])}"
+        title = f"Confusion matrix. {table.note}" if table.note else "Confusion matrix"
+        return f"{title}\n{aligned([[table.corner, *table.columns], *cells])}"
 
     def _class_table(self) -> str:
         rows = [["", "precision", "recall", "F1", "support"]]
-        for name in self.class_names:
+        shown = self.class_names
+        if len(shown) > MOST_CLASSES:
+            worst = sorted(shown, key=lambda name: self.class_metrics[name]["f1"].value)
+            shown = tuple(worst[:MOST_CLASSES])
+        for name in shown:
             found = (self.class_metrics[name][key] for key in ("precision", "recall", "f1"))
             rows.append([name, *map(str, found), f"{self.support[name]:,}"])
-        return f"Metrics per {'label' if self.multi_label else 'class'}\n{aligned(rows)}"
+        title = f"Metrics per {'label' if self.multi_label else 'class'}"
+        if len(shown) < len(self.class_names):
+            title += f": the {len(shown)} with the lowest F1, of {len(self.class_names):,}"
+        return f"{title}\n{aligned(rows)}"
 
     def _overall_table(self) -> str:
         rows = [

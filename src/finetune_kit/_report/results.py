@@ -17,6 +17,7 @@ from finetune_kit._text import listed, plural
 OUTCOMES = ("true positive", "false negative", "false positive", "true negative")  # of a label
 _WIDE = 0.15  # width of an interval that deserves a caution
 _NAMED = 4  # classes that a caution names at most
+MOST_CLASSES = 30  # that a person can read in one confusion matrix
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,12 +52,20 @@ class ConfusionTable:
         columns: name of each column.
         rows: name of each row.
         counts: number of images in each cell, `(rows, columns)`.
+        totals: number of images in each row, those in columns that are not shown too.
+        row_numbers: class (or label) of each row.
+        column_numbers: class (or outcome) of each column.
+        note: which classes are shown, if not all are.
     """
 
     corner: str
     columns: tuple[str, ...]
     rows: tuple[str, ...]
     counts: NDArray[np.int64]
+    totals: NDArray[np.int64]
+    row_numbers: tuple[int, ...]
+    column_numbers: tuple[int, ...]
+    note: str
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -145,12 +154,32 @@ class Results:
         return f"{model or 'Report'} on {data or plural(len(self.labels), 'image')}"
 
     def confusion_table(self) -> ConfusionTable:
-        """Return the confusion matrix with names; for multi-label images, one row per label."""
-        if not self.multi_label:
-            names = self.class_names
-            return ConfusionTable("true / predicted", names, names, self.confusion_matrix)
-        counts = self.confusion_matrix[:, [1, 1, 0, 0], [1, 0, 1, 0]]
-        return ConfusionTable("label", OUTCOMES, self.class_names, counts)
+        """Return the confusion matrix with names; for multi-label images, one row per label.
+
+        Of more than 30 classes it has the 30 that are confused most often. `confusion_matrix` has
+        all of them.
+        """
+        shown = self._most_confused()
+        names = tuple(self.class_names[i] for i in shown)
+        note = ""
+        if len(shown) < len(self.class_names):
+            noun = "labels" if self.multi_label else "classes"
+            note = f"The {len(shown)} most confused of {len(self.class_names):,} {noun}."
+        matrix, numbers = self.confusion_matrix[shown], tuple(shown)
+        if self.multi_label:
+            counts, n = matrix[:, [1, 1, 0, 0], [1, 0, 1, 0]], matrix.sum(axis=(1, 2))
+            return ConfusionTable("label", OUTCOMES, names, counts, n, numbers, (0, 1, 2, 3), note)
+        counts, n = matrix[:, shown], matrix.sum(axis=1)
+        return ConfusionTable("true / predicted", names, names, counts, n, numbers, numbers, note)
+
+    def _most_confused(self) -> list[int]:
+        """Return the classes with the most errors, at most 30, in their own order."""
+        matrix = self.confusion_matrix
+        if self.multi_label:
+            wrong = matrix[:, 0, 1] + matrix[:, 1, 0]
+        else:
+            wrong = matrix.sum(axis=0) + matrix.sum(axis=1) - 2 * matrix.diagonal()
+        return sorted(np.argsort(-wrong, kind="stable")[:MOST_CLASSES].tolist())
 
     def is_misclassified(self, example: Example) -> bool:
         """Return whether the prediction for the example (its label) is wrong."""

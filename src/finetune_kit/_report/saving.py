@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_kit._files import make_folder, write_whole
+from finetune_kit._text import printable
 
 # Suffixes of files that a report is not; the names of folders may have other dots.
 _OTHER_FILES = frozenset(
@@ -50,6 +51,6 @@ def page_or_folder(path: Any) -> tuple[Path, bool]:
 
 
 def write_files(folder: Path, files: Mapping[str, bytes | str]) -> None:
-    """Write files into a folder, each completely or not at all."""
+    """Write files into a folder, each completely or not at all; what is no text is replaced."""
     for name, content in files.items():
-        write_whole(folder / name, content)
+        write_whole(folder / name, printable(content) if isinstance(content, str) else content)

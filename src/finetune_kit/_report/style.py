@@ -56,6 +56,18 @@ line-height:1.25;padding:.25rem 0}
 max-height:11rem;overflow-wrap:anywhere;text-align:left}
 .compact th,.compact td{padding:.18rem .5rem;vertical-align:baseline}
 .compact thead th{white-space:nowrap}
+.sortable fieldset{border:0;padding:0;margin:.5rem 0}.sortable legend{float:left;margin-right:.8rem}
+.sortable label{margin-right:.8rem;white-space:nowrap}
+.sortable table,.sortable thead{display:block}
+.sortable tr{display:grid;grid-template-columns:13rem repeat(var(--columns),8.5rem)}
+.sortable tbody{display:flex;flex-direction:column;max-height:80vh;overflow-y:auto}
+.sortable:has([value="0"]:checked) tbody tr{order:var(--o0)}
+.sortable:has([value="1"]:checked) tbody tr{order:var(--o1)}
+.sortable:has([value="2"]:checked) tbody tr{order:var(--o2)}
+.sortable:has([value="3"]:checked) tbody tr{order:var(--o3)}
+.sortable:has([value="4"]:checked) tbody tr{order:var(--o4)}
+.sortable:has([value="5"]:checked) tbody tr{order:var(--o5)}
+.sortable:has([value="6"]:checked) tbody tr{order:var(--o6)}
 .cell,.cell button{text-align:center}
 .cell button{all:unset;cursor:pointer;display:block;width:100%;padding:0 .2rem;
 text-decoration:underline dotted;text-align:center;box-sizing:border-box}
