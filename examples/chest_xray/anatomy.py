@@ -146,10 +146,10 @@ def _finding(name: str, x: Field, y: Field, sides: list[Field], rng: np.random.G
         for _ in range(rng.integers(1, 3)):
             spot = rng.choice(size * size, p=(lung > 0.6).ravel() / (lung > 0.6).sum())
             u, v = x - x.ravel()[spot], y - y.ravel()[spot]
-            wide, high = rng.uniform(0.16, 0.28, 2)
+            wide, high = rng.uniform(0.2, 0.34, 2)
             ragged = np.hypot(u / wide, v / high) + 0.22 * noise(size, 0.025 * size, rng)
             film = np.maximum(film, _edge(ragged - 1, 0.05))
-        return (0.18 + 0.24 * strength) * film * (1 + 0.3 * noise(size, 0.01 * size, rng))
+        return (0.17 + 0.22 * strength) * film * (1 + 0.2 * noise(size, 0.01 * size, rng))
     return np.zeros_like(x)
 
 

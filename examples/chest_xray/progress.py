@@ -1,9 +1,11 @@
-"""Progress bars with the time left: one for each stage of the example."""
+"""What the example shows while it works: progress bars with the time left."""
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -12,6 +14,18 @@ import keras
 def bar(target: int, unit: str) -> keras.utils.Progbar:
     """Return a bar of `target` steps. Where the output is no terminal, it prints its end alone."""
     return keras.utils.Progbar(target, verbose=1 if sys.stdout.isatty() else 2, unit_name=unit)
+
+
+@contextmanager
+def quiet(logger: str) -> Iterator[None]:
+    """Let a logger report errors only."""
+    log = logging.getLogger(logger)
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 class TrainingBars(keras.callbacks.Callback):

@@ -27,7 +27,7 @@ import numpy as np
 from drawn import load_drawn
 from index import write_index
 from phantoms import write_phantoms
-from progress import TrainingBars, bar
+from progress import TrainingBars, bar, quiet
 from tables import aligned, reported
 
 import finetune_kit as ftk
@@ -104,6 +104,8 @@ def read_images(data: Path | None, out: Path) -> ftk.ImageSet:
             f"   Without --data: phantoms, which are drawn and show no patient ({data})", flush=True
         )
         write_phantoms(data, copies=2, progress=bar)
+        with quiet("finetune_kit"):  # the log says that the masks are not read, which is intended
+            return ftk.read_image_folder(data)
     return ftk.read_image_folder(data)
 
 

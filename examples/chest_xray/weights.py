@@ -10,12 +10,22 @@ Each seed has its own split and its own random weights. Copies stay on one side 
 
 from __future__ import annotations
 
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 from numpy.typing import NDArray
-from run import load_backbone
+from run import load_backbone, read_images, sample
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, PredefinedSplit
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from tables import markdown, mean_and_range, with_interval
 
 import finetune_kit as ftk
 
