@@ -3,7 +3,7 @@
 Pose, shape of the body, ribs, heart, diaphragm, vessels, breast shadows, exposure and devices vary
 in the same way in all classes. So does how bright the lungs are, and where. The classes differ in
 the texture of what is added to the lungs: smooth shadows alone (Normal), patches of a fine net on
-both sides (COVID), a patch with a ragged edge on one side (Lung_Opacity), or small spots all over
+both sides (COVID), patches with a ragged edge on one side (Lung_Opacity), or small spots all over
 (Viral Pneumonia), each from clearly to barely visible.
 """
 
@@ -77,7 +77,7 @@ def _chest(x: Field, y: Field, lungs: Field, rng: np.random.Generator) -> Field:
         film += 0.12 * np.exp(-((line / rng.uniform(0.02, 0.035)) ** 2)) * _edge(-out, 0.02) * torso
         blade = (side * x - rng.normal(0.72, 0.05)) - rng.normal(0, 0.25) * y
         film += rng.uniform(0, 0.1) * _edge(-blade, 0.02) * _edge(np.abs(y + 0.35) - 0.35, 0.03)
-    film += rng.uniform(0.4, 0.9) * lungs * _vessels(x, y, rng)
+    film += rng.uniform(0.4, 0.9) * lungs * _vessels(size, rng)
     return film
 
 
@@ -94,9 +94,8 @@ def _ribs(out: Field, y: Field, rng: np.random.Generator) -> Field:
     return strength * film * _edge(0.08 - out, 0.02) * _edge(out - 0.82, 0.03)
 
 
-def _vessels(x: Field, y: Field, rng: np.random.Generator) -> Field:
+def _vessels(size: int, rng: np.random.Generator) -> Field:
     """Draw branching vessels that get thinner away from the middle."""
-    size = len(x)
     picture = Image.new("L", (2 * size, 2 * size))
     pen = ImageDraw.Draw(picture)
     for side in (-1, 1):
@@ -131,25 +130,25 @@ def _shadows(x: Field, y: Field, rng: np.random.Generator) -> Field:
 
 
 def _finding(name: str, x: Field, y: Field, sides: list[Field], rng: np.random.Generator) -> Field:
-    """Draw the finding of a class, without changing how bright the lungs are on average."""
+    """Draw the finding of a class. Its strength varies from film to film."""
     size, strength = len(x), rng.beta(2, 1.6)
     if name == "COVID":
         net = np.exp(-((noise(size, rng.uniform(0.011, 0.016) * size, rng) / 0.45) ** 2))
         patches = _edge(0.2 - noise(size, 0.09 * size, rng), 0.2)
-        return (0.12 + 0.22 * strength) * patches * (net - 0.4)
+        return (0.15 + 0.22 * strength) * patches * (net - 0.4)
     if name == "Viral Pneumonia":
         field = noise(size, rng.uniform(0.012, 0.018) * size, rng)
-        return (0.12 + 0.22 * strength) * (_edge(0.9 - field, 0.25) - 0.2)
+        return (0.15 + 0.22 * strength) * (_edge(0.9 - field, 0.25) - 0.2)
     if name == "Lung_Opacity":
         lung = sides[rng.integers(2)]
         film = np.zeros_like(x)
-        for _ in range(rng.integers(1, 3)):
+        for _ in range(rng.integers(2, 4)):
             spot = rng.choice(size * size, p=(lung > 0.6).ravel() / (lung > 0.6).sum())
             u, v = x - x.ravel()[spot], y - y.ravel()[spot]
             wide, high = rng.uniform(0.2, 0.34, 2)
             ragged = np.hypot(u / wide, v / high) + 0.22 * noise(size, 0.025 * size, rng)
             film = np.maximum(film, _edge(ragged - 1, 0.05))
-        return (0.17 + 0.22 * strength) * film * (1 + 0.2 * noise(size, 0.01 * size, rng))
+        return (0.20 + 0.22 * strength) * film * (1 + 0.2 * noise(size, 0.01 * size, rng))
     return np.zeros_like(x)
 
 
