@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import keras
@@ -35,11 +36,10 @@ def load_drawn(backbone: keras.Model, file: Path = FILE) -> keras.Model:
         ValueError: if the file is damaged, or its weights are not those of this backbone.
         FileNotFoundError: if there is no such file.
     """
+    content = io.BytesIO(file.read_bytes())
     try:
-        with np.load(file, allow_pickle=False) as stored:
+        with np.load(content, allow_pickle=False) as stored:
             weights = {name: stored[name].astype(np.float32) for name in stored.files}
-    except FileNotFoundError:
-        raise
     except Exception as error:  # zipfile, zlib and NumPy raise their own kinds
         raise ValueError(
             f"`file` must be an .npz file of weights, complete and undamaged; restore it or run "

@@ -19,17 +19,18 @@ SIDE = 160  # of each image, in pixels
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --quiet: #777; --accent: #0b6bcb; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { line-height: 1.2; margin-bottom: .2rem; } h2 { margin-top: 2.2rem; }
 a { color: var(--accent); }
-p.sub, td.study { color: var(--quiet); }
+p.sub { color: var(--quiet); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; }
 .scroll { overflow-x: auto; }
 th, td { padding: .35rem .7rem; text-align: right; border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child { text-align: left; }
 tr.study td, tr.study th { color: var(--quiet); font-weight: normal; font-size: .92em; }
+th:first-child, .num { white-space: nowrap; }
 img { max-width: 100%; border-radius: 6px; }
-.picture { background: white; padding: .5rem; border-radius: 6px; }
+.picture { background: white; padding: .5rem; border-radius: 6px; max-width: 36rem; }
 .grid { display: grid; grid-template-columns: 9rem 1fr; gap: .4rem 1rem; align-items: center; }
 @media (prefers-color-scheme: dark) {
   :root { --accent: #6db3f2; }
@@ -107,10 +108,9 @@ def _rows(model: dict[str, Any], class_names: Sequence[str]) -> str:
     cells += [f'<a href="reports/{slug}/report.html">report</a>']
     cells += [f'<a href="models/{slug}.keras">model</a>']
     study = ["", *reported(name, class_names), "", ""]
-    return (
-        f"<tr><th>{name}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
-        f'<tr class="study"><td>in the study</td>{"".join(f"<td>{c}</td>" for c in study)}</tr>'
-    )
+    own = "".join(f'<td class="num">{cell}</td>' for cell in cells)
+    theirs = "".join(f"<td>{cell}</td>" for cell in study)
+    return f'<tr><th>{name}</th>{own}</tr><tr class="study"><td>in the study</td>{theirs}</tr>'
 
 
 def _comparison(out: Path, sentences: Sequence[str]) -> str:
