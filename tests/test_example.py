@@ -16,6 +16,8 @@ import pytest
 import run
 import schedules
 import study
+import tables
+import weights
 from PIL import Image
 
 import finetune_kit as ftk
@@ -288,6 +290,22 @@ def test_an_error_in_the_input_is_printed_without_a_traceback(
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error
+
+
+@pytest.mark.slow
+def test_weights_are_compared_on_several_splits(build_small, drawn, tmp_path, monkeypatch):
+    images = ftk.read_image_folder(drawn)
+    features = {"gray thumbnails": None, "random weights": "random"}
+    monkeypatch.setattr(weights, "FEATURES", features)
+    monkeypatch.setattr(weights, "read_images", lambda *args: images)
+    monkeypatch.setattr(weights, "load_backbone", lambda *args: build_small())
+    assert weights.main(["--seeds", "0", "1", "--image-size", "32", "--out", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "weights.json").read_text())["Phantoms"]
+    assert list(found) == list(features)
+    assert [run["seed"] for run in found["random weights"]] == [0, 1]
+    accuracies = [run["accuracy"]["value"] for run in found["gray thumbnails"]]
+    row = f"| gray thumbnails | {tables.mean_and_range(accuracies)} |"
+    assert row in (tmp_path / "weights.md").read_text()
 
 
 def test_all_schedules_have_the_same_number_of_epochs():
