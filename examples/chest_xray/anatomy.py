@@ -148,7 +148,7 @@ def _finding(name: str, x: Field, y: Field, sides: list[Field], rng: np.random.G
             wide, high = rng.uniform(0.2, 0.34, 2)
             ragged = np.hypot(u / wide, v / high) + 0.22 * noise(size, 0.025 * size, rng)
             film = np.maximum(film, _edge(ragged - 1, 0.05))
-        return (0.20 + 0.22 * strength) * film * (1 + 0.2 * noise(size, 0.01 * size, rng))
+        return (0.28 + 0.16 * strength) * film * (1 + 0.2 * noise(size, 0.01 * size, rng))
     return np.zeros_like(x)
 
 
