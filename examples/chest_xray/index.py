@@ -28,10 +28,10 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 10
 th, td { padding: .35rem .7rem; text-align: right; border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child { text-align: left; }
 tr.study td, tr.study th { color: var(--quiet); font-weight: normal; font-size: .92em; }
-th:first-child, .num { white-space: nowrap; }
+th:first-child, td:first-child, .num { white-space: nowrap; }
 img { max-width: 100%; border-radius: 6px; }
 .picture { background: white; padding: .5rem; border-radius: 6px; max-width: 36rem; }
-.grid { display: grid; grid-template-columns: 9rem 1fr; gap: .4rem 1rem; align-items: center; }
+.grid { display: grid; grid-template-columns: 12rem 1fr; gap: .4rem 1rem; align-items: center; }
 @media (prefers-color-scheme: dark) {
   :root { --accent: #6db3f2; }
   body { background: #16181c; color: #e6e6e6; }
