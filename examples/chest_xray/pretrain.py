@@ -179,8 +179,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--epochs", type=int, default=30, help="default: 30")
-    add("--images-per-class", type=int, default=160, help="images to draw (default: 160)")
+    add("--epochs", type=int, default=24, help="default: 24")
+    add("--images-per-class", type=int, default=100, help="images to draw (default: 100)")
     add("--batch-size", type=int, default=32, help="images per step (default: 32)")
     add("--learning-rate", type=float, default=1e-3, help="at the start (default: 0.001)")
     add("--seed", type=int, default=0, help="seed of images, weights and order (default: 0)")
