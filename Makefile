@@ -33,8 +33,8 @@ PYTEST = $(ONE_THREAD) $(RUN) -m pytest -n auto --maxprocesses 4 --dist workstea
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
 
-demo: $(VENV)/.plots  ## run the chest X-ray example on drawn phantoms (no data, no download needed)
-	$(RUN) examples/chest_xray/run.py --epochs 8 --out out/demo
+demo: $(VENV)/.plots  ## run the chest X-ray example on phantoms (no data, no download), and name the page to open
+	$(RUN) examples/chest_xray/run.py --out out/demo
 
 test: $(VENV)/.test  ## run all tests (BACKEND=tensorflow, jax or torch)
 	$(PYTEST) $(ARGS)

@@ -15,6 +15,9 @@ import phantoms
 import pytest
 import run
 import schedules
+import study
+import tables
+import weights
 from PIL import Image
 
 import finetune_kit as ftk
@@ -25,9 +28,9 @@ COUNTS = dict.fromkeys(phantoms.CLASSES, 8)
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory) -> Path:
-    """A folder of eight phantoms per class, 64 x 64 pixels."""
+    """A folder of eight phantoms per class, 112 x 112 pixels."""
     folder = tmp_path_factory.mktemp("phantoms") / "data"
-    return phantoms.write_phantoms(folder, images_per_class=COUNTS, size=64)
+    return phantoms.write_phantoms(folder, images_per_class=COUNTS, size=112)
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +49,8 @@ def test_phantoms_have_the_layout_of_the_database(drawn):
 
 def test_a_phantom_depends_on_its_class_its_number_and_the_seed_alone(drawn, tmp_path):
     few = {"Normal": 2}
-    same = phantoms.write_phantoms(tmp_path / "same", images_per_class=few, size=64)
-    other = phantoms.write_phantoms(tmp_path / "other", images_per_class=few, size=64, seed=1)
+    same = phantoms.write_phantoms(tmp_path / "same", images_per_class=few, size=112)
+    other = phantoms.write_phantoms(tmp_path / "other", images_per_class=few, size=112, seed=1)
     name = "Normal/images/Normal-2.png"
     assert (same / name).read_bytes() == (drawn / name).read_bytes()
     assert (other / name).read_bytes() != (drawn / name).read_bytes()
@@ -55,18 +58,31 @@ def test_a_phantom_depends_on_its_class_its_number_and_the_seed_alone(drawn, tmp
 
 def test_phantoms_are_kept_and_other_files_are_never_overwritten(drawn, tmp_path):
     times = {file: file.stat().st_mtime_ns for file in drawn.rglob("*.png")}
-    assert phantoms.write_phantoms(drawn, images_per_class=COUNTS, size=64) == drawn
+    assert phantoms.write_phantoms(drawn, images_per_class=COUNTS, size=112) == drawn
     assert {file: file.stat().st_mtime_ns for file in drawn.rglob("*.png")} == times
     with pytest.raises(FileExistsError, match="'seed': 1"):
-        phantoms.write_phantoms(drawn, images_per_class=COUNTS, size=64, seed=1)
+        phantoms.write_phantoms(drawn, images_per_class=COUNTS, size=112, seed=1)
     (tmp_path / "mine").mkdir()
     with pytest.raises(FileExistsError, match="other files"):
         phantoms.write_phantoms(tmp_path / "mine")
 
 
+def test_only_planted_copies_of_phantoms_are_found(tmp_path):
+    counts = dict.fromkeys(phantoms.CLASSES, 10)
+    folder = phantoms.write_phantoms(tmp_path / "data", images_per_class=counts, copies=2)
+    images = ftk.read_image_folder(folder)
+    assert images.counts().tolist() == [12] * 4
+    names = [Path(path).name for path in images.paths]
+    found = ftk.find_duplicates(images)
+    planted = json.loads((folder / "phantoms.json").read_text())["copies_of"]
+    pairs = {frozenset(names[i] for i in pair[:2]) for pair in found.pairs}
+    assert {pair for pair in planted.items() if frozenset(pair) not in pairs} == set()
+    assert len(found.clusters) == len({original for original in planted.values()})
+
+
 def test_the_models_of_the_study_have_its_number_of_parameters():
     recipe = run.recipe("study")
-    backbone = run.load_backbone("none", 224, fallback=False)
+    backbone = run.load_backbone("random", 224)
     head = ftk.classification_head(4, units=(1024, 512), pooling=recipe.pooling)
     trainable = []
     for blocks in (0, 1):
@@ -152,7 +168,15 @@ def test_the_example_hashes_each_image_once_and_writes_its_results(
         ("Model 2", "Model 3"),
     ]
 
+    page = (out / "index.html").read_text()
+    links = re.findall(r'(?:href|src)="([^"]+)"', page)
+    assert {"reports/model-3/report.html", "models/model-1.keras", "duplicates.txt"} <= set(links)
+    assert {"manifest.csv", "results.json", "reports/comparison.html"} <= set(links)
+    assert all((out / link).is_file() for link in links)
+    assert f"{results['models'][2]['test']['accuracy']:.3f}" in page
+
     printed = capsys.readouterr().out
+    assert printed.rstrip().endswith(str(out / "index.html"))
     accuracy = f"{results['models'][0]['test']['accuracy']:.3f}"
     assert re.search(rf"Model 1 +{first:,} +{accuracy} +0\.\d{{3}}", printed)
     assert re.search(r"in the study +0\.74 +0\.64 +0\.87 +0\.67 +0\.80 +0\.20", printed)
@@ -162,7 +186,7 @@ def test_the_example_hashes_each_image_once_and_writes_its_results(
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*expects pixels from")  # the study divided them by 255
 def test_the_study_s_recipe_trains_one_model_on_a_sample(drawn, tmp_path):
-    options = "--weights none --recipe study --models 3 --limit 28 --epochs 1 --image-size 32"
+    options = "--weights random --recipe study --models 3 --limit 28 --epochs 1 --image-size 32"
     out = ["--out", str(tmp_path), "--verbose", "0"]
     assert run.main(["--data", str(drawn), *options.split(), *out]) == 0
     results = json.loads((tmp_path / "results.json").read_text())
@@ -185,7 +209,8 @@ def test_copies_are_found_and_kept_in_one_set(drawn, tmp_path, capsys):
         film = folder / name / "images" / f"{name}-1.png"
         shutil.copy(film, film.with_name("copy.png"))
         Image.open(film).save(film.with_name("again.jpg"), quality=80)
-    sets, duplicates, found = run.split(ftk.read_image_folder(folder), seed=0)
+    images, listing = ftk.read_image_folder(folder), tmp_path / "duplicates.txt"
+    sets, duplicates, found = run.split(images, seed=0, listing=listing)
     assert [set(cluster) for cluster in found["clusters"]] == [
         {f"{Path(cluster[0]).stem[:-2]}-1.png", "again.jpg", "copy.png"}
         for cluster in map(sorted, found["clusters"])
@@ -195,7 +220,10 @@ def test_copies_are_found_and_kept_in_one_set(drawn, tmp_path, capsys):
     assert found["would_cross_a_split_by_class"] == len(duplicates.crossing) > 0
     assert sum(map(len, sets)) == 40
     assert ftk.find_duplicates(*sets).crossing == ()
-    assert "copy.png" in capsys.readouterr().out
+    assert (
+        "4 clusters of copies, such as COVID-1.png, again.jpg, copy.png" in capsys.readouterr().out
+    )
+    assert len(listing.read_text().splitlines()) == 4
 
 
 def test_a_sample_of_the_real_xrays_has_their_class_shares(xray_images):
@@ -213,7 +241,9 @@ def test_a_test_set_of_the_real_xrays_has_the_supports_of_the_study(xray_images)
     assert viral_pneumonia in (50, 51)
 
 
-def test_without_a_network_only_phantoms_train_with_random_weights(monkeypatch, capsys):
+def test_phantoms_need_no_download_and_xrays_without_one_are_an_error(
+    drawn, tmp_path, monkeypatch, capsys
+):
     build = keras.applications.MobileNetV2
 
     def without_network(weights, **options):
@@ -222,16 +252,17 @@ def test_without_a_network_only_phantoms_train_with_random_weights(monkeypatch, 
         return build(weights=None, **options)
 
     monkeypatch.setattr(keras.applications, "MobileNetV2", without_network)
-    backbone = run.load_backbone("imagenet", 32, fallback=True)
-    assert backbone.input_shape == (None, 32, 32, 3)
-    assert "Using random weights instead" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"folder ~/\.keras/models"):
-        run.load_backbone("imagenet", 32, fallback=False)
+    assert run.parse([]).weights == study.parse([]).weights == "drawn"
+    assert run.load_backbone("drawn", 32).input_shape == (None, 32, 32, 3)
+    assert run.main(["--data", str(drawn), "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "folder ~/.keras/models" in error
+    assert "--weights drawn" in error
 
 
 def test_a_weights_file_is_loaded(imagenet_weights):
-    loaded, again = (run.load_backbone(str(imagenet_weights), 96, fallback=False) for _ in range(2))
-    untrained = run.load_backbone("none", 96, fallback=False)
+    loaded, again = (run.load_backbone(str(imagenet_weights), 96) for _ in range(2))
+    untrained = run.load_backbone("random", 96)
     first, second, third = (model.get_weights()[0] for model in (loaded, again, untrained))
     assert np.array_equal(first, second)
     assert not np.array_equal(first, third)
@@ -242,13 +273,13 @@ def test_a_weights_file_is_loaded(imagenet_weights):
     [
         ("--data nowhere", "does not exist"),
         ("--data {drawn}/COVID/images", "one folder per class"),
-        ("--data {drawn} --weights nothing.h5", "'imagenet', 'none' or a file"),
+        ("--data {drawn} --weights nothing.h5", "'drawn', 'imagenet', 'random' or a file"),
         ("--data {drawn} --weights {drawn}/README.md.txt", "does not fit"),
-        ("--data {drawn} --weights none --epochs 0", "`epochs`"),
-        ("--data {drawn} --weights none --models 99 --image-size 32", "between 0 and 19"),
+        ("--data {drawn} --weights random --epochs 0", "`epochs`"),
+        ("--data {drawn} --weights random --models 99 --image-size 32", "between 0 and 19"),
         ("--data {drawn} --models 0", "--models must be numbers from 1 up"),
         ("--data {drawn} --limit 0", "--limit must be at least 1"),
-        ("--data {drawn} --weights none --limit 4", "at least 3 images"),
+        ("--data {drawn} --weights random --limit 4", "at least 3 images"),
     ],
 )
 def test_an_error_in_the_input_is_printed_without_a_traceback(
@@ -259,6 +290,22 @@ def test_an_error_in_the_input_is_printed_without_a_traceback(
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error
+
+
+@pytest.mark.slow
+def test_weights_are_compared_on_several_splits(build_small, drawn, tmp_path, monkeypatch):
+    images = ftk.read_image_folder(drawn)
+    features = {"gray thumbnails": None, "random weights": "random"}
+    monkeypatch.setattr(weights, "FEATURES", features)
+    monkeypatch.setattr(weights, "read_images", lambda *args: images)
+    monkeypatch.setattr(weights, "load_backbone", lambda *args: build_small())
+    assert weights.main(["--seeds", "0", "1", "--image-size", "32", "--out", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "weights.json").read_text())["Phantoms"]
+    assert list(found) == list(features)
+    assert [run["seed"] for run in found["random weights"]] == [0, 1]
+    accuracies = [run["accuracy"]["value"] for run in found["gray thumbnails"]]
+    row = f"| gray thumbnails | {tables.mean_and_range(accuracies)} |"
+    assert row in (tmp_path / "weights.md").read_text()
 
 
 def test_all_schedules_have_the_same_number_of_epochs():

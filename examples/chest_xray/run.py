@@ -5,8 +5,9 @@
 
 Each model is a MobileNetV2 (x0.5) with a dense head. Model 1 trains the head alone, Model 2 also
 the last block of the backbone, Model 3 the last two blocks. `--recipe study` trains them as the
-study did, `--recipe recommended` as finetune-kit recommends. `docs/chest_xray.md` describes the
-study and the results.
+study did, `--recipe recommended` as finetune-kit recommends. Without `--data`, the backbone starts
+from weights that were trained on drawn images (`pretrain.py`), with it from those of ImageNet.
+`docs/chest_xray.md` describes the study and the results.
 """
 
 from __future__ import annotations
@@ -23,61 +24,88 @@ from typing import Any
 
 import keras
 import numpy as np
+from drawn import load_drawn
+from index import write_index
 from phantoms import write_phantoms
+from progress import TrainingBars, bar, quiet
 from tables import aligned, reported
 
 import finetune_kit as ftk
 
+PHANTOM_LIMIT = "Phantoms are drawn. Results on them say nothing about X-rays of patients."
+
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Run the whole example and return the content of `results.json`."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    keras.utils.set_random_seed(args.seed)  # of random weights, if the backbone has them
+    print("How many blocks should one fine-tune? Models 1-3 of the chest X-ray study\n")
+    print("1. The images")
     images = sample(read_images(args.data, args.out), args.limit, args.seed)
-    print(images)
-    (train, validation, test), duplicates, found = split(images, args.seed)
-    sizes = f"{len(train):,} training, {len(validation):,} validation and {len(test):,} test images"
-    print(f"Split: {sizes}")
-
+    counts = dict(zip(images.class_names, images.counts().tolist(), strict=True))
+    print(f"   {len(images):,} images: {', '.join(f'{n} {c:,}' for n, c in counts.items())}")
+    parts, duplicates, found = split(images, args.seed, args.out / "duplicates.txt")
     manifest = args.out / "manifest.csv"
-    sets = ftk.write_manifest(manifest, train=train, validation=validation, test=test)
-    train, validation, test = sets["train"], sets["validation"], sets["test"]
-    print(f"Manifest: {manifest}, fingerprint {train.manifest}")
+    sets = ftk.write_manifest(
+        manifest, **dict(zip(("train", "validation", "test"), parts, strict=True))
+    )
+    sizes = {name: len(part) for name, part in sets.items()}
+    print(f"   Split: {', '.join(f'{size:,} {name}' for name, size in sizes.items())} ({manifest})")
 
-    runs = train_models(args, train, validation)
-    reports, models = evaluate_models(args, runs, test, duplicates)
-    if len(reports) > 1:
-        comparison = ftk.compare(reports)
-        comparison.save(args.out / "reports", title="The models on the same test images")
-        print(f"\n{comparison}")
-
+    runs = train_models(args, sets["train"], sets["validation"])
+    print("\n4. Evaluation", flush=True)
+    reports, models = evaluate_models(args, runs, sets["test"], duplicates)
     results = {
         "backend": keras.backend.backend(),
         "keras": keras.__version__,
         "recipe": args.recipe,
+        "weights": Path(args.weights).name,
         "seed": args.seed,
-        "data": {
-            "classes": dict(zip(images.class_names, images.counts().tolist(), strict=True)),
-            "split": {name: len(part) for name, part in sets.items()},
-            "manifest": train.manifest,
-        },
+        "data": {"classes": counts, "split": sizes, "manifest": sets["train"].manifest},
         "duplicates": found,
         "models": models,
     }
     draft = args.out / "results.json.part"  # renamed once it is complete
     draft.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     draft.replace(args.out / "results.json")
-    print("\nThe models, and what the study reported on its own 794 test images (-: not reported):")
-    print(f"{table_beside_the_study(models, images.class_names)}\n")
-    print(f"Results: {args.out / 'results.json'}")
-    print(f"Reports: {args.out / 'reports'} (open the .html files in a browser)")
-    print(f"Models:  {args.out / 'models'}")
+    conclude(args, results, reports, sets["train"])
     return results
+
+
+def conclude(
+    args: argparse.Namespace,
+    results: dict[str, Any],
+    reports: dict[str, ftk.Report],
+    train: ftk.ImageSet,
+) -> None:
+    """Print the table and what may be concluded from it, and write the page that links it all."""
+    test_images = results["data"]["split"]["test"]
+    print(
+        f"\nThe models on {test_images:,} test images, and what the study reported on its own 794"
+    )
+    print(f"(-: not reported)\n\n{table_beside_the_study(results['models'], train.class_names)}")
+    sentences = [] if args.data else [PHANTOM_LIMIT]
+    if len(reports) > 1:
+        comparison = ftk.compare(reports)
+        comparison.save(args.out / "reports", title="The models on the same test images")
+        sentences = [*comparison.summary, *sentences]
+    if sentences:
+        print("\nWhat may be concluded")
+        print("\n".join(f"- {sentence}" for sentence in sentences))
+    page = write_index(args.out, results, train, sentences)
+    print(f"\nModels, reports and comparison are linked on one page. Open {page}")
 
 
 def read_images(data: Path | None, out: Path) -> ftk.ImageSet:
     """Read the database, or draw phantoms if there is no folder of it."""
     if data is None:
-        data = write_phantoms(out / "phantoms")
-        print(f"No --data was given. Using phantoms, drawn images without patients: {data}")
+        data = out / "phantoms"
+        print(
+            f"   Without --data: phantoms, which are drawn and show no patient ({data})", flush=True
+        )
+        write_phantoms(data, copies=2, progress=bar)
+        with quiet("finetune_kit"):  # the log says that the masks are not read, which is intended
+            return ftk.read_image_folder(data)
     return ftk.read_image_folder(data)
 
 
@@ -90,28 +118,36 @@ def sample(images: ftk.ImageSet, limit: int | None, seed: int) -> ftk.ImageSet:
 
 
 def split(
-    images: ftk.ImageSet, seed: int
+    images: ftk.ImageSet, seed: int, listing: Path
 ) -> tuple[tuple[ftk.ImageSet, ...], ftk.Duplicates, dict[str, Any]]:
     """Split the images, with all copies of a picture in the same set.
+
+    Args:
+        images: the images.
+        seed: seed of the split.
+        listing: the file that lists the clusters of duplicates.
 
     Returns:
         The sets for training, validation and test; the duplicates; and what `results.json` says
         about them.
     """
-    print(f"Searching for duplicates among {len(images):,} images", flush=True)
+    print("   Searching for duplicates ...", flush=True)
     train, validation, test = images.split(seed=seed)  # by class alone
     duplicates = ftk.find_duplicates(train, validation, test)
     images = train + validation + test  # in the order in which the duplicates are numbered
     names = [Path(path).name for path in images.paths]
-    clusters = [[names[i] for i in cluster] for cluster in duplicates.clusters]
-    print(
-        f"Clusters of duplicates: {len(clusters)}. Splitting by class alone would divide "
-        f"{len(duplicates.crossing)} of them; here each cluster is in one set."
-    )
-    for cluster in clusters[:10]:
-        print(f"  {', '.join(cluster)}")
-    if len(clusters) > 10:
-        print(f"  and {len(clusters) - 10} more, listed in results.json")
+    clusters = [sorted(names[i] for i in cluster) for cluster in duplicates.clusters]
+    lines = [", ".join(cluster) for cluster in sorted(clusters)]
+    listing.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    count = f"{len(clusters)} cluster{'s' if len(clusters) != 1 else ''}"
+    if clusters:
+        print(f"   {count} of copies, such as {lines[0]} (all: {listing})")
+        print(
+            f"   Splitting by class alone would divide {len(duplicates.crossing)} of them; here "
+            "each stays in one set"
+        )
+    else:
+        print("   No image is a copy of another")
     kinds = Counter(kind for _, _, kind, _ in duplicates.pairs)
     found = {
         "clusters": clusters,
@@ -146,13 +182,13 @@ def recipe(name: str) -> Recipe:
     return Recipe("flatten", "train", bgr, keep_best_epoch=False)
 
 
-def load_backbone(weights: str, image_size: int, *, fallback: bool) -> keras.Model:
+def load_backbone(weights: str, image_size: int) -> keras.Model:
     """Return MobileNetV2 x0.5 without its classifier.
 
     Args:
-        weights: `"imagenet"`, `"none"` for random weights, or a weights file.
+        weights: `"drawn"` for weights trained on drawn images, `"imagenet"`, `"random"`, or a
+            weights file.
         image_size: height and width of the images in pixels.
-        fallback: whether to use random weights if those of ImageNet cannot be downloaded.
 
     Raises:
         ValueError: if the weights cannot be downloaded, or the file does not fit.
@@ -164,18 +200,20 @@ def load_backbone(weights: str, image_size: int, *, fallback: bool) -> keras.Mod
         except ValueError:  # an image size that the model cannot take
             raise
         except Exception as error:  # Keras raises a bare Exception when a download fails
-            if not fallback:
-                raise ValueError(
-                    "The ImageNet weights must be downloaded once, and the download failed. Run "
-                    "this on a machine with a network and copy its folder ~/.keras/models, or pass "
-                    f"--weights FILE, or --weights none for random weights. Received: {error}"
-                ) from error
-        print("The ImageNet weights cannot be downloaded. Using random weights instead.")
-        weights = "none"
-    if weights != "none" and not Path(weights).is_file():
-        raise ValueError(f"--weights must be 'imagenet', 'none' or a file. Received: {weights!r}")
+            raise ValueError(
+                "The ImageNet weights must be downloaded once, and the download failed. Run this "
+                "on a machine with a network and copy its folder ~/.keras/models, or pass "
+                "--weights FILE. Or pass --weights drawn for weights that were trained on drawn "
+                f"images and need no download. Received: {error}"
+            ) from error
+    if weights not in ("drawn", "random") and not Path(weights).is_file():
+        raise ValueError(
+            f"--weights must be 'drawn', 'imagenet', 'random' or a file. Received: {weights!r}"
+        )
     backbone = keras.applications.MobileNetV2(weights=None, **options)
-    if weights != "none":
+    if weights == "drawn":
+        return load_drawn(backbone)
+    if weights != "random":
         try:
             backbone.load_weights(weights)
         except Exception as error:  # h5py, zipfile and Keras raise their own kinds
@@ -191,16 +229,25 @@ def train_models(
 ) -> tuple[ftk.FineTuned, ...]:
     """Train the models. They share one pass over the images."""
     chosen = recipe(args.recipe)
-    backbone = load_backbone(args.weights, args.image_size, fallback=args.data is None)
+    backbone = load_backbone(args.weights, args.image_size)
     head = ftk.classification_head(train.class_names, units=(1024, 512), pooling=chosen.pooling)
     specs = [
         ftk.FineTuneSpec(number - 1, batch_norm=chosen.batch_norm, epochs=args.epochs)
         for number in args.models
     ]
     deepest = max(args.models)
-    print(f"\nWhat trains in Model {deepest}, besides the head:")
+    print(f"\n2. The plan: MobileNetV2 x0.5 with {args.weights} weights")
+    print(f"   A model trains its head and, in Model {deepest}, these blocks:\n")
     print(f"{specs[args.models.index(deepest)].plan(backbone)}\n", flush=True)
-    callbacks = []
+    print(
+        f"3. Training: {args.epochs} epochs for each model\n"
+        f"   The frozen part runs once for each of {len(train) + len(validation):,} images ...",
+        flush=True,
+    )
+    callbacks: list[keras.callbacks.Callback] = []
+    if not args.verbose:
+        order = sorted(args.models, reverse=True)  # `sweep` begins with the deepest
+        callbacks.append(TrainingBars([f"Model {number}" for number in order], args.epochs))
     if chosen.keep_best_epoch:  # patience as long as the training: nothing stops early
         best = keras.callbacks.EarlyStopping(patience=args.epochs, restore_best_weights=True)
         callbacks.append(best)
@@ -228,16 +275,16 @@ def evaluate_models(
     """Evaluate and save the models. Return their reports and their entries in `results.json`."""
     (args.out / "models").mkdir(parents=True, exist_ok=True)
     reports, models = {}, []
+    shown = bar(len(runs), "model")
     for number, tuned in zip(args.models, runs, strict=True):
-        print(f"\nModel {number} on the test images:", flush=True)
         started = time.perf_counter()
         report = ftk.evaluate(tuned, test, duplicates=duplicates, heat_maps=24)
         seconds = {**tuned.timings, "evaluate": time.perf_counter() - started}
-        print(report)
         report.save(args.out / "reports" / f"model-{number}", title=f"Model {number}")
         tuned.model.save(args.out / "models" / f"model-{number}.keras")
         reports[f"Model {number}"] = report
         models.append(model_results(number, tuned, report, seconds))
+        shown.update(len(models))
     return reports, models
 
 
@@ -282,7 +329,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--data", type=Path, help="folder of the database (default: draw phantoms)")
-    add("--weights", default="imagenet", help="imagenet, none or a file (default: imagenet)")
+    add("--weights", help="drawn, imagenet, random or a file (default: drawn for phantoms, "
+        "imagenet with --data)")  # fmt: skip
     add("--models", type=int, nargs="+", default=[1, 2, 3], help="which (default: 1 2 3)")
     add("--epochs", type=int, default=20, help="for each model (default: 20, as in the study)")
     add("--batch-size", type=int, default=64, help="images per step (default: 64, as in the study)")
@@ -295,8 +343,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--out", type=Path, default=Path("out/chest_xray"),
         help="folder for the results (default: out/chest_xray)")  # fmt: skip
     add("--limit", type=int, help="number of images to use, a stratified sample (default: all)")
-    add("--verbose", type=int, choices=(0, 1, 2), default=2, help="as in Keras (default: 2)")
-    return parser.parse_args(argv)
+    add("--verbose", type=int, choices=(0, 1, 2), default=0,
+        help="0 for one bar for each model, 1 or 2 as in Keras (default: 0)")  # fmt: skip
+    args = parser.parse_args(argv)
+    args.weights = args.weights or default_weights(args.data)
+    return args
+
+
+def default_weights(data: Path | None) -> str:
+    """Return the weights to start from: those of drawn images if there are no X-rays."""
+    return "drawn" if data is None else "imagenet"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -42,7 +42,7 @@ def compare_schedules(
     args: argparse.Namespace, images: ftk.ImageSet, features: Path
 ) -> dict[str, list[dict[str, Any]]]:
     """Train each schedule with each seed and return the results by schedule."""
-    backbone = load_backbone(args.weights, 224, fallback=False)
+    backbone = load_backbone(args.weights, 224)
     head = ftk.classification_head(images.class_names, units=(1024, 512))
     best = keras.callbacks.EarlyStopping(patience=args.epochs, restore_best_weights=True)
     results: dict[str, list[dict[str, Any]]] = {}
@@ -89,7 +89,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder of the database")
-    add("--weights", default="imagenet", help="imagenet, none or a file (default: imagenet)")
+    add(
+        "--weights",
+        default="imagenet",
+        help="drawn, imagenet, random or a file (default: imagenet)",
+    )
     add("--blocks", type=int, default=4, help="blocks to train (default: 4)")
     add("--epochs", type=int, default=16, help="for each schedule, at least 3 (default: 16)")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2],

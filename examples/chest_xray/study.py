@@ -28,7 +28,7 @@ from typing import Any
 import keras
 import numpy as np
 from experiments import EXPERIMENTS, Setting
-from run import load_backbone, read_images, recipe, sample
+from run import default_weights, load_backbone, read_images, recipe, sample
 from tables import experiment_tables, study_rows
 
 import finetune_kit as ftk
@@ -61,7 +61,7 @@ def train(
     training, validation, test = images.split(seed=seed)
     best = BestWeights()
     tuned = ftk.fine_tune(
-        load_backbone(args.weights, args.image_size, fallback=args.data is None),
+        load_backbone(args.weights, args.image_size),
         ftk.classification_head(images.class_names, units=(1024, 512), pooling=setting.pooling),
         setting.specs(args.epochs),
         training,
@@ -175,7 +175,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--data", type=Path, help="folder of the database (default: draw phantoms)")
-    add("--weights", default="imagenet", help="imagenet, none or a file (default: imagenet)")
+    add("--weights", help="drawn, imagenet, random or a file (default: drawn for phantoms, "
+        "imagenet with --data)")  # fmt: skip
     add("--experiments", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS),
         help="default: all")  # fmt: skip
     add("--seeds", type=int, nargs="+", default=[0, 1, 2],
@@ -189,7 +190,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--out", type=Path, default=Path("out/study"),
         help="folder for runs and tables (default: out/study)")  # fmt: skip
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.weights = args.weights or default_weights(args.data)
+    return args
 
 
 def study(args: argparse.Namespace) -> None:
