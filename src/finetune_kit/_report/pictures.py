@@ -76,10 +76,12 @@ def confusion(report: Results) -> Any:
     counts = table.counts
     shares = counts / np.maximum(table.totals[:, None], 1)
     height, width = counts.shape
-    figure = _figure(3.6 + 1.05 * width, 2.4 + 0.9 * height)
+    numbered = counts.size <= _NUMBERED
+    across, down, letters = (1.05, 0.9, 13) if numbered else (0.4, 0.35, 9)
+    figure = _figure(3.6 + across * width, 2.4 + down * height)
     axes = figure.subplots()
     picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    for row, column in np.ndindex(shares.shape) if counts.size <= _NUMBERED else ():
+    for row, column in np.ndindex(shares.shape) if numbered else ():
         share = shares[row, column]
         color = "white" if share > 0.55 else "#111111"
         text = f"{counts[row, column]:,}\n{share:.0%}"
@@ -95,7 +97,7 @@ def confusion(report: Results) -> Any:
         rotation_mode="anchor",
     )
     axes.set_yticks(range(height), names)
-    axes.tick_params(labelsize=13)
+    axes.tick_params(labelsize=letters)
     if not report.multi_label:
         axes.set_xlabel("predicted class", fontsize=14)
         axes.set_ylabel("true class", fontsize=14)
