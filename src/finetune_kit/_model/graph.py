@@ -64,6 +64,13 @@ def own_statistics(layer: keras.Layer) -> list[Any]:
     return list(layer._non_trainable_variables)
 
 
+def held_back(layer: keras.Layer) -> frozenset[int]:
+    """Return the `id` of the weights that a layer keeps from training: the kernel under LoRA."""
+    if not getattr(layer, "lora_enabled", False):
+        return frozenset()
+    return frozenset(id(getattr(layer, name, None)) for name in ("_kernel", "_embeddings"))
+
+
 # What is built on it.
 
 

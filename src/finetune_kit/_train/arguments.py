@@ -17,7 +17,7 @@ from finetune_kit._model import preprocessing as pixel_conventions
 from finetune_kit._model.digest import variable_digest
 from finetune_kit._model.graph import copy, is_stochastic
 from finetune_kit._model.head import check_not_swapped, misfit
-from finetune_kit._model.spec import FineTuneSpec, check_no_classifier
+from finetune_kit._model.spec import FineTuneSpec, check_no_classifier, check_prefix_in_fit
 from finetune_kit._text import listed, plural
 from finetune_kit._train.callbacks import as_callbacks, check_callbacks, check_monitors
 from finetune_kit._train.objective import Choices, as_choices, class_weights, objective
@@ -46,6 +46,8 @@ def make_setup(
     choices = as_choices(options["loss"], options["metrics"])
     check_monitors(callbacks, choices.names, validated=validation is not None)
     cache = as_cache(options["features"])
+    for phase in phases if cache is None else ():
+        check_prefix_in_fit(backbone, phase.plan)
     factors = [
         dict(zip(p.plan.trainable_variables, p.plan.rate_factors, strict=True)) for p in phases
     ]
