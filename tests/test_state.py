@@ -22,6 +22,9 @@ class Counter(L.Layer):
         self.calls = self.add_weight(shape=(), initializer="zeros", trainable=False, name="calls")
         self.fixed = self.add_weight(shape=(), initializer="ones", trainable=False, name="fixed")
 
+    def compute_output_shape(self, shape):
+        return shape
+
     def call(self, x, training=False):
         if training:
             self.calls.assign_add(1.0)
@@ -89,39 +92,37 @@ def tokens(layer: keras.Layer) -> Callable:
 
 
 def attention(x):
-    return L.MultiHeadAttention(2, 4, name="attention", dropout=0.1)(x, x)
+    return L.MultiHeadAttention(2, 4, name="attention")(x, x)
 
 
-LAYERS: dict[str, Callable[[], Callable]] = {
-    "SpectralNormalization": lambda: L.SpectralNormalization(L.Conv2D(4, 1, name="inside")),
-    "LoRA of a convolution": lambda: with_lora(L.Conv2D(4, 1)),
-    "LoRA of a dense layer": lambda: with_lora(L.Dense(4)),
-    "LoRA of EinsumDense": lambda: with_lora(
-        L.EinsumDense("abcd,de->abce", output_shape=(None, None, 4), bias_axes="e")
-    ),
-    "int8": lambda: quantized(L.Dense(4)),
-    "BatchNormalization": L.BatchNormalization,
-    "renorm": lambda: L.BatchNormalization(renorm=True),
-    "synchronized": lambda: L.BatchNormalization(synchronized=True),
-    "Normalization": adapted,
-    "UnitNormalization": L.UnitNormalization,
-    "LayerNormalization": L.LayerNormalization,
-    "GroupNormalization": lambda: L.GroupNormalization(2),
-    "RMSNormalization": L.RMSNormalization,
-    "PReLU": L.PReLU,
-    "LSTM": lambda: tokens(L.LSTM(4, return_sequences=True, dropout=0.1)),
-    "Bidirectional": lambda: tokens(L.Bidirectional(L.GRU(2, return_sequences=True))),
-    "TimeDistributed": lambda: L.TimeDistributed(
-        L.SpectralNormalization(L.Dense(4, name="inside"))
-    ),
-    "attention": lambda: attention,
-    "Counter": Counter,
-    "Codebook": Codebook,
-    "Composite": Composite,
-    "GaussianNoise": lambda: L.GaussianNoise(0.1),
-}
-# These change variables in every training call, frozen or not.
-MOVES = {"SpectralNormalization", "TimeDistributed", "Counter", "Codebook", "Composite"}
+def synchronized() -> keras.Layer:
+    tensorflow = keras.backend.backend() == "tensorflow"  # Keras has it there alone
+    return L.BatchNormalization(synchronized=tensorflow)
+
+
+# In groups, so that few models are compiled.
+LAYERS: dict[str, Callable[[], list[Callable]]] = {
+    "norms": lambda: [
+        L.BatchNormalization(), L.BatchNormalization(renorm=True), synchronized(), adapted(),
+        L.UnitNormalization(), L.LayerNormalization(), L.GroupNormalization(2),
+        L.RMSNormalization(), L.PReLU(), L.GaussianNoise(0.1), attention,
+    ],
+    "LoRA": lambda: [
+        with_lora(L.Conv2D(4, 1)), with_lora(L.Dense(4)),
+        with_lora(L.EinsumDense("abcd,de->abce", output_shape=(None, None, 4), bias_axes="e")),
+    ],
+    "int8": lambda: [quantized(L.Dense(4))],
+    "sequences": lambda: [
+        tokens(L.LSTM(4, return_sequences=True)),
+        tokens(L.Bidirectional(L.SimpleRNN(2, return_sequences=True))),
+    ],
+    "Counter": lambda: [L.TimeDistributed(Counter())],
+    "Codebook": lambda: [Codebook()],
+    "SpectralNormalization": lambda: [L.SpectralNormalization(L.Conv2D(4, 1, name="inside"))],
+    "Composite": lambda: [Composite()],
+}  # fmt: skip
+# Layers in these change variables in every training call, frozen or not.
+MOVES = ["Counter", "Codebook", "SpectralNormalization", "Composite"]
 
 
 def backbone_with(name: str) -> keras.Model:
@@ -129,7 +130,8 @@ def backbone_with(name: str) -> keras.Model:
     inputs = keras.Input((6, 6, 3))
     x = L.Conv2D(4, 1, name="block1_conv")(L.Rescaling(1 / 255)(inputs))
     x = L.Conv2D(4, 1, name="block2_conv")(x)
-    x = LAYERS[name]()(x)
+    for layer in LAYERS[name]():
+        x = layer(x)
     x = L.Conv2D(4, 1, name="block3_conv")(x)
     return keras.Model(inputs, x, name="odd")
 
@@ -164,3 +166,86 @@ def test_the_plan_names_exactly_what_moves(name, images):
     spec = ftk.FineTuneSpec(("block2", "block3"), batch_norm="train", epochs=2)
     moved, plan = trained(backbone_with(name), spec, images)
     assert moved == moving(plan)
+    states = {path.split("/")[-1] for path in plan.moving_statistics}
+    expected = {"Counter": {"calls"}, "Codebook": {"codes"}, "SpectralNormalization": {"vector_u"}}
+    assert states == expected.get(name, states)
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_frozen_layers_with_a_state_stay_as_they_are_in_the_prefix(name, images):
+    moved, plan = trained(backbone_with(name), ftk.FineTuneSpec(0), images)
+    assert moved == moving(plan) == set()
+
+
+@pytest.mark.parametrize("name", ["norms", "LoRA", "int8"])
+def test_frozen_layers_behind_a_trainable_block_stay_as_they_are(name, images):
+    moved, plan = trained(backbone_with(name), ftk.FineTuneSpec("block1"), images)
+    assert moved == moving(plan) == {"block1_conv/kernel", "block1_conv/bias"}
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_frozen_layers_that_would_move_are_an_error_before_training(name, images, rejected):
+    backbone, head = backbone_with(name), ftk.classification_head(3)
+    with rejected(r"no frozen layer that changes its own variables.*Train its block too"):
+        ftk.FineTuneSpec("block1").plan(backbone)
+    with rejected("no frozen layer that changes its own variables.*pass no features=False"):
+        ftk.fine_tune(backbone, head, ftk.FineTuneSpec(0), images, features=False)
+
+
+def test_a_layer_that_changes_its_state_in_inference_is_an_error_before_training(rejected):
+    inputs = keras.Input(batch_shape=(2, 6, 4))
+    x = L.LSTM(4, return_sequences=True, stateful=True, name="memory")(inputs)
+    backbone = keras.Model(inputs, L.Dense(2, name="last")(x))
+    with rejected("stateful=False.*Received: the layer 'memory'"):
+        ftk.FineTuneSpec(0).plan(backbone)
+
+
+def test_planning_changes_no_variable():
+    backbone = backbone_with("SpectralNormalization")
+    before = backbone.get_weights()
+    ftk.FineTuneSpec("all").plan(backbone)
+    assert all(map(np.array_equal, before, backbone.get_weights()))
+
+
+def test_lora_holds_its_kernel_back_in_a_phase_after_one_that_froze_it(images):
+    backbone = backbone_with("LoRA")
+    for blocks in ("all", 0, "all"):
+        plan = ftk.FineTuneSpec(blocks).apply(backbone)
+        assert {v.path for v in backbone.trainable_variables} == moving(plan)
+    kernels = {v.path for layer in backbone.layers if getattr(layer, "lora_enabled", False)
+               for v in layer.weights if v.path.endswith("/kernel")}  # fmt: skip
+    assert len(kernels) == 3
+    assert not kernels & moving(plan)
+
+
+def test_flags_inside_composite_layers_are_overwritten_on_every_backend():
+    backbone = backbone_with("Composite")
+    for _ in range(2):
+        plan = ftk.FineTuneSpec("all", batch_norm="train").apply(backbone)
+        assert {v.path for v in backbone.trainable_variables} == {*plan.trainable_variables}
+        assert any(path.endswith("first/kernel") for path in plan.trainable_variables)
+        for layer in backbone.layers:
+            layer.trainable = False
+
+
+@keras.saving.register_keras_serializable("test_state")
+class Borrower(L.Layer):
+    """Uses a layer that another block uses too."""
+
+    def __init__(self, lent, **options):
+        super().__init__(**options)
+        self.lent = lent
+
+    def call(self, x):
+        return self.lent(x)
+
+
+def test_a_layer_that_blocks_share_is_frozen_or_trained_as_one(rejected):
+    lent, inputs = L.Conv2D(4, 1, name="lent"), keras.Input((6, 6, 4))
+    x = Borrower(lent, name="block1_conv")(inputs)
+    x = L.Conv2D(4, 1, name="block2_conv")(x)
+    x = Borrower(lent, name="block3_conv")(x)
+    backbone = keras.Model(inputs, x)
+    with rejected("share a layer, or none of them.*'block1_conv', which shares"):
+        ftk.FineTuneSpec(1).plan(backbone)
+    assert len(ftk.FineTuneSpec(0).plan(backbone).trainable_variables) == 0

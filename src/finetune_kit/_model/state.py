@@ -66,18 +66,20 @@ def moved_by_layer(layer: keras.Layer) -> list[Any]:
     Raises:
         ValueError: if it changes variables in inference too, or cannot be called on its own.
     """
-    if not any(map(_may_move, layers_within(layer))):
+    inside = layers_within(layer)
+    # The states of a stateful RNN belong to no list of variables.
+    always = [f"{x.name}/rnn_state" for x in inside if getattr(x, "stateful", False)]
+    if not always and not any(map(_may_move, inside)):
         return []
-    norms = [inner for inner in layers_within(layer) if _is_batch_norm(inner)]
-    known = {id(v) for norm in norms for v in norm.weights}
+    known = {id(v) for norm in filter(_is_batch_norm, inside) for v in norm.weights}
     candidates = [v for v in layer.weights if id(v) not in known]
-    always = _assigned(layer, candidates, training=False)
+    always = always or [v.path for v in _assigned(layer, candidates, training=False)]
     if always:
         raise ValueError(
             "`backbone` must have no layer that changes its state in inference, because what it "
             "returns for an image would depend on the images before it. Rebuild the backbone "
             f"without that state (an RNN with stateful=False). Received: the layer {layer.name!r}, "
-            f"which changes {listed([v.path for v in always])}"
+            f"which changes {listed(always)}"
         )
     return _assigned(layer, candidates, training=True)
 
