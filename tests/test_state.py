@@ -67,7 +67,7 @@ class Composite(L.Layer):
 
 
 def with_lora(layer: keras.Layer) -> keras.Layer:
-    """Return a layer for four channels with LoRA; only the frozen kernel is left out of training."""
+    """Return a layer for four channels whose kernel LoRA holds back."""
     layer.build((None, 6, 6, 4))
     layer.enable_lora(2)
     return layer
