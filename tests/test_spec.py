@@ -309,26 +309,6 @@ def test_hints_leave_the_signature_and_the_calls_of_a_function_as_they_are():
         train()
 
 
-def twin_paths(name: str) -> keras.Model:
-    """A backbone of two nested models with one convolution each; the second has this name."""
-    x = inputs = keras.Input((8, 8, 3))
-    for convolution in ("conv", name):
-        inner = keras.Input(x.shape[1:])
-        x = keras.Model(inner, keras.layers.Conv2D(3, 3, name=convolution)(inner))(x)
-    return keras.Model(inputs, x, name="twins")
-
-
-def test_two_weights_with_the_same_path_are_an_error_with_the_remedy():
-    ftk.FineTuneSpec(1).plan(twin_paths("other"))
-    with pytest.raises(ValueError, match=r"'twins' must have .* different names .*: conv/kernel"):
-        ftk.FineTuneSpec(1).plan(twin_paths("conv"))
-    features = keras.Input((4, 4, 3))
-    predictions = keras.layers.Dense(2, name="conv")(keras.layers.Flatten()(features))
-    head = keras.Model(features, predictions, name="head")
-    with pytest.raises(ValueError, match=r"backbone and head, different names .*: conv/kernel"):
-        ftk.FineTuneSpec(1).build(twin_paths("other"), head)
-
-
 @pytest.mark.parametrize("built", [True, False])
 def test_backbone_and_head_in_the_wrong_order_are_an_error_that_says_so(mobilenet, built):
     head = ftk.classification_head(3)

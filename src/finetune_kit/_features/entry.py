@@ -47,7 +47,7 @@ class Features:
     threads: int = WORKERS
 
     def load(self, positions: NDArray[np.int64]) -> Any:
-        """Return the features of some images: an array, or a list if several tensors are cut."""
+        """Return the features of some images: an array, or a tuple if several tensors are cut."""
         found = [self.where[self.rows[i]] for i in positions.tolist()]
         loaded = []
         for field, shape in self.shapes.items():
@@ -55,7 +55,7 @@ class Features:
             for target, (chunk, row) in zip(tensor, found, strict=True):
                 target[...] = self.chunks[chunk].rows[field][row]
             loaded.append(tensor)
-        return loaded if len(loaded) > 1 else loaded[0]
+        return tuple(loaded) if len(loaded) > 1 else loaded[0]
 
 
 class Entry:

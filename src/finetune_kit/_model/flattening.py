@@ -12,6 +12,7 @@ from finetune_kit._model.graph import (
     count_kernels,
     direct_sublayers,
     fresh_inputs,
+    functional,
     is_composite,
     is_layer,
     own_statistics,
@@ -20,12 +21,11 @@ from finetune_kit._model.graph import (
 )
 
 
-def flattened(model: Any) -> keras.Model:
-    """Return a model as one flat graph that shares its layers.
+def plain(model: Any) -> keras.Model:
+    """Return a functional model with a plain class, which shares its layers.
 
-    A model that contains another as one layer (a backbone, a head) is opened, and so is a layer
-    that is a stack of repeating units (keras-hub's ViT encoder). The small models of which an
-    architecture consists (a stem, a residual unit written as a Sequential) stay one operation.
+    A single tensor is an input or output by itself, not a list of one, as in
+    `keras.Model(model.inputs, model.outputs)` and in the graph of a Sequential.
 
     Raises:
         ValueError: if the model has no graph, such as a subclass model.
@@ -38,8 +38,42 @@ def flattened(model: Any) -> keras.Model:
             "rebuild it with the functional API. "
             f"Received: {getattr(model, 'name', model)!r} of type {type(model).__name__}"
         )
-    if not hasattr(model, "operations"):  # a Sequential does not show its operations
-        model = keras.Model(model.inputs, model.outputs, name=model.name)
+    owner = next(each for each in type(model).__mro__ if "call" in vars(each))
+    if not owner.__module__.startswith("keras."):
+        raise ValueError(
+            "`backbone` must do what its graph does. A class with a `call` of its own, which the "
+            "graph does not show, cannot be split into blocks: pass keras.Model(model.input, "
+            f"model.output). Received: {model.name!r} of type {owner.__name__}"
+        )
+    has_graph = hasattr(model, "operations")  # a Sequential does not show its own
+    tensors = (model.input, model.output) if has_graph else (model.inputs, model.outputs)
+    bare = [_bare(each) for each in tensors]
+    if has_graph and type(model).__module__.startswith("keras.") and _same(bare, tensors):
+        return model
+    return functional(bare[0], bare[1], model.name)
+
+
+def _bare(tensors: Any) -> Any:
+    flat = keras.tree.flatten(tensors)
+    return flat[0] if len(flat) == 1 else tensors
+
+
+def _same(ones: Any, others: Any) -> bool:
+    return all(one is other for one, other in zip(ones, others, strict=True))
+
+
+def flattened(model: Any) -> keras.Model:
+    """Return a model as one flat graph that shares its layers.
+
+    A model that contains another as one layer (a backbone, a head) is opened, and so is a layer
+    that is a stack of repeating units (keras-hub's ViT encoder). The small models of which an
+    architecture consists (a stem, a residual unit written as a Sequential) stay one operation.
+    Layers inside opened models whose name another layer has are renamed.
+
+    Raises:
+        ValueError: if the model has no graph, such as a subclass model.
+    """
+    model = plain(model)
     nested = [op for op in model.operations if _is_model(op)]
     heads = [op for op in nested if any(isinstance(layer, TO_VECTOR) for layer in op.layers)]
     large = [op for op in nested if op not in heads and count_kernels(op) > 1]
@@ -49,8 +83,8 @@ def flattened(model: Any) -> keras.Model:
         return model
     inputs = fresh_inputs(model.input)
     call = partial(_open_or_call, opened, stacks)
-    flat = keras.Model(inputs, rewire(model.input, inputs, model.output, call), name=model.name)
-    return flattened(flat)
+    outputs = rewire(model.input, inputs, model.output, call)
+    return flattened(functional(inputs, outputs, model.name))
 
 
 def _open_or_call(

@@ -7,8 +7,9 @@ keeps private are therefore used in this module only, each in one small function
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any, TypeAlias
 
 import keras
@@ -66,9 +67,8 @@ def own_statistics(layer: keras.Layer) -> list[Any]:
 
 def held_back(layer: keras.Layer) -> frozenset[int]:
     """Return the `id` of the weights that a layer keeps from training: the kernel under LoRA."""
-    if not getattr(layer, "lora_enabled", False):
-        return frozenset()
-    return frozenset(id(getattr(layer, name, None)) for name in ("_kernel", "_embeddings"))
+    names = ("_kernel", "_embeddings") if getattr(layer, "lora_enabled", False) else ()
+    return frozenset(id(getattr(layer, name, None)) for name in names)
 
 
 # What is built on it.
@@ -194,23 +194,58 @@ def fresh_inputs(tensors: Any) -> Any:
     )
 
 
-def copy(layer: keras.Layer) -> keras.Layer:
-    """Return the same model or layer with variables of its own and the same weights.
+def functional(inputs: Any, outputs: Any, name: str) -> keras.Model:
+    """Return the model between symbolic tensors, with a name of its own for each operation.
 
-    The copy of a layer that is not built yet is not built either: it gets its initial weights when
-    it is.
+    Keras requires that the names in a model differ. Automatic names repeat where layers come from
+    different sessions, for example from a file and from this process. Of several operations with
+    the same name, all but the first are renamed.
     """
-    # Models of other libraries, such as keras-hub's, have configs that rebuild them.
-    from_keras = type(layer).__module__.startswith("keras.")
-    if isinstance(layer, keras.Model) and from_keras:
-        twin = keras.models.clone_model(layer)
-    else:
-        twin = layer.__class__.from_config(layer.get_config())
-    if layer.built and layer.weights:
-        if not twin.built:
-            twin.build_from_config(layer.get_build_config())
-        twin.set_weights(layer.get_weights())
-    return twin
+    give_distinct_names(_operations_before(outputs))
+    return keras.Model(inputs, outputs, name=name)
+
+
+def give_distinct_names(operations: Sequence[Any]) -> None:
+    """Rename operations whose name an earlier one has: `dense` becomes `dense_x2`."""
+    unique = list({id(operation): operation for operation in operations}.values())
+    taken = {operation.name for operation in unique}
+    seen: set[str] = set()
+    for operation in unique:
+        if operation.name in seen:
+            operation.name = free_name(operation.name, taken)
+            taken.add(operation.name)
+        seen.add(operation.name)
+
+
+def free_name(name: str, taken: Container[str]) -> str:
+    """Return the name, or the first of `name_x2`, `name_x3`, ... that is not taken."""
+    numbered = (f"{name}_x{i}" for i in count(2))
+    return name if name not in taken else next(new for new in numbered if new not in taken)
+
+
+def distinct_paths(variables: Sequence[Any]) -> dict[int, str]:
+    """Return the paths of variables by `id`; those that repeat are numbered, see `free_name`."""
+    paths: dict[int, str] = {}
+    taken: set[str] = set()
+    for variable in variables:
+        paths[id(variable)] = free_name(variable.path, taken)
+        taken.add(paths[id(variable)])
+    return paths
+
+
+def _operations_before(outputs: Any) -> list[Any]:
+    """Return the operations that make some tensors: in topological order, but inputs last."""
+    found: dict[int, Any] = {}
+    pending = keras.tree.flatten(outputs)[::-1]
+    while pending:
+        operation, node = made_by(pending[-1])
+        missing = [x for x in node.input_tensors if id(made_by(x)[1]) not in found]
+        if missing and id(node) not in found:
+            pending += missing
+            continue
+        pending.pop()
+        found[id(node)] = operation
+    return sorted(found.values(), key=lambda op: isinstance(op, keras.layers.InputLayer))
 
 
 def is_layer(operation: Any) -> bool:

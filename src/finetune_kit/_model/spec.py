@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, asdict, dataclass
 from functools import partial
@@ -17,7 +16,10 @@ from finetune_kit._hints import hints
 from finetune_kit._model.blocks import LEVELS, Partition, as_block, chosen_blocks, partition
 from finetune_kit._model.flattening import flattened
 from finetune_kit._model.graph import (
+    distinct_paths,
     fresh_inputs,
+    functional,
+    give_distinct_names,
     is_layer,
     is_stochastic,
     layers_within,
@@ -26,7 +28,7 @@ from finetune_kit._model.graph import (
 from finetune_kit._model.head import check_not_swapped, misfit
 from finetune_kit._model.plan import FreezePlan
 from finetune_kit._model.state import check_frozen, set_trainable, updated_variables
-from finetune_kit._text import listed, plural
+from finetune_kit._text import plural
 
 BATCH_NORM = ("frozen", "train")
 
@@ -122,7 +124,7 @@ class FineTuneSpec:
 
         Raises:
             ValueError: if the backbone has fewer blocks than `trainable_blocks`, has no block of a
-                given name, or has two variables with the same path.
+                given name.
         """
         return self._plan(backbone, partition(backbone, self.level))
 
@@ -188,13 +190,13 @@ class FineTuneSpec:
         pixels = preprocessing(inputs) if preprocessing else inputs
         call = partial(_call_without_randomness, frozen)
         features = rewire(graph.input, pixels, graph.output, call)
-        outputs = _predictions(head, features, backbone)
-        model = keras.Model(inputs, outputs, name=f"{backbone.name}_with_{head.name}")
-        _check_paths(model)
-        return model
+        outputs = _predictions(head, features, graph)
+        name = f"{backbone.name}_with_{head.name}"
+        give_distinct_names([*graph.operations, *filter(None, [preprocessing]), head])
+        return functional(inputs, outputs, name)
 
     def _plan(self, backbone: keras.Model, parts: Partition) -> FreezePlan:
-        _check_paths(backbone)
+        paths = distinct_paths(backbone.weights)
         trainable = chosen_blocks(
             "trainable_blocks", self.trainable_blocks, parts.parts, backbone.name, self.level
         )
@@ -218,9 +220,11 @@ class FineTuneSpec:
             trainable=trainable,
             block_trainable_params=tuple(_count_values(weights) for weights, _ in updated),
             top_params=sum(op.count_params() for op in parts.top if is_layer(op)),
-            trainable_variables=tuple(v.path for weights, _ in [*updated, top] for v in weights),
+            trainable_variables=tuple(
+                paths[id(v)] for weights, _ in [*updated, top] for v in weights
+            ),
             rate_factors=(*factors, *(1.0 for _ in top[0])),
-            moving_statistics=tuple(v.path for _, stats in [*updated, top] for v in stats),
+            moving_statistics=tuple(paths[id(v)] for _, stats in [*updated, top] for v in stats),
         )
 
 
@@ -264,19 +268,6 @@ def _positive(name: str, value: Any, most: float) -> float:
     limit = "a number above 0" + ("" if most == math.inf else f" and up to {most:g}")
     hint = ", a text (YAML reads 1e-3 as text, 1.0e-3 as a number)" * isinstance(value, str)
     raise ValueError(f"`{name}` must be {limit}. Received: {name}={value!r}{hint}")
-
-
-def _check_paths(model: keras.Model) -> None:
-    """Check that each weight has a path of its own: plans and checkpoints name weights by it."""
-    counts = Counter(weight.path for weight in model.weights)
-    repeated = [path for path, count in counts.items() if count > 1]
-    if repeated:
-        raise ValueError(
-            f"Each weight of {model.name!r} must have a path of its own, because a plan names "
-            "weights by their paths. Give the layers of nested models, and those of backbone and "
-            "head, different names when you build them. Received: the same path for several "
-            f"weights: {listed(repeated)}"
-        )
 
 
 def _count_values(weights: list[Any]) -> int:

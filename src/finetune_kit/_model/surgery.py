@@ -14,6 +14,7 @@ from finetune_kit._model.blocks import chosen_blocks, partition
 from finetune_kit._model.flattening import flattened
 from finetune_kit._model.graph import (
     fresh_inputs,
+    functional,
     is_layer,
     is_stochastic,
     made_by,
@@ -74,11 +75,12 @@ def cut_after(model: keras.Model, names: Container[str]) -> tuple[keras.Model, k
             pending += node.input_tensors
     order = {id(operation): i for i, operation in enumerate(graph.operations)}
     crossing.sort(key=lambda tensor: order[id(made_by(tensor)[0])])
-    boundary = crossing if len(crossing) > 1 else crossing[0]
-    prefix = keras.Model(graph.input, boundary, name=f"{model.name}_prefix")
+    # A tuple: `fit` on TensorFlow takes no list of tensors from a generator.
+    boundary = tuple(crossing) if len(crossing) > 1 else crossing[0]
+    prefix = functional(graph.input, boundary, f"{model.name}_prefix")
     inputs = fresh_inputs(boundary)
     outputs = rewire(boundary, inputs, graph.output)
-    return prefix, keras.Model(inputs, outputs, name=f"{model.name}_suffix")
+    return prefix, functional(inputs, outputs, f"{model.name}_suffix")
 
 
 def extend_prefix(prefix: keras.Model, suffix: keras.Model) -> tuple[keras.Model, keras.Model]:
@@ -95,7 +97,7 @@ def extend_prefix(prefix: keras.Model, suffix: keras.Model) -> tuple[keras.Model
     names = {op.name for op, moves in zip(graph.operations, movable, strict=True) if moves}
     front, rest = cut_after(suffix, names)
     features = rewire(front.input, prefix.output, front.output)
-    return keras.Model(prefix.input, features, name=prefix.name), rest
+    return functional(prefix.input, features, prefix.name), rest
 
 
 def stitch(prefix: keras.Model, suffix: keras.Model) -> keras.Model:
@@ -128,4 +130,4 @@ def stitch(prefix: keras.Model, suffix: keras.Model) -> keras.Model:
     inputs = fresh_inputs(prefix.input)
     boundary = rewire(prefix.input, inputs, prefix.output)
     outputs = rewire(suffix.input, boundary, suffix.output)
-    return keras.Model(inputs, outputs, name=prefix.name.removesuffix("_prefix"))
+    return functional(inputs, outputs, prefix.name.removesuffix("_prefix"))

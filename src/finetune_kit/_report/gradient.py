@@ -13,7 +13,8 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune_kit._model.graph import copy, made_by
+from finetune_kit._model.copying import copy
+from finetune_kit._model.graph import made_by
 
 
 class Probe(keras.Model):

@@ -14,8 +14,10 @@ from finetune_kit._data.pixels import Source
 from finetune_kit._features.augmentation import Augmentation, as_augmentation
 from finetune_kit._features.cache import FeatureCache, as_cache
 from finetune_kit._model import preprocessing as pixel_conventions
+from finetune_kit._model.copying import copy
 from finetune_kit._model.digest import variable_digest
-from finetune_kit._model.graph import copy, is_stochastic
+from finetune_kit._model.flattening import plain
+from finetune_kit._model.graph import is_stochastic
 from finetune_kit._model.head import check_not_swapped, misfit
 from finetune_kit._model.spec import FineTuneSpec, check_no_classifier, check_prefix_in_fit
 from finetune_kit._text import listed, plural
@@ -34,7 +36,7 @@ def make_setup(
     options: Mapping[str, Any],
 ) -> Setup:
     """Check all arguments of `fine_tune`, and return them as one value."""
-    size = _check_models(backbone, head)
+    size, backbone = _check_models(backbone, head)
     validation = _check_images(train, validation)
     phases = _check_specs(backbone, spec)
     check_count("batch_size", options["batch_size"])
@@ -45,9 +47,7 @@ def make_setup(
     check_callbacks(callbacks, once=len(phases) == 1 and options["run_dir"] is None)
     choices = as_choices(options["loss"], options["metrics"])
     check_monitors(callbacks, choices.names, validated=validation is not None)
-    cache = as_cache(options["features"])
-    for phase in phases if cache is None else ():
-        check_prefix_in_fit(backbone, phase.plan)
+    cache = _check_features(options["features"], backbone, phases)
     factors = [
         dict(zip(p.plan.trainable_variables, p.plan.rate_factors, strict=True)) for p in phases
     ]
@@ -78,12 +78,13 @@ def make_setup(
     )
 
 
-def _check_models(backbone: Any, head: Any) -> tuple[int, int]:
-    """Check backbone and head, and return height and width of the images."""
+def _check_models(backbone: Any, head: Any) -> tuple[tuple[int, int], keras.Model]:
+    """Check backbone and head; return height and width of the images, and the plain backbone."""
     check_kind("backbone", backbone, keras.Model, "such as keras.applications.MobileNetV2(...)")
     check_kind("head", head, keras.Layer, "see classification_head")
     check_not_swapped(backbone, head)
-    return image_size("backbone", backbone)
+    backbone = plain(backbone)
+    return image_size("backbone", backbone), backbone
 
 
 def _check_specs(backbone: keras.Model, spec: Any) -> tuple[Phase, ...]:
@@ -182,6 +183,16 @@ def _check_augmentation(augmentation: Any, cache: FeatureCache | None) -> Augmen
             "features=False"
         )
     return checked
+
+
+def _check_features(
+    features: Any, backbone: keras.Model, phases: tuple[Phase, ...]
+) -> FeatureCache | None:
+    """Return the feature cache, or None; without it the frozen part runs in training too."""
+    cache = as_cache(features)
+    for phase in phases if cache is None else ():
+        check_prefix_in_fit(backbone, phase.plan)
+    return cache
 
 
 def _check_run_dir(run_dir: Any) -> None:

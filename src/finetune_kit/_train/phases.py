@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 from finetune_kit._data.batches import Batches
 from finetune_kit._features.frozen import FeatureSource, Trainee
 from finetune_kit._model.digest import variable_digest
-from finetune_kit._text import plural
+from finetune_kit._text import listed, plural
 from finetune_kit._train.callbacks import (
     FiniteLoss,
     Planned,
@@ -93,9 +94,21 @@ def _build(run: _Run, phase: Phase) -> keras.Model:
     started = time.perf_counter()
     setup = run.setup
     whole = phase.spec.build(setup.backbone, setup.head, preprocessing=setup.preprocessing)
+    _check_paths(whole)
     _objective(setup, whole)  # a head that does not fit fails before anything is computed
     run.progress.seconds["build"] += time.perf_counter() - started
     return whole
+
+
+def _check_paths(whole: keras.Model) -> None:
+    """Check that each weight has a path of its own, by which plans and optimizers name it."""
+    counts = Counter(weight.path for weight in whole.weights)
+    repeated = [path for path, count in counts.items() if count > 1]
+    if repeated:
+        raise ValueError(
+            "Each weight of a layer must have a name of its own: pass different names to "
+            f"`add_weight`. Received: the same name for several weights: {listed(repeated)}"
+        )
 
 
 def _objective(setup: Setup, whole: keras.Model) -> Objective:

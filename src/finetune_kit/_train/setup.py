@@ -16,8 +16,8 @@ from finetune_kit._data.images import ImageSet
 from finetune_kit._features.augmentation import Augmentation
 from finetune_kit._features.cache import FeatureCache
 from finetune_kit._features.frozen import FeatureSource
+from finetune_kit._model.copying import copy
 from finetune_kit._model.digest import fingerprint, variable_digest
-from finetune_kit._model.graph import copy
 from finetune_kit._model.plan import FreezePlan
 from finetune_kit._model.preprocessing import pixel_range
 from finetune_kit._model.spec import FineTuneSpec
@@ -59,9 +59,11 @@ class Setup:
     def copied(self) -> Setup:
         """Return the same settings with copies of backbone, head and augmentation.
 
-        They are made after the random seed was set, because copying draws initial weights.
+        They are made after the random seed was set, because copying draws initial weights. The
+        layers of the copies have different names, and so their variables have different paths.
         """
-        backbone, head = copy(self.backbone), copy(self.head)
+        names: set[str] = set()
+        backbone, head = copy(self.backbone, names), copy(self.head, names)
         drawn = self.augmentation
         return replace(
             self,
