@@ -12,9 +12,9 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune_kit._model.graph import is_layer, is_stochastic, rewire
+from finetune_kit._model.graph import fresh_inputs, is_layer, is_stochastic, rewire
 
-Values: TypeAlias = NDArray[np.float32]
+Values: TypeAlias = NDArray[Any]
 
 # Layers with weights that only scale: they belong to the front.
 _SCALING = (keras.layers.Normalization, keras.layers.BatchNormalization)
@@ -32,13 +32,19 @@ def front(backbone: keras.Model) -> Callable[[Values], Values] | None:
     inputs = getattr(backbone, "inputs", None) or []
     if len(inputs) != 1 or len(inputs[0].shape) != 4:
         return None
+    source = fresh_inputs(inputs[0])
+
+    def see(color: Any, top: Any) -> list[Values]:
+        pixels = keras.ops.cast(image(backbone, color, top), source.dtype)
+        tensors = rewire(source, pixels, targets, _call)
+        return [_middle(keras.ops.convert_to_numpy(keras.ops.cast(x, "float32"))) for x in tensors]
+
     try:
-        contexts = [_seen(backbone, [100.0], top) for top in (0.0, 255.0)]
-        if not _equal([*contexts[0], *contexts[1]]):
-            return None
+        targets = _first_read(backbone, [source])
+        contexts = [*see(100, 0), *see(100, 255)]
     except Exception:  # an operation of any library may fail on images of one color
         return None
-    return lambda color: _seen(backbone, color, color)[0]
+    return (lambda color: see(color, color)[0]) if _equal(contexts) else None
 
 
 def channels(backbone: keras.Model) -> int:
@@ -63,43 +69,40 @@ def _channel_axis() -> int:
     return 1 if keras.config.image_data_format() == "channels_first" else 3
 
 
-def _seen(model: keras.Model, color: Any, top: Any) -> list[Values]:
-    """Return what each first layer with weights gets for an image: the channels of one pixel."""
-    dtype = model.inputs[0].dtype
-    pixels = keras.ops.cast(keras.ops.convert_to_tensor(image(model, color, top)), dtype)
-    found: list[Any] = []
-    outputs = _run(model, [pixels], found)
-    found = found or [x for x in outputs if x is not _LEARNED]
-    values = [_middle(keras.ops.convert_to_numpy(keras.ops.cast(x, "float32"))) for x in found]
-    if not np.isfinite(np.concatenate(values)).all():
-        raise ValueError("The front returns values that are not finite")
-    return values
+def _first_read(model: keras.Model, sources: Sequence[Any]) -> list[Any]:
+    """Return the symbolic tensors that the first layers with weights read, made from `sources`."""
+    found: dict[int, Any] = {}
+    outputs = _open(model, sources, found)
+    return list(found.values()) or [x for x in outputs if x is not _LEARNED]
 
 
-def _run(model: keras.Model, tensors: Sequence[Any], found: list[Any]) -> list[Any]:
-    """Run the front of a model, and collect the tensors that layers with weights read."""
+def _open(model: keras.Model, sources: Sequence[Any], found: dict[int, Any]) -> list[Any]:
+    """Call the front of a model again, nested models opened, and collect what its layers read."""
 
     def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
         given = keras.tree.flatten((args, kwargs))
         known = not any(x is _LEARNED for x in given)
         if is_layer(operation) and operation.weights and not isinstance(operation, _SCALING):
-            if known and isinstance(operation, keras.Model) and operation.inputs:
-                inner = _run(operation, keras.tree.flatten(args), found)
+            if known and isinstance(operation, keras.Model) and getattr(operation, "inputs", None):
+                inner = _open(operation, keras.tree.flatten(args), found)
                 return inner[0] if len(inner) == 1 else inner
-            found.extend(x for x in given if keras.ops.is_tensor(x))
+            found.update({id(x): x for x in given if isinstance(x, keras.KerasTensor)})
             known = False
         if not known:
             return keras.tree.map_structure(lambda _: _LEARNED, operation.output)
-        if not is_layer(operation):
-            return operation(*args, **kwargs)
         if is_stochastic(operation) and len(args) == 1 and operation.output.shape == args[0].shape:
             return args[0]
-        return operation(*args, **{**kwargs, "training": False})
+        return operation(*args, **kwargs)
 
-    return list(rewire(model.inputs, tensors, model.outputs, call))
+    return list(rewire(model.inputs, sources, model.outputs, call))
 
 
-def _middle(values: NDArray[Any]) -> Values:
+def _call(operation: Any, *args: Any, **kwargs: Any) -> Any:
+    options = {"training": False} if is_layer(operation) else {}
+    return operation(*args, **{**kwargs, **options})
+
+
+def _middle(values: Values) -> Values:
     """Return the channels in the middle of an image, of a sequence of patches or of a vector."""
     first = values[0]
     if first.ndim == 1:  # flattened pixels

@@ -54,8 +54,13 @@ def preprocessing(backbone: keras.Model) -> keras.Layer:
     own, raises no error and costs accuracy. The architecture decides: a model with random weights
     gets the preprocessing of the pretrained one.
 
+    What the backbone itself does to pixels before its first layer with weights is measured on
+    images of one color, whether layers, operations or a nested model do it. The result adds what
+    is still missing.
+
     Args:
-        backbone: a model of `keras.applications`, renamed or not, with or without its weights.
+        backbone: a model of `keras.applications`, renamed or not, with or without its weights and
+            with or without scaling of its own; or any model that scales raw pixels itself.
 
     Returns:
         A plain Keras layer (or model) that takes raw RGB pixels from 0 to 255, of any size,
@@ -89,8 +94,7 @@ def preprocessing(backbone: keras.Model) -> keras.Layer:
     if expected is None:
         if seen is not None and _scales_raw_pixels(seen, colors):
             return _layer("raw")
-        scaled = "" if seen is None or _alike(seen, colors) else f" and which {_changes(seen)}"
-        raise _unknown(backbone, f"whose family is unknown{scaled}")
+        raise _unknown(backbone, f"whose family is unknown{_changes(seen, colors)}")
     for convention in _CONVENTIONS:
         given = _scaled(convention, colors)
         if given.shape == colors.shape:
@@ -98,8 +102,9 @@ def preprocessing(backbone: keras.Model) -> keras.Layer:
             if found is not None and _alike(found, _scaled(expected, colors)):
                 return _layer(convention)
     low, high = _range(_scaled(expected, colors))
-    does = "changes its channels" if seen is None else _changes(seen)
-    raise _unknown(backbone, f"whose family expects {low:.3g} to {high:.3g} and which {does}")
+    raise _unknown(
+        backbone, f"whose family expects {low:.3g} to {high:.3g}{_changes(seen, colors)}"
+    )
 
 
 def warn_of_pixel_range(given: keras.Layer | None, backbone: keras.Model) -> None:
@@ -144,13 +149,15 @@ def _scaled(convention: str, colors: Values) -> Values:
     if convention == "tf":
         return colors / 127.5 - 1
     if convention == "torch":
-        return (colors / 255 - np.array(_MEAN)) / np.array(_STD)
-    return colors[:, ::-1] - np.array(_CAFFE_MEAN)
+        return (colors / 255 - np.array(_MEAN, "float32")) / np.array(_STD, "float32")
+    return colors[:, ::-1] - np.array(_CAFFE_MEAN, "float32")
 
 
 def _pixels(values: list[Values]) -> Values | None:
     """Return colors from what a layer gets: their channels, or those of equal pixels of a patch."""
     found = np.stack(values)
+    if not np.isfinite(found).all():
+        return None
     if found.shape[1] > 3 and found.shape[1] % 3 == 0:
         patches = found.reshape(len(found), -1, 3)
         found = patches[:, 0]
@@ -169,16 +176,23 @@ def _alike(found: Values, expected: Values) -> bool:
 
 def _scales_raw_pixels(seen: Values, colors: Values) -> bool:
     """Return whether a front turns pixels from 0 to 255 into what weights of any family expect."""
-    if seen.shape == colors.shape and (_alike(seen, colors) or _alike(seen, colors[:, ::-1])):
+    if _alike(seen, colors) or _alike(seen, colors[:, ::-1]):
         return False
     spans = np.abs(seen[1] - seen[0])
     shifted = bool((seen[0] < -50).all()) and spans.max() <= 256
     return bool(spans.min() > 1e-3) and (shifted or bool(spans.max() <= 200))
 
 
-def _changes(seen: Values) -> str:
+def _changes(seen: Values | None, colors: Values) -> str:
+    """Return what a front does to pixels, for an error message."""
+    if seen is None:
+        return " and which does not only scale pixels"
+    if _alike(seen, colors):
+        return ""
+    if _alike(seen, colors[:, ::-1]):
+        return " and which changes the order of the channels itself"
     low, high = _range(seen)
-    return f"turns pixels from 0 to 255 into {low:.3g} to {high:.3g} itself"
+    return f" and which turns pixels from 0 to 255 into {low:.3g} to {high:.3g} itself"
 
 
 def _range(values: Values) -> tuple[float, float]:
