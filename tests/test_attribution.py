@@ -86,13 +86,35 @@ def test_a_single_sigmoid_has_two_targets_and_several_have_one_each():
 
 @pytest.mark.parametrize(
     "ending",
-    [[keras.layers.Softmax], [lambda: keras.layers.Activation("softmax", dtype="float32")], []],
+    [
+        [keras.layers.Softmax],
+        [lambda: keras.layers.Activation("softmax", dtype="float32")],
+        [lambda: keras.layers.Activation(keras.ops.sigmoid)],
+        [lambda: keras.ops.softmax],
+        [lambda: keras.ops.sigmoid, keras.layers.Identity],
+        [lambda: keras.activations.softmax, lambda: lambda x: keras.ops.cast(x, "float32")],
+        [lambda: keras.ops.log_softmax, lambda: keras.layers.Reshape((3,))],
+        [lambda: lambda x: keras.ops.softmax(x / 0.01)],  # a temperature
+        [],
+    ],
 )
-def test_the_score_is_taken_before_the_softmax_in_whichever_layer_it_is(ending):
+def test_the_score_is_taken_before_the_softmax_in_whichever_form_it_is(ending):
     model = model_with(*pooled(None), *(make() for make in ending))
     model.get_layer("scores").kernel.assign(60 * model.get_layer("scores").kernel)  # saturated
     maps = ftk.grad_cam(model, PIXELS, 1)
     np.testing.assert_allclose(maps, class_activation_maps(model, np.full(5, 1)), atol=1e-5)
+
+
+def test_an_empty_map_is_said_and_nothing_else_is():
+    model = model_with(*pooled(None))
+    scores = model.get_layer("scores")
+    scores.kernel.assign(-abs(scores.kernel))
+    positive = keras.Model(model.input, model.output)
+    positive.get_layer("map").kernel.assign(abs(model.get_layer("map").kernel))
+    with pytest.warns(UserWarning, match=r"5 of 5 Grad-CAM maps are 0 everywhere.*occlusion"):
+        assert not ftk.grad_cam(positive, PIXELS, 1).any()
+    scores.kernel.assign(abs(scores.kernel))
+    assert ftk.grad_cam(positive, PIXELS, 1).any(axis=(1, 2)).all()
 
 
 def test_it_uses_the_gradient_at_any_block_without_dropout():
@@ -163,6 +185,7 @@ def test_the_model_and_its_optimizer_do_not_change(tiny_images):
     model.train_on_batch(tiny_images.load([0, 1, 2], (32, 32)), np.arange(3))
 
 
+@pytest.mark.filterwarnings("ignore:.*Grad-CAM maps? (is|are) 0 everywhere")
 def test_a_map_depends_on_the_weights():
     """The sanity check of Adebayo et al., 2018."""
     model = model_with(keras.layers.Conv2D(8, 3, activation="relu"), *pooled())

@@ -52,8 +52,10 @@ def train(model, head=None, spec=None, **options) -> ftk.FineTuned:
 # Names are no identity.
 
 
-@pytest.mark.parametrize("name", ["rescaling", "dense", "pooling", "predictions", "dropout"])
-@pytest.mark.parametrize("features", [None, False])
+@pytest.mark.parametrize(
+    ("name", "features"),
+    [("rescaling", None), ("dense", None), ("pooling", False), ("predictions", None)],
+)
 def test_layers_of_backbone_head_and_preprocessing_may_have_the_same_names(name, features):
     keras.backend.clear_session()
     head = keras.Sequential(
@@ -204,3 +206,155 @@ def test_a_model_that_computes_more_than_its_graph_is_an_error():
     model = backbone()
     with pytest.raises(ValueError, match=r"`call` of its own, which .* 'small' of type Overridden"):
         train(Overridden(model.input, model.output, name="small"))
+
+
+# Inputs and outputs of any structure.
+
+
+def layers_on(inputs, **options):
+    x = keras.layers.Conv2D(4, 3, strides=2, activation="relu", **options)(inputs)
+    return keras.layers.Conv2D(6, 3, **options)(x)
+
+
+def functional(*shape: int | None, outputs=lambda x: x) -> keras.Model:
+    inputs = keras.Input(shape)
+    return keras.Model(inputs, outputs(layers_on(inputs)), name="small")
+
+
+def as_lists() -> keras.Model:
+    model = functional(16, 16, 3)
+    return keras.Model(model.inputs, model.outputs)
+
+
+def with_input_list() -> keras.Model:
+    inputs = keras.Input((16, 16, 3))
+    return keras.Model([inputs], {"features": layers_on(inputs)})
+
+
+def with_input_tensor() -> keras.Model:
+    return keras.applications.MobileNet(
+        alpha=0.25, include_top=False, weights=None, input_tensor=keras.Input((32, 32, 3))
+    )
+
+
+def with_batch_size() -> keras.Model:
+    inputs = keras.Input(batch_shape=(3, 16, 16, 3))
+    return keras.Model(inputs, layers_on(inputs))
+
+
+def of_integers() -> keras.Model:
+    inputs = keras.Input((16, 16, 3), dtype="uint8")
+    return keras.Model(inputs, layers_on(keras.ops.cast(inputs, "float32") / 255))
+
+
+def sequential() -> keras.Model:
+    return keras.Sequential([keras.Input((16, 16, 3)), *(keras.layers.Conv2D(4, 3) for _ in "ab")])
+
+
+def unet() -> keras.Model:
+    x = inputs = keras.Input((16, 16, 3))
+    skips = []
+    for width in (4, 6):
+        x = keras.layers.Conv2D(width, 3, padding="same", activation="relu")(x)
+        skips.append(x)
+        x = keras.layers.MaxPooling2D()(x)
+    for width, skip in zip((6, 4), reversed(skips), strict=True):
+        x = keras.layers.Concatenate()([keras.layers.UpSampling2D()(x), skip])
+        x = keras.layers.Conv2D(width, 3, padding="same", activation="relu")(x)
+    return keras.Model(inputs, x)
+
+
+def sized() -> keras.Model:
+    """What the error about an open size proposes."""
+    inputs = keras.Input((16, 16, 3))
+    return keras.Model(inputs, functional(None, None, 3)(inputs))
+
+
+@pytest.mark.parametrize(
+    ("make", "blocks", "features"),
+    [
+        (as_lists, 1, None),
+        (with_input_list, 1, False),
+        (with_input_tensor, 2, None),
+        (with_batch_size, 1, None),
+        (of_integers, 1, False),
+        (sequential, 1, None),
+        (sized, 1, None),
+        (lambda: functional(16, 16, 1), 1, None),  # gray
+        (unet, 1, None),
+        (unet, 2, None),  # two tensors cross the cut
+        (unet, 2, False),
+    ],
+)
+def test_a_backbone_of_any_structure_trains_as_its_plain_form(make, blocks, features):
+    model = make()
+    before = model.get_weights()
+    scale = keras.layers.Rescaling(1.0 if model.inputs[0].dtype == "uint8" else 1 / 255)
+    scale = ftk.preprocessing(model) if make is with_input_tensor else scale
+    plan = ftk.FineTuneSpec(blocks).plan(model)
+    tuned = train(model, spec=ftk.FineTuneSpec(blocks), preprocessing=scale, features=features)
+    assert sum(plan.trainable) == blocks == sum(tuned.plan.trainable)
+    assert all(map(np.array_equal, before, model.get_weights()))  # a copy was trained
+    size = tuned.model.input_shape[1:3]
+    pixels = IMAGES.load(range(5), size).astype(np.float32)
+    assert tuned.model.input_shape == (None, *size, 3)
+    built = ftk.FineTuneSpec(blocks).build(model, ftk.classification_head(2), preprocessing=scale)
+    built.set_weights(tuned.model.get_weights())
+    np.testing.assert_allclose(outputs(built, pixels), outputs(tuned.model, pixels), atol=1e-5)
+
+
+def several_inputs() -> keras.Model:
+    inputs = [keras.Input((16, 16, 3)), keras.Input((16, 16, 3))]
+    return keras.Model(inputs, layers_on(keras.layers.Add()(inputs)))
+
+
+def channels_first() -> keras.Model:
+    inputs = keras.Input((3, 16, 16))
+    return keras.Model(inputs, layers_on(inputs, data_format="channels_first"))
+
+
+def tokens_in() -> keras.Model:
+    inputs = keras.Input((10,), dtype="int32")
+    return keras.Model(inputs, keras.layers.Dense(4)(keras.layers.Embedding(10, 4)(inputs)))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (several_inputs, r"Give it one input.*\[\(None, 16, 16, 3\), \(None, 16, 16, 3\)\]"),
+        (tokens_in, r"Pass a model for images.*\(None, 10\)"),
+        (lambda: functional(16, 16, 4), r"makes its channels from RGB.*\(None, 16, 16, 4\)"),
+        (lambda: functional(None, None, 3), "Fix the size.*None, None, None, 3"),
+        (channels_first, r"channels first.*\(None, 3, 16, 16\)"),
+        (lambda: functional(16, 16, 3, outputs=lambda x: [x, x + 1]), "a head that takes them all"),
+        (
+            lambda: functional(16, 16, 3, outputs=lambda x: {"a": x, "b": x + 1}),
+            "backbone.outputs",
+        ),
+        (
+            lambda: functional(16, 16, 3, outputs=keras.layers.Reshape((-1, 6))),
+            "a sequence of tokens.*GlobalAveragePooling1D",
+        ),
+        (
+            lambda: functional(16, 16, 3, outputs=keras.layers.GlobalMaxPooling2D()),
+            "pooled already.*pooling=None",
+        ),
+        (lambda: keras.Sequential([keras.layers.Conv2D(4, 3)]), "a known input shape"),
+    ],
+)
+def test_a_backbone_that_does_not_fit_is_an_error_with_cause_and_remedy(make, message):
+    with pytest.raises(ValueError, match=message):
+        train(make())
+
+
+def test_a_head_for_tokens_and_one_for_several_outputs_train():
+    tokens = functional(16, 16, 3, outputs=keras.layers.Reshape((-1, 6)))
+    head = keras.Sequential(
+        [keras.layers.GlobalAveragePooling1D(), keras.layers.Dense(2, activation="softmax")]
+    )
+    assert outputs(train(tokens, head).model).shape == (3, 2)
+    pair = functional(16, 16, 3, outputs=lambda x: [x, keras.layers.Conv2D(3, 1)(x)])
+    both = [keras.Input(shape[1:]) for shape in pair.output_shape]
+    vector = keras.layers.Concatenate()([keras.layers.GlobalMaxPooling2D()(x) for x in both])
+    head = keras.Model(both, keras.layers.Dense(2, activation="softmax")(vector), name="head")
+    assert outputs(train(pair, head).model).shape == (3, 2)

@@ -88,14 +88,40 @@ def check_outputs(name: str, shape: Any, class_names: Sequence[str], *, multi_la
         )
 
 
-def image_size(name: str, model: Any) -> tuple[int, int]:
+def image_size(name: str, model: Any, channels: Sequence[int] = (3,)) -> tuple[int, int]:
     """Return height and width of the images that a model takes; they must be fixed."""
-    shape = getattr(model, "input_shape", None)
-    if not (
-        isinstance(shape, tuple) and len(shape) == 4 and shape[3] == 3 and None not in shape[1:]
-    ):
+    shape: Any = getattr(model, "input_shape", None)
+    remedy = _remedy(shape, channels)
+    if remedy:
         raise ValueError(
-            f"`{name}` must take RGB images of a fixed size, shape (None, height, width, 3); build "
-            f"it with input_shape=(224, 224, 3) or similar. Received: input shape {shape}"
+            f"`{name}` must take RGB images of a fixed size, shape (None, height, width, 3). "
+            f"{remedy}. Received: input shape {shape}"
         )
     return int(shape[1]), int(shape[2])
+
+
+def _remedy(shape: Any, channels: Sequence[int]) -> str:
+    """Return what to do about the input of a model that takes no images; "" if it does."""
+    if isinstance(shape, (list, dict)) and len(shape) > 1:
+        return (
+            "Give it one input: inputs = keras.Input((224, 224, 3)), and keras.Model(inputs, "
+            "model(...)) with the other inputs made from it"
+        )
+    if not isinstance(shape, tuple) or len(shape) != 4:
+        return "Pass a model for images, such as keras.applications.MobileNetV2"
+    if shape[1] in (1, 3) and shape[3] not in (1, 3):
+        return (
+            "It takes the channels first: build it with data_format='channels_last', or after "
+            "keras.config.set_image_data_format('channels_last')"
+        )
+    if None in shape[1:3]:
+        return (
+            "Fix the size: build it with input_shape=(224, 224, 3), or pass keras.Model(inputs, "
+            "model(inputs)) with inputs = keras.Input((224, 224, 3))"
+        )
+    if shape[3] not in channels:
+        return (
+            "Put a layer in front that makes its channels from RGB: inputs = keras.Input((224, "
+            "224, 3)), and keras.Model(inputs, model(layer(inputs)))"
+        )
+    return ""

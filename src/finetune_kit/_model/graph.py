@@ -188,10 +188,8 @@ def rewire(
 
 
 def fresh_inputs(tensors: Any) -> Any:
-    """Return new symbolic inputs of the same structure, shapes and types."""
-    return keras.tree.map_structure(
-        lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype), tensors
-    )
+    """Return new symbolic inputs of the same structure, shapes and types, for any batch size."""
+    return keras.tree.map_structure(lambda x: keras.Input(x.shape[1:], dtype=x.dtype), tensors)
 
 
 def functional(inputs: Any, outputs: Any, name: str) -> keras.Model:

@@ -80,10 +80,22 @@ def check_not_swapped(backbone: Any, head: Any) -> None:
 
 def misfit(head: keras.Layer, backbone: keras.Model, error: Exception) -> ValueError:
     """Return the error for a head that cannot take the output of a backbone."""
+    shape = backbone.output_shape
+    remedies = {
+        2: "It is pooled already: use classification_head(..., pooling=None)",
+        3: "It is a sequence of tokens: use a head that begins with GlobalAveragePooling1D",
+    }
+    remedy = "See classification_head"
+    if isinstance(shape, tuple):
+        remedy = remedies.get(len(shape), remedy)
+    elif len(shape) > 1:
+        remedy = (
+            "A backbone with several outputs needs a head that takes them all; or pass "
+            "keras.Model(backbone.input, backbone.outputs[0])"
+        )
     return ValueError(
-        f"`head` must take the output of `backbone` ({backbone.name!r}), of shape "
-        f"{backbone.output_shape}. If that is pooled already, use classification_head(..., "
-        f"pooling=None). Received: head={head.name!r}, for which Keras reports: {error}"
+        f"`head` must take the output of `backbone` ({backbone.name!r}), of shape {shape}. "
+        f"{remedy}. Received: head={head.name!r}, for which Keras reports: {error}"
     )
 
 

@@ -162,12 +162,14 @@ class FineTuneSpec:
         The model shares its layers with `backbone` and `head`. Its frozen part runs in inference
         mode. Frozen layers that only add randomness (Dropout, stochastic depth) are left out,
         because Keras would activate them in `fit` even when they are called with `training=False`.
+        Where the backbone takes images with one channel, the model makes them from RGB.
 
         Args:
             backbone: a functional model without classifier (`include_top=False`).
             head: a layer or model that turns the features into predictions, see
                 `classification_head`.
-            preprocessing: a layer for the raw pixels, see `preprocessing`. Defaults to none.
+            preprocessing: a layer for the raw pixels, see `preprocessing`, or for gray ones
+                if the backbone takes those. Defaults to none.
 
         Returns:
             A plain, uncompiled `keras.Model`.
@@ -186,8 +188,8 @@ class FineTuneSpec:
             for operation in part.operations
             if not trains
         )
-        inputs = fresh_inputs(graph.input)
-        pixels = preprocessing(inputs) if preprocessing else inputs
+        inputs, pixels = _rgb_inputs(graph.input)
+        pixels = preprocessing(pixels) if preprocessing else pixels
         call = partial(_call_without_randomness, frozen)
         features = rewire(graph.input, pixels, graph.output, call)
         outputs = _predictions(head, features, graph)
@@ -289,6 +291,15 @@ def _call_without_randomness(
             f"{plural(len(operation.weights), 'weight')}"
         )
     return x
+
+
+def _rgb_inputs(taken: Any) -> tuple[Any, Any]:
+    """Return the inputs of a model for RGB images, and the tensors that its backbone takes."""
+    inputs = fresh_inputs(taken)
+    if len(getattr(taken, "shape", ())) != 4 or taken.shape[-1] != 1:
+        return inputs, inputs
+    rgb = keras.Input((*taken.shape[1:3], 3), dtype=taken.dtype)
+    return rgb, keras.ops.image.rgb_to_grayscale(rgb, data_format="channels_last")
 
 
 def _predictions(head: keras.Layer, features: Any, backbone: keras.Model) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from itertools import product
 from typing import Any
@@ -17,6 +18,7 @@ from finetune_kit._model.flattening import flattened
 from finetune_kit._model.graph import made_by
 from finetune_kit._model.surgery import cut_after
 from finetune_kit._report.gradient import Probe
+from finetune_kit._text import plural
 from finetune_kit._train.tuned import FineTuned
 
 
@@ -48,7 +50,7 @@ def grad_cam(
 
     Returns:
         float32 `(n, height, width)`, each map from 0 to 1. A map is 0 everywhere if no region
-        raised the score.
+        raised the score; a warning says how many are.
 
     Raises:
         ValueError: if the model has no feature map, or pixels or targets do not fit the model.
@@ -79,6 +81,7 @@ def grad_cam(
         feature_map = np.asarray(keras.tree.flatten(features)[place], np.float32)
         heat = np.maximum(np.einsum("nhwc,nc->nhw", feature_map, weights), 0)
         maps[rows] = [_enlarged(one, images.shape[1:3]) for one in heat]
+    _warn_of_empty(maps)
     return scaled(maps)
 
 
@@ -280,6 +283,17 @@ def _enlarged(heat: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.fl
     """Enlarge a map bilinearly; Pillow computes the same on every backend."""
     image = Image.fromarray(np.ascontiguousarray(heat, np.float32))
     return np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR))
+
+
+def _warn_of_empty(maps: NDArray[np.float32]) -> None:
+    empty = int((maps.max(axis=(1, 2), initial=0) == 0).sum())
+    if empty:
+        warnings.warn(
+            f"{empty} of {plural(len(maps), 'Grad-CAM map')} {'is' if empty == 1 else 'are'} 0 "
+            "everywhere: no region raised the score of the class. `occlusion` may show more, and "
+            "so may another block (at=)",
+            stacklevel=3,  # the line that calls `grad_cam`
+        )
 
 
 def scaled(maps: NDArray[np.float32]) -> NDArray[np.float32]:

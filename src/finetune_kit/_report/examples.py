@@ -6,6 +6,7 @@ import importlib.util
 import io
 import logging
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -92,7 +93,9 @@ def with_heat_maps(
     shown = list(examples)
     targets = [examples[i].cell[0 if report.multi_label else 1] for i in chosen]
     try:
-        maps = grad_cam(model, pixels, targets)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the page says which maps are empty
+            maps = grad_cam(model, pixels, targets)
     except ValueError as error:  # the model has no feature map
         _log.warning("no heat maps: %s", error)
         return tuple(shown)

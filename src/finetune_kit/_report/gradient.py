@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune_kit._model.copying import copy
-from finetune_kit._model.graph import made_by
+from finetune_kit._model.flattening import flattened
+from finetune_kit._model.graph import made_by, rewire
 
 
 class Probe(keras.Model):
@@ -75,17 +76,27 @@ def _highest_score(_: Any, scores: Any) -> Any:
 
 
 def _without_last_activation(twin: keras.Model) -> keras.Model:
-    """Return the model before its final softmax or sigmoid, or the model itself without one.
+    """Return the model without its final softmax or sigmoid, or the model itself if it has none.
 
     A model that ends in probabilities and has no such activation is used as it is: the gradient of
     a log-probability differs by one factor per image, which a map scaled to its maximum hides.
     """
+    twin = flattened(twin)
     last, node = made_by(twin.outputs[0])
-    if isinstance(last, keras.layers.Softmax):
-        return keras.Model(twin.input, node.input_tensors[0])
-    while isinstance(last, keras.Model):
-        last, _ = made_by(last.outputs[0])
-    squashing = (keras.activations.softmax, keras.activations.sigmoid)
-    if getattr(last, "activation", None) in squashing:
+    while _keeps_scores(last) and len(node.input_tensors) == 1:
+        last, node = made_by(node.input_tensors[0])
+    squashing = ("softmax", "sigmoid", "log_softmax", "log_sigmoid")
+    if type(last).__name__.lower() in [name.replace("_", "") for name in squashing]:
+        outputs = rewire(node.outputs, node.input_tensors, twin.outputs)
+        return keras.Model(twin.input, outputs[0])
+    if getattr(getattr(last, "activation", None), "__name__", None) in squashing:
         last.activation = keras.activations.linear  # `twin` is a copy
     return twin
+
+
+def _keeps_scores(operation: Any) -> bool:
+    """Return whether an operation changes the shape or type of scores alone, or nothing at all."""
+    if getattr(getattr(operation, "activation", None), "__name__", "linear") != "linear":
+        return False
+    names = ("Activation", "Cast", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze")
+    return type(operation).__name__ in names

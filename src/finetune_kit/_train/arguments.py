@@ -84,7 +84,7 @@ def _check_models(backbone: Any, head: Any) -> tuple[tuple[int, int], keras.Mode
     check_kind("head", head, keras.Layer, "see classification_head")
     check_not_swapped(backbone, head)
     backbone = plain(backbone)
-    return image_size("backbone", backbone), backbone
+    return image_size("backbone", backbone, channels=(1, 3)), backbone
 
 
 def _check_specs(backbone: keras.Model, spec: Any) -> tuple[Phase, ...]:
