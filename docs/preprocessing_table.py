@@ -24,8 +24,8 @@ Two things decide. What the weights expect is known from the names of a family's
 model does to pixels itself, before its first layer with weights, is measured on images of one color
 each, whether layers, operations or a nested model do it. `preprocessing` adds what is missing:
 
-- a DenseNet behind `preprocess_input` as operations, or behind a `Normalization` layer with the same
-  numbers, gets raw pixels; one behind a front for pixels from 0 to 1 gets these;
+- a DenseNet behind `preprocess_input` as operations, or behind a `Normalization` layer with the
+  same numbers, gets raw pixels; one behind a front for pixels from 0 to 1 gets these;
 - a model of an unknown family that scales raw pixels itself gets raw pixels.
 
 Where this cannot be known, `preprocessing` raises an error, and `fine_tune` asks for its argument
