@@ -249,3 +249,18 @@ def test_a_layer_that_blocks_share_is_frozen_or_trained_as_one(rejected):
     with rejected("share a layer, or none of them.*'block1_conv', which shares"):
         ftk.FineTuneSpec(1).plan(backbone)
     assert len(ftk.FineTuneSpec(0).plan(backbone).trainable_variables) == 0
+
+
+def test_a_copied_normalization_scales_as_the_original(images):
+    inputs = keras.Input((6, 6, 3))
+    norm = L.Normalization()
+    norm.adapt(images.load(size=(6, 6)).astype("float32"))
+    backbone = keras.Model(inputs, L.Conv2D(4, 1, name="block1_conv")(norm(inputs)))
+    tuned = ftk.fine_tune(
+        backbone, ftk.classification_head(3), ftk.FineTuneSpec(0), images, verbose=0
+    )
+    pixels = images.load(size=(6, 6)).astype("float32")
+    pooled = keras.ops.convert_to_numpy(backbone(pixels)).mean(axis=(1, 2))
+    kernel, bias = tuned.model.get_weights()[-2:]
+    expected = keras.ops.convert_to_numpy(keras.ops.softmax(pooled @ kernel + bias))
+    assert np.allclose(tuned.model.predict(pixels, verbose=0), expected, atol=1e-5)
