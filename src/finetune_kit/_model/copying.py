@@ -42,7 +42,7 @@ def copy(layer: keras.Layer, taken: set[str] | None = None) -> keras.Layer:
     for inner in layers_within(twin):
         if isinstance(inner, keras.layers.Normalization):
             inner.finalize_state()  # it keeps what it computed from its first weights
-    if layer.built and isinstance(layer, keras.Model):
+    if layer.built and getattr(layer, "inputs", None):
         _check_outputs(layer, twin)
     return twin
 
@@ -67,7 +67,7 @@ def _check_outputs(model: keras.Model, twin: keras.Model) -> None:
     inputs = keras.tree.map_structure(
         # Where an axis is open: large enough for any architecture.
         lambda x: keras.ops.cast(random.random([1, *(n or 256 for n in x.shape[1:])]), x.dtype),
-        model.input,
+        model.input if hasattr(model, "operations") else model.inputs[0],  # of a Sequential
     )
     expected, received = (
         [

@@ -14,10 +14,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
 BINS = 15  # of the expected calibration error, as in Guo et al., ICML 2017
 _STEPS = 8192  # distinct ranks at most; far finer than any interval
 _WEIGHTS_AT_ONCE = 4_000_000  # 16 MB
+_RANKED_AT_MOST = 2_500_000_000  # scores that are ranked again in all resamples together
+_CALIBRATED_AT_MOST = 2_500_000_000  # predictions that are drawn for the calibration error
+_ROWS_AT_ONCE = 4096  # of scores, in computations that need copies of them
 
 
 def bootstrap(
@@ -32,20 +36,41 @@ def bootstrap(
         seed: seed of the resampling.
 
     Returns:
-        By name, `(resamples, 1)`; for metrics of classes (`class_f1`), `(resamples, k)`.
+        By name, `(resamples, 1)`; for metrics of classes (`class_f1`), `(resamples, k)`. ROC AUC
+        and average precision have fewer rows where images times classes are more than 2.5 million.
     """
     n, k = scores.shape
     multi_label = labels.ndim == 2
-    truth = labels if multi_label else np.eye(k, dtype=np.int64)[labels]
-    terms, rankings = _terms(labels, truth, scores), _Rankings(truth, scores)
+    truth = one_hot(labels, k)
+    counts, terms = _counts(labels, truth, scores), _terms(labels, truth, scores)
+    rankings, left = _Rankings(truth, scores), ranked_resamples(n * k, resamples)
     strata = np.zeros(n, np.int64) if multi_label else labels
     found: dict[str, list[NDArray[np.float64]]] = {}
     for weights in _weights(strata, resamples, seed):
-        sums = (weights @ terms).astype(np.float64)
-        metrics = _from_sums(sums, n, k, multi_label=multi_label) | rankings.metrics(weights)
+        sums = np.concatenate([(counts @ weights.T).T, weights @ terms], axis=1, dtype=np.float64)
+        metrics = _from_sums(sums, n, k, multi_label=multi_label)
+        metrics |= rankings.metrics(weights[:left]) if left else {}
+        left = max(0, left - len(weights))
         for name, values in metrics.items():
             found.setdefault(name, []).append(values)
     return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def one_hot(labels: NDArray[np.int64], k: int) -> NDArray[np.bool_]:
+    """Return whether each image has each class or label, `(n, k)`."""
+    if labels.ndim == 2:
+        return labels == 1
+    truth = np.zeros((len(labels), k), bool)
+    truth[np.arange(len(labels)), labels] = True
+    return truth
+
+
+def ranked_resamples(scores: int, resamples: int) -> int:
+    """Return in how many of the resamples a number of scores is ranked, at least 20.
+
+    The intervals of ROC AUC and average precision need the standard deviation alone.
+    """
+    return min(resamples, max(20, _RANKED_AT_MOST // scores))
 
 
 def calibrated_errors(
@@ -59,7 +84,7 @@ def calibrated_errors(
     confidence, _ = confidences(labels, scores)
     bins, rng = bins_of(confidence), np.random.default_rng((seed, 1))
     errors = []
-    for _ in range(resamples):
+    for _ in range(min(resamples, max(20, _CALIBRATED_AT_MOST // len(confidence)))):
         correct = rng.random(len(confidence)) < confidence
         errors.append(np.abs(np.bincount(bins, correct - confidence, BINS)).sum() / len(confidence))
     return np.array(errors)
@@ -84,21 +109,29 @@ def confidences(
 
 
 def losses(
-    truth: NDArray[np.int64], scores: NDArray[np.float64], *, multi_label: bool
+    truth: NDArray[np.bool_], scores: NDArray[np.float64], *, multi_label: bool
 ) -> NDArray[np.float64]:
     """Return the log loss and Brier score of each image, `(n, 2)`.
 
     The Brier score is the squared distance summed over the classes (Brier 1950: from 0 to 2),
     halved for two classes and averaged over labels, as in scikit-learn.
     """
+    starts = range(0, len(scores), _ROWS_AT_ONCE)
+    pairs = [(truth[i : i + _ROWS_AT_ONCE], scores[i : i + _ROWS_AT_ONCE]) for i in starts]
+    return np.concatenate([_losses(true, score, multi_label=multi_label) for true, score in pairs])
+
+
+def _losses(
+    truth: NDArray[np.bool_], scores: NDArray[np.float64], *, multi_label: bool
+) -> NDArray[np.float64]:
     present = np.clip(scores, np.finfo(np.float64).eps, 1.0)
     squares = (scores - truth) ** 2
     if multi_label:
         absent = np.clip(1 - scores, np.finfo(np.float64).eps, 1.0)
-        logs = np.where(truth == 1, np.log(present), np.log(absent)).mean(axis=1)
+        logs = np.where(truth, np.log(present), np.log(absent)).mean(axis=1)
         return np.stack([-logs, squares.mean(axis=1)], axis=1)
     half = 0.5 if scores.shape[1] == 2 else 1.0
-    logs = np.log(present[truth == 1])
+    logs = np.log(present[truth])
     return np.stack([-logs, half * squares.sum(axis=1)], axis=1)
 
 
@@ -118,30 +151,36 @@ def _weights(strata: NDArray[np.int64], resamples: int, seed: int) -> Iterator[N
         yield weights
 
 
+def _counts(
+    labels: NDArray[np.int64], truth: NDArray[np.bool_], scores: NDArray[np.float64]
+) -> Any:
+    """Return, for each class, which images are correct, predicted and true: sparse `(3 k, n)`."""
+    predicted = (
+        scores >= 0.5 if labels.ndim == 2 else one_hot(scores.argmax(axis=1), truth.shape[1])
+    )
+    rows = [sparse.csr_array(each.T, dtype=np.float32) for each in (truth & predicted, predicted)]
+    return sparse.vstack([*rows, sparse.csr_array(truth.T, dtype=np.float32)], "csr")
+
+
 def _terms(
-    labels: NDArray[np.int64], truth: NDArray[np.int64], scores: NDArray[np.float64]
+    labels: NDArray[np.int64], truth: NDArray[np.bool_], scores: NDArray[np.float64]
 ) -> NDArray[np.float32]:
     """Return the terms of each image that the metrics sum up, in the order of `_from_sums`."""
-    n, k = truth.shape
-    multi_label = labels.ndim == 2
-    positive = truth.astype(bool)
-    predicted = scores >= 0.5 if multi_label else np.eye(k, dtype=bool)[scores.argmax(axis=1)]
+    n, multi_label = len(truth), labels.ndim == 2
     confidence, correct = (x.reshape(n, -1) for x in confidences(labels, scores))
-    all_correct = (predicted == positive).all(axis=1, keepdims=True)
     gaps = np.zeros((n, BINS))  # accuracy minus confidence, in the bin of the confidence
     columns = bins_of(confidence)
     np.add.at(gaps, (np.arange(n)[:, None], columns), (correct - confidence) / confidence.shape[1])
+    all_correct = ((scores >= 0.5) == truth).all(axis=1, keepdims=True) if multi_label else correct
     return np.concatenate(
-        [positive & predicted, predicted, positive, all_correct,
-         losses(truth, scores, multi_label=multi_label), gaps],
-        axis=1,
-    ).astype(np.float32)  # fmt: skip
+        [all_correct, losses(truth, scores, multi_label=multi_label), gaps], axis=1
+    ).astype(np.float32)
 
 
 def _from_sums(
     sums: NDArray[np.float64], n: int, k: int, *, multi_label: bool
 ) -> dict[str, NDArray[np.float64]]:
-    """Return the metrics of each resample from its sums of `_terms`."""
+    """Return the metrics of each resample from its sums of `_counts` and `_terms`."""
     correct, predicted, true = (sums[:, i * k : (i + 1) * k] for i in range(3))
     precision, recall = _ratio(correct, predicted), _ratio(correct, true)
     f1 = _ratio(2 * correct, predicted + true)
@@ -175,14 +214,14 @@ class _Rankings:
     neighbours share a rank too.
     """
 
-    def __init__(self, truth: NDArray[np.int64], scores: NDArray[np.float64]) -> None:
+    def __init__(self, truth: NDArray[np.bool_], scores: NDArray[np.float64]) -> None:
         self._cells, self._counts = [], []
         for true, score in zip(truth.T, scores.T, strict=True):
             ranks = np.unique(-score, return_inverse=True)[1]
             count = int(ranks.max()) + 1
             if count > _STEPS:
                 ranks, count = ranks * _STEPS // count, _STEPS
-            self._cells.append(2 * ranks + true)
+            self._cells.append((2 * ranks + true).astype(np.int16))
             self._counts.append(count)
 
     def metrics(self, weights: NDArray[np.float32]) -> dict[str, NDArray[np.float64]]:
@@ -201,7 +240,7 @@ class _Rankings:
 
 
 def _ranking_metrics(
-    cells: NDArray[np.int64], count: int, weights: NDArray[np.float32]
+    cells: NDArray[np.int16], count: int, weights: NDArray[np.float32]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return ROC AUC and average precision of one class in each resample."""
     by_cell = np.stack([np.bincount(cells, row, 2 * count) for row in weights])

@@ -21,6 +21,7 @@ from finetune_kit._report.bootstrap import (
     calibrated_errors,
     confidences,
     losses,
+    one_hot,
 )
 from finetune_kit._report.estimate import (
     Estimate,
@@ -141,10 +142,8 @@ def measure(
     """
     multi_label, classes = labels.ndim == 2, range(len(class_names))
     predicted = predictions(scores, multi_label=multi_label)
-    truth, chosen = (
-        x if multi_label else np.eye(len(classes), dtype=np.int64)[x] for x in (labels, predicted)
-    )
-    support, called, correct = truth.sum(axis=0), chosen.sum(axis=0), (truth * chosen).sum(axis=0)
+    truth, chosen = (one_hot(x, len(classes)) for x in (labels, predicted))
+    support, called, correct = truth.sum(axis=0), chosen.sum(axis=0), (truth & chosen).sum(axis=0)
     found = _Bootstrapped(
         values=_values(labels, predicted, truth, scores),
         resampled=bootstrap(labels, scores, resamples=resamples, seed=seed),
@@ -197,7 +196,7 @@ def _calibration_error(labels: NDArray[np.int64], scores: NDArray[np.float64]) -
 def _values(
     labels: NDArray[np.int64],
     predicted: NDArray[np.int64],
-    truth: NDArray[np.int64],
+    truth: NDArray[np.bool_],
     scores: NDArray[np.float64],
 ) -> dict[str, list[float]]:
     """Return the value of each metric; nan where undefined, 0 where scikit-learn divides 0 by 0."""
