@@ -20,6 +20,18 @@ How `preprocessing` scales raw pixels for each of the 40 models of `keras.applic
 of the channels, and the values of a black and a white pixel in that order. "Inside" means that the
 model rescales raw pixels itself, so nothing is added.
 
+Two things decide. What the weights expect is known from the names of a family's layers. What the
+model does to pixels itself, before its first layer with weights, is measured on images of one color
+each, whether layers, operations or a nested model do it. `preprocessing` adds what is missing:
+
+- a DenseNet behind `preprocess_input` as operations, or behind a `Normalization` layer with the
+  same numbers, gets raw pixels; one behind a front for pixels from 0 to 1 gets these;
+- a model of an unknown family that scales raw pixels itself gets raw pixels.
+
+Where this cannot be known, `preprocessing` raises an error, and `fine_tune` asks for its argument
+`preprocessing`: a model of an unknown family that does not scale raw pixels, a front that does not
+fit the family, one that standardizes each image by itself, or branches that scale differently.
+
 The page is written by `docs/preprocessing_table.py`; the tests check each row, and compare each
 model's pixels with those of Keras' own `preprocess_input`.
 

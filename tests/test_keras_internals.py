@@ -133,6 +133,16 @@ def test_own_variables_are_listed_whatever_the_flags_say():
     assert not nested._non_trainable_variables
 
 
+def test_lora_keeps_the_kernel_under_a_private_name():
+    """`_kernel`, `_embeddings`: used by `held_back`. Otherwise plans list kernels that stay."""
+    for layer, name in ((layers.Dense(2), "_kernel"), (layers.Embedding(4, 3), "_embeddings")):
+        layer.build((None, 3))
+        layer.enable_lora(1)
+        assert layer.lora_enabled
+        assert getattr(layer, name) is layer.weights[0]
+        assert not layer.weights[0].trainable
+
+
 def test_random_generators_keep_their_state_in_variables_and_not_in_weights():
     """Used by `random_states` and `is_stochastic`, by which Dropout and its like are recognized."""
     dropout, dense = layers.Dropout(0.5), layers.Dense(2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 
-from finetune_kit._model.graph import free_name, is_layer
+from finetune_kit._model.graph import free_name, is_layer, layers_within
 
 
 def copy(layer: keras.Layer, taken: set[str] | None = None) -> keras.Layer:
@@ -39,6 +39,9 @@ def copy(layer: keras.Layer, taken: set[str] | None = None) -> keras.Layer:
             if not other.built:
                 other.build_from_config(original.get_build_config())
             other.set_weights(original.get_weights())
+    for inner in layers_within(twin):
+        if isinstance(inner, keras.layers.Normalization):
+            inner.finalize_state()  # it keeps what it computed from its first weights
     if layer.built and getattr(layer, "inputs", None):
         _check_outputs(layer, twin)
     return twin

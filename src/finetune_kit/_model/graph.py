@@ -65,6 +65,12 @@ def own_statistics(layer: keras.Layer) -> list[Any]:
     return list(layer._non_trainable_variables)
 
 
+def held_back(layer: keras.Layer) -> frozenset[int]:
+    """Return the `id` of the weights that a layer keeps from training: the kernel under LoRA."""
+    names = ("_kernel", "_embeddings") if getattr(layer, "lora_enabled", False) else ()
+    return frozenset(id(getattr(layer, name, None)) for name in names)
+
+
 # What is built on it.
 
 

@@ -24,8 +24,9 @@ class FreezePlan:
         top_params: parameters of a classifier on top, which belongs to no block and trains.
         trainable_variables: paths of the variables that the optimizer updates.
         rate_factors: for each of these, the factor on the learning rate.
-        moving_statistics: paths of the BatchNormalization statistics that training updates.
-            All other weights of the backbone stay bit-identical.
+        moving_statistics: paths of the variables that layers themselves update in training, such
+            as the statistics of BatchNormalization and the vectors of SpectralNormalization. All
+            other weights of the backbone stay bit-identical.
     """
 
     backbone: str

@@ -23,12 +23,11 @@ from finetune_kit._model.graph import (
     is_layer,
     is_stochastic,
     layers_within,
-    own_statistics,
-    own_weights,
     rewire,
 )
 from finetune_kit._model.head import check_not_swapped, misfit
 from finetune_kit._model.plan import FreezePlan
+from finetune_kit._model.state import check_frozen, set_trainable, updated_variables
 from finetune_kit._text import plural
 
 BATCH_NORM = ("frozen", "train")
@@ -146,13 +145,13 @@ class FineTuneSpec:
         """
         parts = partition(backbone, self.level)
         plan = self._plan(backbone, parts)
-        backbone.trainable = True
+        for layer in layers_within(backbone):
+            layer.trainable = True
         for part, trains in zip(parts.parts, plan.trainable, strict=True):
             for layer in filter(is_layer, part.operations):
-                layer.trainable = trains
-                for inner in layers_within(layer) if trains else ():
-                    if _stays_frozen(inner, self.batch_norm):
-                        inner.trainable = False
+                set_trainable(layer, trains, self.batch_norm)
+        for layer in filter(is_layer, parts.top):
+            set_trainable(layer, True, "train")
         return plan
 
     def build(
@@ -204,10 +203,15 @@ class FineTuneSpec:
             "trainable_blocks", self.trainable_blocks, parts.parts, backbone.name, self.level
         )
         updated = [
-            _updated_variables(part.operations, self.batch_norm) if trains else ([], [])
+            updated_variables(part.operations, self.batch_norm) if trains else ([], [])
             for part, trains in zip(parts.parts, trainable, strict=True)
         ]
-        top = _updated_variables(parts.top, "train")
+        top = updated_variables(parts.top, "train")
+        moving = frozenset(id(v) for pair in [*updated, top] for vs in pair for v in vs)
+        for i, part in enumerate(parts.parts):
+            if not trainable[i]:
+                remedy = "Train its block too" if any(trainable[:i]) else None
+                check_frozen(part.operations, moving, remedy)
         count = len(updated)
         factors = [self.layer_decay ** (count - i) for i, (ws, _) in enumerate(updated) for _ in ws]
         return FreezePlan(
@@ -236,6 +240,13 @@ def check_no_classifier(plan: FreezePlan) -> None:
         )
 
 
+def check_prefix_in_fit(backbone: keras.Model, plan: FreezePlan) -> None:
+    """Check that the frozen prefix may run in `fit`, where no features of it are kept."""
+    prefix = {name for block in plan.blocks[: plan.prefix_blocks] for name in block.layers}
+    operations = [op for op in flattened(backbone).operations if op.name in prefix]
+    check_frozen(operations, frozenset(), "Keep features: pass no features=False")
+
+
 def _blocks(trainable_blocks: Any) -> int | str | tuple[str, ...]:
     """Return a number, `"all"` or a tuple of names."""
     blocks = trainable_blocks
@@ -259,23 +270,6 @@ def _positive(name: str, value: Any, most: float) -> float:
     limit = "a number above 0" + ("" if most == math.inf else f" and up to {most:g}")
     hint = ", a text (YAML reads 1e-3 as text, 1.0e-3 as a number)" * isinstance(value, str)
     raise ValueError(f"`{name}` must be {limit}. Received: {name}={value!r}{hint}")
-
-
-def _stays_frozen(layer: keras.Layer, batch_norm: str) -> bool:
-    return batch_norm == "frozen" and isinstance(layer, keras.layers.BatchNormalization)
-
-
-def _updated_variables(operations: tuple[Any, ...], batch_norm: str) -> tuple[list[Any], list[Any]]:
-    """Return the weights and the moving statistics that change when these operations train."""
-    weights: list[Any] = []
-    statistics: list[Any] = []
-    for layer in filter(is_layer, operations):
-        for inner in layers_within(layer):
-            if not _stays_frozen(inner, batch_norm):
-                weights += own_weights(inner)
-                if isinstance(inner, keras.layers.BatchNormalization):
-                    statistics += own_statistics(inner)
-    return weights, statistics
 
 
 def _count_values(weights: list[Any]) -> int:

@@ -19,7 +19,7 @@ from finetune_kit._model.digest import variable_digest
 from finetune_kit._model.flattening import plain
 from finetune_kit._model.graph import is_stochastic
 from finetune_kit._model.head import check_not_swapped, misfit
-from finetune_kit._model.spec import FineTuneSpec, check_no_classifier
+from finetune_kit._model.spec import FineTuneSpec, check_no_classifier, check_prefix_in_fit
 from finetune_kit._text import listed, plural
 from finetune_kit._train.callbacks import as_callbacks, check_callbacks, check_monitors
 from finetune_kit._train.objective import Choices, as_choices, class_weights, objective
@@ -47,7 +47,7 @@ def make_setup(
     check_callbacks(callbacks, once=len(phases) == 1 and options["run_dir"] is None)
     choices = as_choices(options["loss"], options["metrics"])
     check_monitors(callbacks, choices.names, validated=validation is not None)
-    cache = as_cache(options["features"])
+    cache = _check_features(options["features"], backbone, phases)
     factors = [
         dict(zip(p.plan.trainable_variables, p.plan.rate_factors, strict=True)) for p in phases
     ]
@@ -183,6 +183,16 @@ def _check_augmentation(augmentation: Any, cache: FeatureCache | None) -> Augmen
             "features=False"
         )
     return checked
+
+
+def _check_features(
+    features: Any, backbone: keras.Model, phases: tuple[Phase, ...]
+) -> FeatureCache | None:
+    """Return the feature cache, or None; without it the frozen part runs in training too."""
+    cache = as_cache(features)
+    for phase in phases if cache is None else ():
+        check_prefix_in_fit(backbone, phase.plan)
+    return cache
 
 
 def _check_run_dir(run_dir: Any) -> None:

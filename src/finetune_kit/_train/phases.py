@@ -240,5 +240,6 @@ def _check_frozen(backbone: keras.Model, before: Mapping[str, str]) -> None:
         raise RuntimeError(
             "After training, each variable that the plan freezes must be bit-identical. "
             f"{len(moved)} are not: {', '.join(moved[:5])}. A callback that sets `trainable` or "
-            "assigns weights of frozen blocks does that: give `fine_tune` a list of specs instead"
+            "assigns weights of frozen blocks does that: give `fine_tune` a list of specs instead. "
+            "So does a layer that assigns weights of another layer"
         )
