@@ -357,3 +357,29 @@ def test_a_part_may_be_a_list_and_may_be_empty():
     split = ftk.Split([0, 1], [], [2])
     assert split.validation.dtype == split.train.dtype == np.int64
     assert str(split) == "Split(train: 2, validation: 0, test: 1)"
+
+
+@given(
+    st.lists(
+        st.sampled_from([1, 1.0, "1", np.str_("1"), np.int64(1), np.float32(1), b"1", 2, 2.0, "2"]),
+        min_size=24,
+        max_size=24,
+    )
+)
+def test_groups_that_are_equal_are_one_whatever_their_type(values):
+    """The same groups in every function that takes them."""
+    texts = [str(int(float(value))) for value in values]
+    groups = [*values, *range(10, 34)]
+    expected = [*texts, *map(str, range(10, 34))]
+    labels = [0, 1] * 24
+    pixels = np.zeros((48, 4, 4, 3), np.uint8) + 7
+    images = ftk.ImageSet.from_arrays(pixels, labels, groups=groups)
+    assert images.groups.tolist() == expected
+    for given_groups in (groups, expected, np.array(groups, object)):
+        split = ftk.stratified_split(labels, (0.5, 0.25, 0.25), groups=given_groups)
+        parts = [
+            {expected[i] for i in part} for part in (split.train, split.validation, split.test)
+        ]
+        assert not parts[0] & parts[1] | parts[0] & parts[2] | parts[1] & parts[2]
+        for train, test in ftk.StratifiedFolds(3).split(None, labels, given_groups):
+            assert not {expected[i] for i in train} & {expected[i] for i in test}

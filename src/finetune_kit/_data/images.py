@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from finetune_kit._checks import check_indices, is_count
-from finetune_kit._data.labels import as_values, class_indices, group_names, rgb_pixels
+from finetune_kit._data.labels import as_groups, as_values, class_indices, group_names, rgb_pixels
 from finetune_kit._data.pixels import Arrays, Source, joined, origins
 from finetune_kit._data.split import SPLIT_HINTS, stratified
 from finetune_kit._data.threads import in_threads
@@ -55,7 +55,7 @@ class ImageSet:
             )
         rows = np.arange(len(self.source)) if self.rows is None else np.asarray(self.rows)
         labels, names = class_indices(np.asarray(self.labels), self.class_names, len(rows))
-        groups = None if self.groups is None else group_names(as_values(self.groups), len(rows))
+        groups = None if self.groups is None else group_names(as_groups(self.groups), len(rows))
         checked = {"rows": rows, "labels": labels, "class_names": names, "groups": groups}
         for name, value in checked.items():
             object.__setattr__(self, name, value)  # as the class is frozen
@@ -262,7 +262,7 @@ class ImageSet:
                 "label. If they are one-hot, pass labels.argmax(axis=1)",
                 stacklevel=2,
             )
-        return cls(Arrays(rgb), indices, names, None if groups is None else as_values(groups))
+        return cls(Arrays(rgb), indices, names, None if groups is None else as_groups(groups))
 
 
 def _warn_of_common_images(one: ImageSet, other: ImageSet) -> None:

@@ -97,7 +97,15 @@ def group_names(groups: NDArray[Any], count: int) -> NDArray[np.str_]:
             "`groups` must hold a value for each image, such as the patient. "
             f"Received: none for images {shown(gaps)}"
         )
-    return np.array(list(map(str, groups.tolist())), np.str_)
+    return np.array(list(map(as_text, groups.tolist())), np.str_)
+
+
+def as_text(value: Any) -> str:
+    """Return a value as text: equal values of different types, such as 1 and 1.0, are one."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    whole = isinstance(value, (float, np.floating)) and value.is_integer()
+    return str(int(value) if whole else value)
 
 
 def class_indices(
@@ -168,6 +176,14 @@ def as_values(values: ArrayLike) -> NDArray[Any]:
     if array.dtype.kind == "U" and (array == "nan").any():  # NumPy turns a nan into text
         return np.asarray(values, object)
     return array
+
+
+def as_groups(groups: ArrayLike) -> NDArray[Any]:
+    """Return groups as an array, those of several types as objects: NumPy makes "1.0" of 1.0."""
+    array = as_values(groups)
+    given = array.dtype.kind in "US" and not isinstance(groups, np.ndarray)
+    mixed = given and not all(isinstance(value, str) for value in iter(groups))  # type: ignore[arg-type]
+    return np.asarray(groups, object) if mixed else array
 
 
 def shown(values: Sequence[Any], count: int = 10) -> str:

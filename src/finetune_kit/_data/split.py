@@ -13,7 +13,7 @@ from scipy.sparse import coo_array, csr_array
 
 from finetune_kit._checks import check_count, is_count
 from finetune_kit._data.assignment import assign, class_counts, deal, rounded
-from finetune_kit._data.labels import as_values, missing, shown
+from finetune_kit._data.labels import as_groups, as_text, as_values, missing, shown
 from finetune_kit._hints import hints
 from finetune_kit._text import listed, plural, shortened
 
@@ -105,7 +105,8 @@ def stratified_split(
         labels: class of each sample, any values, `(n,)`; or 0 and 1 for each label, `(n, k)`.
         sizes: shares of train, validation and test, which sum to 1, or counts, which sum to the
             number of samples. Each may be 0. Defaults to `(0.70, 0.15, 0.15)`.
-        groups: group of each sample (such as the patient), any values, `(n,)`.
+        groups: group of each sample (such as the patient), any values, `(n,)`. Values with the same
+            text are one group, and so are 1 and 1.0.
         seed: seed of the shuffle. The same seed gives the same split. Defaults to 0.
 
     Returns:
@@ -279,7 +280,7 @@ def _column(name: str, values: ArrayLike) -> NDArray[Any]:
         raise ValueError(
             f"`{name}` must hold a value for each sample. Received: none for {shown(gaps)}"
         )
-    return column.astype(str) if column.dtype == object else column
+    return np.array([*map(as_text, column)]) if column.dtype == object else column
 
 
 def _group_numbers(groups: ArrayLike, count: int, noun: str) -> NDArray[np.int64]:
@@ -289,7 +290,7 @@ def _group_numbers(groups: ArrayLike, count: int, noun: str) -> NDArray[np.int64
             f"`groups` must hold one group for each of the {count:,} {noun}s; pass "
             f"{'duplicates' if kind == 'Duplicates' else 'images'}.groups. Received: type {kind}"
         )
-    column = _column("groups", groups)
+    column = _column("groups", as_groups(groups))
     if len(column) != count:
         raise ValueError(
             f"`groups` must hold one group for each of the {count:,} {noun}s. "

@@ -24,6 +24,7 @@ from finetune_kit._features.augmentation import Augmentation, augmented, views_o
 from finetune_kit._features.entry import Entry, Features, Inputs
 from finetune_kit._features.store import entry_folders
 from finetune_kit._model.digest import fingerprint
+from finetune_kit._model.graph import layers_within
 from finetune_kit._model.plan import FreezePlan
 from finetune_kit._model.surgery import cut_after, extend_prefix
 from finetune_kit._text import plural
@@ -210,9 +211,20 @@ class FeatureSource:
             "size": list(self.size),
             "prefix": None if prefix is None else fingerprint(prefix, self.weights),
             "keras": None if prefix is None else [keras.__version__, keras.backend.backend()],
+            **_revision(prefix),
         }
         about = {"model": model, "layers": sorted(names), "shapes": shapes, "dtype": dtype}
         return Entry(cache, key, about, rows)
+
+
+def _revision(prefix: keras.Model | None) -> dict[str, int]:
+    """Return what sets features apart from those that an earlier version computed wrongly.
+
+    On TensorFlow, copies of adapted Normalization layers had lost their mean and variance.
+    """
+    layers = [] if prefix is None else layers_within(prefix)
+    adapted = any(isinstance(layer, keras.layers.Normalization) for layer in layers)
+    return {"revision": 2} if adapted else {}
 
 
 def row_name(digest: str, augmentation: str, seed: int, view: int) -> str:

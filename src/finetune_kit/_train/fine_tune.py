@@ -6,7 +6,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -180,10 +179,10 @@ def _tuned(setup: Setup, progress: Progress, whole: keras.Model) -> FineTuned:
     model.history.history = history
     return FineTuned(
         model=model,
-        history=MappingProxyType(history),
+        history=history,
         plans=tuple(phase.plan for phase in setup.phases),
-        timings=MappingProxyType(dict(progress.seconds)),
+        timings=dict(progress.seconds),
         train=setup.train,
         validation=setup.validation,
-        settings=MappingProxyType(setup.settings(progress.kept_epoch)),
+        settings=setup.settings(progress.kept_epoch),
     )
