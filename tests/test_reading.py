@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from image_files import write
+from PIL import Image, features
 
 import finetune_kit as ftk
 
@@ -212,11 +213,13 @@ def test_a_class_folder_is_an_error_that_suggests_its_parent(two_classes, databa
 
 
 def test_a_skipped_folder_stands_for_its_content(two_classes, caplog):
-    for name in ("notes/a.txt", "notes/b.txt", "dog/inner/1.png"):
-        write(two_classes / name.replace("txt", "png")).rename(two_classes / name)
-    images = ftk.read_image_folder(two_classes)
+    for name in ("notes/a.txt", "notes/b.txt", "dog/inner/1.txt"):
+        (two_classes / name).parent.mkdir(exist_ok=True)
+        (two_classes / name).write_text("no image")
+    with pytest.warns(UserWarning, match=r"were skipped.*'notes' \(0 of 2 files\);"):
+        images = ftk.read_image_folder(two_classes)
     assert [os.path.basename(path) for path in images.skipped] == ["inner", "notes"]
-    assert "skipped: dog/inner, notes, with 1 image file in all" in caplog.text
+    assert "skipped: dog/inner, notes" in caplog.text
 
 
 def test_unreadable_files_are_all_named_or_skipped(two_classes):
@@ -237,10 +240,58 @@ def test_circular_links_are_followed_once(tmp_path):
     (tmp_path / "a" / "images").symlink_to(tmp_path / "a")
     (tmp_path / "b").symlink_to(tmp_path)
     images = ftk.read_image_folder(tmp_path, class_names=["a"])
-    assert [os.path.relpath(path, tmp_path) for path in images.paths] == [
-        "a/images/x.png",
-        "a/x.png",
-    ]
+    assert [os.path.relpath(path, tmp_path) for path in images.paths] == ["a/x.png"]
+
+
+def test_the_content_decides_and_not_the_name(tmp_path):
+    """Classes of any name, images of any name and at any depth."""
+    for name in ("masks/1.png", "cat/deep/er/1.png", "cat/2.png", "dog/images/1.png"):
+        write(tmp_path / name)
+    write(tmp_path / "cat" / "3.png").rename(tmp_path / "cat" / "3")
+    write(tmp_path / "cat" / "4.png").rename(tmp_path / "cat" / "4.PNG.bak")
+    Image.new("RGB", (8, 8)).save(tmp_path / "cat" / "5.jfif", "jpeg")
+    Image.new("RGB", (8, 8)).save(tmp_path / "masks" / "2.JPE", "jpeg")
+    write(tmp_path / "dog" / "masks" / "1.png")  # a mask beside images
+    images = ftk.read_image_folder(tmp_path)
+    assert dict(zip(images.class_names, images.counts(), strict=True)) == {
+        "cat": 5,
+        "dog": 1,
+        "masks": 2,
+    }
+    assert images.skipped == (str(tmp_path / "dog" / "masks"),)
+    images.load(size=(8, 8))
+
+
+@pytest.mark.parametrize(
+    ("start", "says"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIF images need pillow-heif.*pip install"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "JXL images need pillow-jxl-plugin.*pip install"),
+    ],
+)
+def test_formats_that_need_a_plugin_are_named_with_it(two_classes, start, says):
+    (two_classes / "cat" / "photo").write_bytes(start + bytes(200))
+    with pytest.raises(ValueError, match=f"photo.*{says}"):
+        ftk.read_image_folder(two_classes)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow does not read AVIF")
+def test_avif_images_are_read(two_classes):
+    Image.new("RGB", (8, 8), "red").save(two_classes / "cat" / "9.avif")
+    images = ftk.read_image_folder(two_classes)
+    assert any(path.endswith("9.avif") for path in images.paths)
+    assert images.load(size=(8, 8)).max() > 200
+
+
+def test_classes_that_lost_most_of_their_files_are_named(two_classes):
+    for i in range(9):
+        (two_classes / "cat" / f"{i}.xcf").write_bytes(b"gimp xcf")
+        (two_classes / "dog" / f"bad {i}.png").write_bytes(b"")
+    (two_classes / "bird").mkdir()
+    (two_classes / "bird" / "1.svg").write_text("<svg/>")
+    match = r"'bird' \(0 of 1 files\), .*'cat' \(\d of \d+ files\).*'dog'|'dog'.*'bird'.*'cat'"
+    with pytest.warns(UserWarning, match=match):
+        ftk.read_image_folder(two_classes, on_error="skip")
 
 
 def test_folders_without_permission_are_named_with_the_files(two_classes, monkeypatch):
@@ -256,7 +307,8 @@ def test_folders_without_permission_are_named_with_the_files(two_classes, monkey
     monkeypatch.setattr(Path, "iterdir", deny)
     with pytest.raises(ValueError, match=r"(?s)Received: 2 .*bad\.png.*cat.*Permission denied"):
         ftk.read_image_folder(two_classes)
-    images = ftk.read_image_folder(two_classes, on_error="skip", class_names=["dog"])
+    with pytest.warns(UserWarning, match=r"'cat' \(0 of 1 files\)"):
+        images = ftk.read_image_folder(two_classes, on_error="skip", class_names=["dog"])
     assert len(images) == 1
     assert str(two_classes / "cat") in images.skipped
 

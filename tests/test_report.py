@@ -19,6 +19,7 @@ from sklearn import metrics
 import finetune_kit as ftk
 from finetune_kit._report import bootstrap as _bootstrap
 from finetune_kit._report import pictures
+from finetune_kit._report import report as _report
 from finetune_kit._report.metrics import calibration_bins
 
 ECE = "expected_calibration_error"
@@ -47,7 +48,7 @@ def perfect(**options) -> ftk.Report:
 @pytest.fixture
 def _without_pictures(monkeypatch):
     """Save reports without pictures, which take most of the time."""
-    monkeypatch.setattr(pictures, "available", lambda path: False)
+    monkeypatch.setattr(_report, "available", lambda path: False)
 
 
 # The metrics.
@@ -507,3 +508,26 @@ def test_class_names_of_any_text_are_saved_as_they_are(names, tmp_path_factory):
     assert "\x00" not in page
     assert (folder / "confusion_matrix.png").stat().st_size > 1000
     str(report).encode()
+
+
+def test_long_names_and_names_that_begin_with_a_line_are_in_every_picture(tmp_path):
+    names = ["_first", "a very long name " * 9, "two\nlines", *"defghijkl"]
+    labels = np.arange(48) % 12
+    scores = np.roll(0.8 * np.eye(12)[labels] + 0.2 / 12, 1, axis=0)
+    report = ftk.Report.from_scores(labels, scores, names, resamples=5)
+    legend = pictures.ranking_curves(report).axes[0].get_legend().get_texts()
+    assert len(legend) == 8
+    assert "_first (" in legend[0].get_text()
+    assert max(len(text.get_text()) for text in legend) < 55
+    axes = pictures.confusion(report).axes[0]
+    assert max(len(label.get_text()) for label in axes.get_yticklabels()) < 55
+    assert "\ntwo lines" in str(report)
+    assert "8 most confused of 12" in pictures.ranking_curves(report).axes[0].get_title()
+
+
+def test_the_model_card_of_many_classes_is_short(tmp_path):
+    many_classes(60, 120).save(tmp_path)
+    card = (tmp_path / "model_card.md").read_text()
+    assert card.count("\n| class ") == 31
+    assert "The 30 with the lowest F1, of 60:" in card
+    assert "and 30 more" in card

@@ -379,6 +379,10 @@ def one_class(sets):
     return sets.train.take([0, 3])
 
 
+def one_named(sets):
+    return ftk.ImageSet.from_arrays(sets.train.load(size=(32, 32)), ["dark"] * len(sets.train))
+
+
 def other_classes(sets):
     pixels = sets.validation.load(size=(32, 32))
     return ftk.ImageSet.from_arrays(pixels, sets.validation.labels, ["light", "gray", "dark"])
@@ -411,6 +415,7 @@ NOISE = keras.Sequential([keras.layers.GaussianNoise(0.1)])
         ({"preprocessing": "tf"}, "`preprocessing` must be 'auto', None or a Keras layer"),
         ({"train": empty}, "`train` must hold at least one image"),
         ({"train": one_class}, r"`train` must hold images of every class.*\['gray', 'light'\]"),
+        ({"train": one_named}, "`train` must hold images of two classes or more.*'dark' alone"),
         ({"train": "folder/"}, "`train` must be of type ImageSet .*Received: train='folder/'"),
         ({"validation": np.arange(6)}, "`validation` must be of type ImageSet .*ndarray"),
         ({"validation": other_classes}, r"`validation` must have the classes of `train`.*class_n"),

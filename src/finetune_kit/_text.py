@@ -9,6 +9,7 @@ from typing import Any
 
 def aligned(rows: Sequence[Sequence[str]], left: tuple[int, ...] = (0,)) -> str:
     """Lay out a table as text; the columns in `left` are left-aligned, the others right-aligned."""
+    rows = [[" ".join(cell.splitlines()) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(

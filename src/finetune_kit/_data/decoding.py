@@ -6,6 +6,7 @@ or malicious file raises a single `ValueError`, and never exhausts the memory.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import re
@@ -24,12 +25,34 @@ from PIL import (
 from PIL import __version__ as pillow
 from PIL.PngImagePlugin import PngImageFile
 
-PICTURES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+PICTURES = frozenset(
+    {".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpe", ".jpeg", ".jpg", ".jxl", ".png"}
+    | {".tif", ".tiff", ".webp"}
+)
 DICOM = frozenset({".dcm", ".dicom"})
 SUFFIXES = PICTURES | DICOM
 
 # Only the formats of these suffixes: some of Pillow's other formats start external programs.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+# Formats that not every Pillow reads: the package that adds each, and its module.
+_ADDED = {
+    "AVIF": ("pillow>=11.3", "PIL.AvifImagePlugin"),
+    "HEIF": ("pillow-heif", "pillow_heif"),
+    "JXL": ("pillow-jxl-plugin", "pillow_jxl"),
+}
+# How the content of each format begins: offset, bytes, format.
+_BEGINNINGS = (
+    (0, b"\xff\xd8\xff", "JPEG"),
+    *((0, start, "TIFF") for start in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
+    (0, b"\x89PNG\r\n", "PNG"),
+    (0, b"GIF8", "GIF"),
+    (8, b"WEBP", "WEBP"),
+    (0, b"\xff\x0a", "JXL"),
+    (4, b"JXL \r\n", "JXL"),
+    *((4, b"ftyp" + brand, "AVIF") for brand in (b"avif", b"avis")),
+    *((4, b"ftyp" + brand, "HEIF") for brand in (b"heic", b"heix", b"hevc", b"mif1", b"msf1")),
+    (128, b"DICM", "DICOM"),
+)
 
 _FAST = importlib.util.find_spec("kornia_rs") is not None
 _FAST_BYTES = (
@@ -107,9 +130,12 @@ def _opened(file: str | os.PathLike[str]) -> Image.Image:
     try:
         image: Image.Image = Image.open(file, formats=_FORMATS)
     except UnidentifiedImageError:
-        if Path(file).suffix.lower() in DICOM or _is_dicom(file):
+        kind = format_of(file)
+        if Path(file).suffix.lower() in DICOM or kind == "DICOM":
             return _dicom(file)
-        raise
+        if kind not in _ADDED:
+            raise
+        image = _opened_by_plugin(file, kind)
     _check_area(*image.size)
     return _unpacked(image, file) if _FAST and isinstance(image, PngImageFile) else image
 
@@ -180,9 +206,22 @@ def _stretched(values: NDArray[np.float64]) -> NDArray[np.uint8]:
     return ((values - low) / max(high - low, 1e-12) * 255).round().astype(np.uint8)
 
 
-def _is_dicom(file: str | os.PathLike[str]) -> bool:
-    with open(file, "rb") as start:
-        return start.read(132)[128:] == b"DICM"
+def format_of(file: str | os.PathLike[str]) -> str:
+    """Return the format of an image file by its first bytes, or an empty text."""
+    with open(file, "rb") as opened:
+        start = opened.read(132)
+    found = (kind for at, begins, kind in _BEGINNINGS if start[at : at + len(begins)] == begins)
+    return next(found, "")
+
+
+def _opened_by_plugin(file: str | os.PathLike[str], kind: str) -> Image.Image:
+    package, module = _ADDED[kind]
+    try:
+        plugin = importlib.import_module(module)
+        getattr(plugin, "register_heif_opener", lambda: None)()
+        return Image.open(file, formats=[kind])
+    except (ImportError, KeyError, UnidentifiedImageError) as error:
+        raise ImportError(f"{kind} images need {package} (pip install '{package}')") from error
 
 
 def _dicom(file: str | os.PathLike[str]) -> Image.Image:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune_kit._data.decoding import SUFFIXES
+from finetune_kit._data.decoding import SUFFIXES, format_of
 from finetune_kit._data.labels import missing, shown
 from finetune_kit._text import listed, shortened
 
@@ -63,10 +64,9 @@ class ClassFolders:
 def class_folders(root: Path) -> ClassFolders:
     """Search a folder for class folders and their images."""
     found = ClassFolders(root, {}, [], {})
-    for entry in _entries(root, found):
-        inside = os.path.isdir(entry) and entry.name != "masks"
+    for entry, is_folder in _entries_to_read(root, found):
         before = len(found.skipped)
-        files = _images_of_class(entry, found) if inside else []
+        files = _images_in(entry, found, {os.path.realpath(root)}) if is_folder else []
         if files:
             found.images[entry.name] = files
         elif entry not in found.closed:
@@ -74,17 +74,40 @@ def class_folders(root: Path) -> ClassFolders:
     return found
 
 
-def _images_of_class(folder: Path, found: ClassFolders, *, inner: bool = False) -> list[Path]:
+def _images_in(folder: Path, found: ClassFolders, seen: set[str]) -> list[Path]:
+    """Return the images in a folder, and in the folders in it."""
+    if os.path.realpath(folder) in seen:  # links may form a circle
+        return []
+    seen.add(os.path.realpath(folder))
     files: list[Path] = []
-    for entry in _entries(folder, found):
-        is_folder = os.path.isdir(entry)
-        if entry.name == "images" and is_folder and not inner:  # links may form a circle
-            files += _images_of_class(entry, found, inner=True)
-        elif entry.suffix.lower() in SUFFIXES and not is_folder:
-            files.append(entry)
-        else:
-            found.skipped.append(entry)
+    for entry, is_folder in _entries_to_read(folder, found):
+        before = len(found.skipped)
+        alone = [entry] if is_image(entry) else []
+        inside = _images_in(entry, found, seen) if is_folder else alone
+        files += inside
+        if not inside and entry not in found.closed:
+            found.skipped[before:] = [entry]
     return files
+
+
+def _entries_to_read(folder: Path, found: ClassFolders) -> list[tuple[Path, bool]]:
+    """Return the entries of a folder, and whether each is a folder to read.
+
+    Lung masks lie in a folder `masks` beside the `images`.
+    """
+    entries = [(entry, os.path.isdir(entry)) for entry in _entries(folder, found)]
+    has_images = any(is_folder and entry.name == "images" for entry, is_folder in entries)
+    return [(e, is_folder and not (has_images and e.name == "masks")) for e, is_folder in entries]
+
+
+def is_image(file: Path) -> bool:
+    """Return whether a file is an image by its suffix, or else by its content."""
+    if file.suffix.lower() in SUFFIXES:
+        return not file.is_dir()
+    try:
+        return file.is_file() and bool(format_of(file))
+    except OSError:
+        return False
 
 
 def _entries(folder: Path, found: ClassFolders) -> list[Path]:
@@ -98,7 +121,11 @@ def _entries(folder: Path, found: ClassFolders) -> list[Path]:
 def check_classes(found: ClassFolders, class_names: Sequence[str] | None) -> None:
     """Check that the folder has classes and that they fit `class_names`, if these are given."""
     root, names = str(found.root), list(found.images)
-    if not found.closed and (not names or names == ["images"]):
+    direct = any(
+        file.parent.parent == found.root for files in found.images.values() for file in files
+    )
+    of_parts = bool(names) and {*names} <= _PARTS and not direct
+    if not found.closed and (not names or names == ["images"] or of_parts):
         there = [entry.name for entry in _entries(found.root, found)]
         parts = [name for name in there if name in _PARTS]
         hint = _by_part(found, parts) or _parent_hint(found.root)
@@ -120,23 +147,41 @@ def _parent_hint(root: Path) -> str:
     folder = Path(os.path.abspath(root))
     folder = folder.parent if folder.name == "images" else folder
     scratch = ClassFolders(folder.parent, {}, [], {})
-    siblings = [entry for entry in _entries(folder.parent, scratch) if os.path.isdir(entry)]
-    others = (entry for entry in siblings if entry != folder and entry.name != "masks")
-    if _images_of_class(folder, scratch) and any(_images_of_class(o, scratch) for o in others):
+    siblings = [entry for entry, read in _entries_to_read(folder.parent, scratch) if read]
+    others = (entry for entry in siblings if entry != folder)
+    if _images_in(folder, scratch, set()) and any(_images_in(o, scratch, set()) for o in others):
         return f"; did you mean the parent, {str(folder.parent)!r}?"
     return ""
 
 
 def count_images(paths: Sequence[Path]) -> int:
     """Count the image files among paths and in the folders among them."""
-    inside = [name for path in paths for _, _, names in os.walk(path) for name in names]
-    names = [*inside, *(path.name for path in paths if not path.is_dir())]
-    return sum(Path(name).suffix.lower() in SUFFIXES and name[0] != "." for name in names)
+    inside = [
+        Path(top, name) for path in paths for top, _, names in os.walk(path) for name in names
+    ]
+    files = [*inside, *(path for path in paths if not path.is_dir())]
+    return sum(file.suffix.lower() in SUFFIXES and file.name[0] != "." for file in files)
 
 
-def warn_of_classes(found: ClassFolders) -> None:
-    """Warn if the class folders look like parts of a split, or if there is only one."""
+def warn_of_classes(found: ClassFolders, bad: Sequence[Path], *, fixed: bool) -> None:
+    """Warn of class folders that lost most of their files, that are parts, or of a single one."""
     root, names = str(found.root), list(found.images)
+    lost = Counter(path.relative_to(found.root).parts[0] for path in [*bad, *_lost(found)])
+    broken = {*bad}
+    kept = {name: sum(f not in broken for f in files) for name, files in found.images.items()}
+    poor = [
+        f"{name!r} ({kept.get(name, 0):,} of {kept.get(name, 0) + count:,} files)"
+        for name, count in lost.items()
+        if count > kept.get(name, 0)
+    ]
+    if poor:
+        warnings.warn(
+            f"Most files of these folders in {root!r} were skipped, because they are not images or "
+            f"cannot be read: {listed(poor, 20)}; `skipped` of the set lists them",
+            stacklevel=3,
+        )
+    if fixed:
+        return
     if names and set(names) <= _PARTS:
         warnings.warn(
             f"The class folders of {root!r} are {names}{_by_part(found, names)}",
@@ -148,6 +193,19 @@ def warn_of_classes(found: ClassFolders) -> None:
             f"class_names={names}",
             stacklevel=3,
         )
+
+
+def _lost(found: ClassFolders) -> list[Path]:
+    """Return the skipped files in folders, without masks beside images."""
+    lost: list[Path] = []
+    for path in found.skipped:
+        if path.is_dir() and not path.is_symlink():
+            beside = path.name == "masks" and (path.parent / "images").is_dir()
+            inside = [] if beside else [f for f in path.rglob("*") if f.is_file()]
+            lost += [file for file in inside if not file.name.startswith(".")]
+        elif path.parent != found.root and not path.is_dir():
+            lost.append(path)
+    return lost
 
 
 def _by_part(found: ClassFolders, parts: Sequence[str]) -> str:

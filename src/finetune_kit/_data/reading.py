@@ -44,10 +44,12 @@ def read_image_folder(
 ) -> ImageSet:
     r"""Read a folder of images that holds one folder per class.
 
-    The images are `ROOT/CLASS/*.png` (jpg, jpeg, bmp, gif, tif, tiff, webp; dcm with the extra
-    `dicom`) or, as in the COVID-19 Radiography Database, `ROOT/CLASS/images/*.png`. Other files and
-    folders, such as the lung masks in `ROOT/CLASS/masks/`, are skipped; they are logged once and
-    listed in `ImageSet.skipped`. Hidden files are ignored.
+    The images are all image files below `ROOT/CLASS`, at any depth: PNG, JPEG, BMP, GIF, TIFF, WebP
+    and AVIF; DICOM with the extra `dicom`; HEIC and JPEG XL where Pillow's plugins for them are
+    installed. A file of another suffix is read if its first bytes are those of an image. Other
+    files are skipped, and so are folders `masks` that lie beside a folder `images`, as in the
+    COVID-19 Radiography Database; they are logged once and listed in `ImageSet.skipped`. A warning
+    names class folders most of whose files were skipped. Hidden files are ignored.
 
     Each file is decoded once, in threads, to find broken files before the training.
 
@@ -89,8 +91,7 @@ def read_image_folder(
     files = [file for part in lists for file in part]
     labels = np.repeat(np.arange(len(names)), [len(part) for part in lists])
     good, bad = _readable(files, on_error, found.closed)
-    if fixed is None:
-        warn_of_classes(found)
+    warn_of_classes(found, bad, fixed=fixed is not None)
     paths = [files[i].relative_to(root).as_posix() for i in good]
     images = ImageSet(
         Files(tuple(str(files[i]) for i in good)),

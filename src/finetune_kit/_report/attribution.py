@@ -18,7 +18,7 @@ from finetune_kit._model.flattening import flattened
 from finetune_kit._model.graph import made_by
 from finetune_kit._model.surgery import cut_after
 from finetune_kit._report.gradient import Probe
-from finetune_kit._text import plural
+from finetune_kit._text import listed, plural
 from finetune_kit._train.tuned import FineTuned
 
 
@@ -81,7 +81,8 @@ def grad_cam(
         feature_map = np.asarray(keras.tree.flatten(features)[place], np.float32)
         heat = np.maximum(np.einsum("nhwc,nc->nhw", feature_map, weights), 0)
         maps[rows] = [_enlarged(one, images.shape[1:3]) for one in heat]
-    _warn_of_empty(maps)
+    reason = "no region raised the score of the class. `occlusion` or another block may show more"
+    _warn_of_empty(maps, "Grad-CAM map", reason)
     return scaled(maps)
 
 
@@ -149,7 +150,10 @@ def occlusion(
     for i, (y, x) in enumerate(corners):
         falls[:, y : y + window, x : x + window] += (chosen[:, -1] - chosen[:, i])[:, None, None]
         times[y : y + window, x : x + window] += 1
-    return (falls / times).astype(np.float32)
+    maps = (falls / times).astype(np.float32)
+    reason = "the probability is the same whatever is covered. A larger window may show more"
+    _warn_of_empty(maps, "occlusion map", reason)
+    return maps
 
 
 def _covered_scores(
@@ -285,14 +289,13 @@ def _enlarged(heat: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.fl
     return np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR))
 
 
-def _warn_of_empty(maps: NDArray[np.float32]) -> None:
-    empty = int((maps.max(axis=(1, 2), initial=0) == 0).sum())
-    if empty:
+def _warn_of_empty(maps: NDArray[np.float32], kind: str, reason: str) -> None:
+    empty = np.flatnonzero(np.abs(maps).max(axis=(1, 2), initial=0) == 0)
+    if len(empty):
         warnings.warn(
-            f"{empty} of {plural(len(maps), 'Grad-CAM map')} {'is' if empty == 1 else 'are'} 0 "
-            "everywhere: no region raised the score of the class. `occlusion` may show more, and "
-            "so may another block (at=)",
-            stacklevel=3,  # the line that calls `grad_cam`
+            f"{len(empty)} of {plural(len(maps), kind)} {'is' if len(empty) == 1 else 'are'} 0 "
+            f"everywhere (numbers {listed([*map(str, empty.tolist())], 8)}): {reason}",
+            stacklevel=3,  # the line that calls the public function
         )
 
 

@@ -10,7 +10,8 @@ from typing import Any
 from finetune_kit._report.markup import label
 from finetune_kit._report.metrics import OVERALL, PER_CLASS
 from finetune_kit._report.provenance import changed_settings
-from finetune_kit._report.results import Results
+from finetune_kit._report.results import MOST_CLASSES, Results
+from finetune_kit._text import listed
 
 _MISSING = "[More information needed]"
 _LOAD = """```python
@@ -56,7 +57,7 @@ def of_report(report: Results, title: str) -> str:
 
 def _description(report: Results) -> str:
     kind = "labels" if report.multi_label else "classes"
-    names = ", ".join(map(_plain, report.class_names))
+    names = listed([*map(_plain, report.class_names)], MOST_CLASSES)
     return (
         f"An image classifier with {len(report.class_names)} {kind}: {names}. The input is RGB "
         "pixels from 0 to 255."
@@ -78,11 +79,13 @@ def _metrics_table(report: Results) -> str:
 
 def _class_table(report: Results) -> str:
     rows = []
-    for name in report.class_names:
+    for name in report.listed_classes:
         values = (str(report.class_metrics[name][key]) for key in PER_CLASS)
         rows.append([_plain(name), *values, f"{report.support[name]:,}"])
     head = "label" if report.multi_label else "class"
-    return _table([head, *PER_CLASS.values(), "images"], rows)
+    some = f"The {len(rows)} with the lowest F1, of {len(report.class_names):,}:\n\n"
+    table = _table([head, *PER_CLASS.values(), "images"], rows)
+    return some + table if len(rows) < len(report.class_names) else table
 
 
 def _list(values: Mapping[str, Any]) -> str:

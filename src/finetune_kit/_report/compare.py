@@ -7,6 +7,7 @@ import os
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from finetune_kit._hints import hints
 from finetune_kit._report import page, pictures
 from finetune_kit._report.difference import Difference, differences_of, p_text
 from finetune_kit._report.estimate import Estimate
+from finetune_kit._report.figures import available, drawn_by
 from finetune_kit._report.markup import drawing
 from finetune_kit._report.metrics import OVERALL
 from finetune_kit._report.report import Report
@@ -134,10 +136,10 @@ class Comparison:
         models = {name: report.metrics for name, report in self.reports.items()}
         files: dict[str, bytes | str] = {}
         figure = ""
-        if pictures.available(target):
-            picture = pictures.compared(models, *self._depths())
-            files["comparison.png"] = pictures.png(picture)
-            svg = pictures.svg(picture, "compared")
+        if available(target):
+            draw = partial(pictures.compared, models, *self._depths())
+            png, svg = drawn_by(draw, "comparison") or (b"", "")
+            files |= {"comparison.png": png} if png else {}
             figure = drawing(svg, "Accuracy and macro F1", "of each model, with 95% intervals")
         html = page.of_comparison(
             title, self.summary, models, self.differences, picture=figure, cautions=self.cautions()

@@ -48,7 +48,7 @@ def of_report(report: Results, title: str, drawn: Mapping[str, tuple[bytes, str]
     sections = [
         ("Confusion matrix and metrics", _matrix_and_metrics(report)),
         (f"Metrics per {_kind(report)}", _class_table(report)),
-        ("Misclassified images", _misclassified(report)),
+        ("Wrong labels" if report.multi_label else "Misclassified images", _misclassified(report)),
         ("Correct predictions", _correct(report)),
         ("Curves", _curves(report, drawn)),
         ("Training", plans + (definitions(training) if training else "")),

@@ -6,13 +6,10 @@ matplotlib is imported when the first picture is drawn.
 
 from __future__ import annotations
 
-import importlib.util
 import io
-import logging
-import re
 import textwrap
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import cycle
 from typing import Any
 
@@ -23,51 +20,29 @@ from sklearn import metrics
 
 from finetune_kit._report.bootstrap import BINS, one_hot
 from finetune_kit._report.estimate import Estimate, proportion
+from finetune_kit._report.figures import drawn_by
 from finetune_kit._report.metrics import calibration_bins
 from finetune_kit._report.results import Example, Results
-from finetune_kit._text import printable
+from finetune_kit._text import plural, printable
 
 OF_REPORT = ("confusion_matrix", "learning_curves", "curves", "calibration", "mistakes")
-IN_PAGE = ("learning_curves", "curves", "calibration")
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _DASHES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _CURVES = 8  # classes that have curves, at most
 _SHEET = 12  # images on the sheet of misclassified images, at most
 _NUMBERED = 400  # cells of a confusion matrix that shows numbers, at most
-_log = logging.getLogger("finetune_kit")
-
-
-def available(what: Any) -> bool:
-    """Return whether matplotlib is installed; log a warning about `what` if it is not."""
-    found = importlib.util.find_spec("matplotlib") is not None
-    if not found:
-        _log.warning(
-            "%s: no pictures, because matplotlib is not installed "
-            "(pip install 'finetune-kit[plots]')",
-            what,
-        )
-    return found
 
 
 def of_report(report: Results) -> dict[str, tuple[bytes, str]]:
     """Return the pictures of a report by name, each as PNG and as SVG for a page.
 
-    Pictures without content are left out, and so is one that cannot be drawn: a warning names it.
+    Pictures without content are left out.
     """
-    drawn = {}
-    for name, draw in zip(
-        OF_REPORT,
-        (confusion, learning_curves, ranking_curves, reliability, misclassified),
-        strict=True,
-    ):
-        try:
-            figure = draw(report)
-            if figure is not None:
-                drawn[name] = png(figure), svg(figure, name) if name in IN_PAGE else ""
-        except Exception as error:  # what is wrong with one picture must not cost the others
-            _log.warning("%s.png: not drawn (%s: %s)", name, type(error).__name__, error)
-    return drawn
+    functions = (confusion, learning_curves, ranking_curves, reliability, misclassified)
+    pairs = zip(OF_REPORT, functions, strict=True)
+    drawn = {name: drawn_by(partial(draw, report), name) for name, draw in pairs}
+    return {name: pair for name, pair in drawn.items() if pair is not None}
 
 
 def confusion(report: Results) -> Any:
@@ -86,12 +61,12 @@ def confusion(report: Results) -> Any:
         color = "white" if share > 0.55 else "#111111"
         text = f"{counts[row, column]:,}\n{share:.0%}"
         axes.text(column, row, text, ha="center", va="center", color=color, fontsize=13)
-    names = [printable(f"{name} ({report.support[name]:,})") for name in table.rows]
+    names = [f"{_short(name)} ({report.support[name]:,})" for name in table.rows]
     if table.note:
         axes.set_title(table.note, fontsize=14)
     axes.set_xticks(
         range(width),
-        [*map(printable, table.columns)],
+        [*map(_short, table.columns)],
         rotation=30,
         ha="right",
         rotation_mode="anchor",
@@ -148,18 +123,20 @@ def ranking_curves(report: Results) -> Any:
         return None
     figure = _figure(9.6, 4.6)
     left, right = figure.subplots(1, 2)
-    for i, style in zip(defined[:_CURVES], _styles(), strict=False):
+    shown = report.most_confused(_CURVES, defined.tolist())
+    for i, style in zip(shown, _styles(), strict=False):
         false, true, _ = metrics.roc_curve(truth[:, i], report.scores[:, i])
         precision, recall, _ = metrics.precision_recall_curve(truth[:, i], report.scores[:, i])
         name = report.class_names[i]
         found = report.class_metrics[name]
         area, average = found["roc_auc"].value, found["average_precision"].value
-        left.plot(false, true, label=f"{name} ({area:.3f})", **style)
+        left.plot(false, true, label=f"{_label(name)} ({area:.3f})", **style)
         right.plot(recall, precision, drawstyle="steps-pre",
-                   label=f"{name} ({average:.3f})", **style)  # fmt: skip
+                   label=f"{_label(name)} ({average:.3f})", **style)  # fmt: skip
     left.plot([0, 1], [0, 1], color="gray", linewidth=0.8)
     left.set(xlabel="false positive rate", ylabel="true positive rate")
-    left.set_title("ROC curve (area)", fontsize="medium")
+    some = f", {len(shown)} most confused of {len(defined):,}" if len(shown) < len(defined) else ""
+    left.set_title(f"ROC curve (area{some})", fontsize="medium")
     right.set(xlabel="recall", ylabel="precision", ylim=(0, 1.03))
     right.set_title("precision-recall curve (average precision)", fontsize="medium")
     for axes in (left, right):
@@ -218,11 +195,12 @@ def misclassified(report: Results) -> Any:
         caption = textwrap.fill(report.caption(example) + none, 34 if maps else 24)
         axes.set_title(caption, fontsize=13, loc="left")
     total = report.misclassified
-    title = f"The {len(shown)} most confident of {total:,} misclassified images"
+    noun = "wrong label" if report.multi_label else "misclassified image"
+    title = f"The {len(shown)} most confident of {plural(total, noun)}"
     if len(shown) == total:
-        title = f"All {total:,} misclassified images, most confident first"
+        title = f"All {plural(total, noun)}, most confident first"
     if total == 1:
-        title = "The misclassified image"
+        title = f"The {noun}"
     if maps:
         some = f"{maps} with {'a heat map' if maps == 1 else 'heat maps'}"
         title += ", with heat maps" if 1 < maps == len(shown) else f", {some}"
@@ -255,44 +233,11 @@ def compared(models: Mapping[str, Mapping[str, Estimate]], names: Sequence[str],
         axes.errorbar(np.arange(len(found)) + shift, [e.value for e in found], yerr=ends,
                       marker=_MARKERS[shift > 0], capsize=3, label=label,
                       **{**style, "linestyle": "none"})  # fmt: skip
-    axes.set_xticks(range(len(names)), [printable(textwrap.fill(name, 16)) for name in names])
+    axes.set_xticks(range(len(names)), [textwrap.fill(_short(name), 16) for name in names])
     axes.set(xlabel=axis, ylabel="value on the test images")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure
-
-
-def png(figure: Any) -> bytes:
-    """Return the picture as PNG."""
-    buffer = io.BytesIO()
-    _save(figure, buffer, format="png", dpi=150)
-    return buffer.getvalue()
-
-
-def svg(figure: Any, name: str) -> str:
-    """Return the picture as SVG for a page, in the text colour of the page."""
-    import matplotlib
-
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
-        _save(figure, buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r'\bid="', f'id="{name}-', text)
-    text = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", text)
-    return text.replace("#000000", "currentColor")
-
-
-def _save(figure: Any, buffer: Any, **options: Any) -> None:
-    from matplotlib.text import Text
-
-    for text in figure.findobj(Text):
-        text.set_parse_math(False)  # a dollar sign is no formula
-        text.set_text(printable(text.get_text()))
-    with warnings.catch_warnings():
-        # One for each letter that matplotlib's font lacks; in a page the browser has a font for it.
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        figure.savefig(buffer, **options)
 
 
 def _figure(width: float, height: float) -> Any:
@@ -304,3 +249,14 @@ def _figure(width: float, height: float) -> Any:
 def _styles() -> Iterator[dict[str, str]]:
     for color, dash in zip(cycle(_COLORS), cycle(_DASHES), strict=False):
         yield {"color": color, "linestyle": dash}
+
+
+def _short(name: str) -> str:
+    """Return a name on one line, of at most 40 letters."""
+    line = " ".join(printable(name).split())
+    return line if len(line) <= 40 else f"{line[:39]}…"
+
+
+def _label(name: str) -> str:
+    """Return a name for a legend, from which matplotlib leaves out what begins with a line."""
+    return f"\u200b{_short(name)}"

@@ -16,8 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from finetune_kit._checks import check_count
 from finetune_kit._report import card, page, pictures
+from finetune_kit._report.figures import available
 from finetune_kit._report.metrics import OVERALL, measure
-from finetune_kit._report.results import MOST_CLASSES, Results
+from finetune_kit._report.results import Results
 from finetune_kit._report.saving import page_or_folder, write_files
 from finetune_kit._text import aligned, plural, printable, shortened
 
@@ -182,12 +183,13 @@ class Report(Results):
                 "model_card.md": card.of_report(self, title),
             }
         write_files(folder, files)  # before the pictures, which need more memory
-        drawn = pictures.of_report(self) if pictures.available(target) else {}
+        drawn = pictures.of_report(self) if available(target) else {}
         if drawn:
             write_files(folder, {name: page.of_report(self, title, drawn)})
         if not one_page:
-            write_files(folder, {f"{name}.png": png for name, (png, _) in drawn.items()})
-            for name in set(pictures.OF_REPORT) - set(drawn):  # pictures of an earlier report
+            made = {name: png for name, (png, _) in drawn.items() if png}
+            write_files(folder, {f"{name}.png": png for name, png in made.items()})
+            for name in set(pictures.OF_REPORT) - set(made):  # pictures of an earlier report
                 (target / f"{name}.png").unlink(missing_ok=True)
         return target
 
@@ -213,10 +215,7 @@ class Report(Results):
 
     def _class_table(self) -> str:
         rows = [["", "precision", "recall", "F1", "support"]]
-        shown = self.class_names
-        if len(shown) > MOST_CLASSES:
-            worst = sorted(shown, key=lambda name: self.class_metrics[name]["f1"].value)
-            shown = tuple(worst[:MOST_CLASSES])
+        shown = self.listed_classes
         for name in shown:
             found = (self.class_metrics[name][key] for key in ("precision", "recall", "f1"))
             rows.append([name, *map(str, found), f"{self.support[name]:,}"])

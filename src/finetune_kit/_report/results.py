@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -159,7 +159,7 @@ class Results:
         Of more than 30 classes it has the 30 that are confused most often. `confusion_matrix` has
         all of them.
         """
-        shown = self._most_confused()
+        shown = self.most_confused(MOST_CLASSES, range(len(self.class_names)))
         names = tuple(self.class_names[i] for i in shown)
         note = ""
         if len(shown) < len(self.class_names):
@@ -172,14 +172,22 @@ class Results:
         counts, n = matrix[:, shown], matrix.sum(axis=1)
         return ConfusionTable("true / predicted", names, names, counts, n, numbers, numbers, note)
 
-    def _most_confused(self) -> list[int]:
-        """Return the classes with the most errors, at most 30, in their own order."""
+    @property
+    def listed_classes(self) -> tuple[str, ...]:
+        """The classes that a table of text shows: of more than 30, those with the lowest F1."""
+        if len(self.class_names) <= MOST_CLASSES:
+            return self.class_names
+        order = sorted(self.class_names, key=lambda name: self.class_metrics[name]["f1"].value)
+        return tuple(order[:MOST_CLASSES])
+
+    def most_confused(self, most: int, classes: Sequence[int]) -> list[int]:
+        """Return which of the classes have the most errors, in their own order."""
         matrix = self.confusion_matrix
         if self.multi_label:
             wrong = matrix[:, 0, 1] + matrix[:, 1, 0]
         else:
             wrong = matrix.sum(axis=0) + matrix.sum(axis=1) - 2 * matrix.diagonal()
-        return sorted(np.argsort(-wrong, kind="stable")[:MOST_CLASSES].tolist())
+        return sorted(sorted(classes, key=lambda i: -int(wrong[i]))[:most])
 
     def is_misclassified(self, example: Example) -> bool:
         """Return whether the prediction for the example (its label) is wrong."""

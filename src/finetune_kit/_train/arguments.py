@@ -104,6 +104,12 @@ def _check_images(train: Any, validation: Any) -> ImageSet | None:
     check_kind("train", train, ImageSet, hint)
     if not len(train):
         raise ValueError("`train` must hold at least one image. Received: an empty ImageSet")
+    if len(train.class_names) < 2 and not train.multi_label:
+        raise ValueError(
+            "`train` must hold images of two classes or more, or there is nothing to tell apart; "
+            "look at `skipped` of the set if there should be more. Received: the class "
+            f"{train.class_names[0]!r} alone"
+        )
     missing = [n for n, count in zip(train.class_names, train.counts(), strict=True) if not count]
     if missing:
         raise ValueError(
