@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from image_files import dicom, png, read_class_a, write
-from PIL import Image
+from PIL import Image, JpegImagePlugin, TiffImagePlugin
 
 
 def first_pixel(folder) -> tuple[int, ...]:
@@ -24,6 +24,88 @@ def test_sixteen_bit_pixels_are_scaled_not_clipped(tmp_path):
     write(tmp_path / "a" / "x.png", np.array([[0, 32768, 65535]] * 3, np.uint16))
     pixels = read_class_a(tmp_path).load(size=(3, 3))[0]
     assert pixels[0, :, 0].tolist() == [0, 128, 255]
+
+
+def with_sbit(png_bytes: bytes, bits: bytes) -> bytes:
+    """The PNG file with a chunk that declares its significant bits."""
+    chunk = b"sBIT" + bits
+    packed = struct.pack(">I", len(bits)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return png_bytes[:33] + packed + png_bytes[33:]  # behind the header
+
+
+@pytest.mark.parametrize(
+    ("values", "sbit", "expected"),
+    [
+        ([0, 2048, 4095], 12, [0, 128, 255]),
+        ([0, 512, 1023], 10, [0, 128, 255]),
+        ([0, 32768, 65535], 12, [0, 128, 255]),  # scaled to 16 bits, as the standard demands
+        ([0, 32768, 65535], None, [0, 128, 255]),
+        ([0, 100, 30000], None, [0, 0, 117]),  # the range of the type, not of the image
+    ],
+)
+def test_gray_png_files_are_scaled_by_the_depth_they_declare(tmp_path, values, sbit, expected):
+    file = write(tmp_path / "a" / "x.png", np.array([values] * 3, np.uint16))
+    if sbit:
+        file.write_bytes(with_sbit(file.read_bytes(), bytes([sbit])))
+    assert read_class_a(tmp_path).load(size=(3, 3))[0, 0, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "tags", "expected"),
+    [
+        (np.uint16, [0, 32768, 65535], {}, [0, 128, 255]),
+        (np.uint16, [100, 600, 1100], {280: 100, 281: 1100}, [0, 128, 255]),
+        (np.int32, [0, 2**30, 2**31 - 1], {}, [128, 191, 255]),
+        (np.float32, [0.0, 0.5, 1.0], {}, [0, 128, 255]),
+        (np.float32, [0.1, 0.2, 0.5], {}, [26, 51, 128]),  # not stretched
+        (np.float32, [-1000.0, 0.0, 1000.0], {340: -1000.0, 341: 1000.0}, [0, 128, 255]),
+    ],
+)
+def test_tiff_files_are_scaled_by_the_range_they_declare(tmp_path, dtype, values, tags, expected):
+    (tmp_path / "a").mkdir()
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    for tag, value in tags.items():
+        info.tagtype[tag] = 12 if dtype == np.float32 else 4  # double, or long
+        info[tag] = value
+    image = Image.fromarray(np.array([values] * 3, dtype))
+    image.save(tmp_path / "a" / "x.tif", tiffinfo=info)
+    shown = read_class_a(tmp_path).load(size=(3, 3))[0, 0, :, 0].astype(int)
+    assert abs(shown - expected).max() <= 1
+
+
+def test_what_cannot_be_scaled_is_an_error_and_what_is_dark_is_said(tmp_path):
+    (tmp_path / "a").mkdir()
+    floats = Image.fromarray(np.array([[0.0, 255.0]], np.float32))
+    floats.save(tmp_path / "a" / "x.tif")
+    with pytest.raises(ValueError, match=r"x\.tif.*floats must be from 0 to 1.*0 to 255"):
+        read_class_a(tmp_path)
+    (tmp_path / "a" / "x.tif").unlink()
+    for i in range(3):
+        write(tmp_path / "a" / f"{i}.png", np.array([[0, 4095]], np.uint16))
+    with pytest.warns(
+        UserWarning, match=r"3 images of more than 8 bits the values span at most 6\.2%.*sBIT"
+    ):
+        read_class_a(tmp_path)
+    write(tmp_path / "a" / "bright.png", np.array([[0, 60000]], np.uint16))
+    read_class_a(tmp_path)  # one that is bright shows that the others are dark
+
+
+def test_a_turned_jpeg_is_decoded_at_a_sufficient_size(tmp_path, monkeypatch):
+    """The decoder halves a JPEG as long as it stays larger than what is asked for."""
+    asked = []
+    draft = JpegImagePlugin.JpegImageFile.draft
+    monkeypatch.setattr(
+        JpegImagePlugin.JpegImageFile,
+        "draft",
+        lambda self, mode, size: asked.append(size) or draft(self, mode, size),
+    )
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    write(tmp_path / "a" / "x.jpg", np.zeros((64, 320, 3), np.uint8), exif=exif)
+    images = read_class_a(tmp_path)
+    asked.clear()
+    assert images.load(size=(160, 32)).shape == (1, 160, 32, 3)
+    assert asked == [(160, 32)]  # width and height in the file
 
 
 @pytest.mark.parametrize(
@@ -108,10 +190,12 @@ def test_the_first_frame_of_an_animation_is_decoded(tmp_path):
 
 
 def test_the_content_of_a_file_counts_not_its_suffix(tmp_path):
-    dicom(tmp_path / "a" / "x.dcm", np.arange(64).reshape(8, 8)).rename(tmp_path / "a" / "x.png")
+    dicom(tmp_path / "a" / "x.dcm", np.arange(64).reshape(8, 8), bits=8).rename(
+        tmp_path / "a" / "x.png"
+    )
     write(tmp_path / "a" / "y.png").rename(tmp_path / "a" / "y.dcm")
     shown = read_class_a(tmp_path).load(size=(8, 8))
-    assert shown[0, :, :, 0].ravel().tolist() == [round(i / 63 * 255) for i in range(64)]
+    assert shown[0, :, :, 0].ravel().tolist() == [*range(64)]
     assert (shown[1] == 120).all()
 
 
@@ -209,8 +293,12 @@ def test_deflated_dicom_files_are_rejected(tmp_path):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({}, [0, 128, 255]),  # without a window: the full range
-        ({"photometric": "MONOCHROME1"}, [255, 127, 0]),
+        ({"BitsStored": 11}, [0, 125, 249]),  # without a window: the range of the stored bits
+        ({"BitsStored": 11, "RescaleSlope": 2, "RescaleIntercept": -9}, [0, 125, 249]),
+        ({"BitsStored": 11, "photometric": "MONOCHROME1"}, [255, 130, 6]),
+        ({"BitsStored": 11, "PixelPaddingValue": 2000}, [0, 125, 0]),
+        ({"BitsStored": 11, "PixelPaddingValue": 2000, "photometric": "MONOCHROME1"},
+         [255, 130, 0]),
         ({"WindowCenter": 1000, "WindowWidth": 2001}, [0, 128, 255]),
         ({"WindowCenter": 2000, "WindowWidth": 4001}, [0, 64, 128]),  # not stretched to its ends
         ({"WindowCenter": 500, "WindowWidth": 1001}, [0, 255, 255]),

@@ -25,6 +25,16 @@ from PIL import (
 from PIL import __version__ as pillow
 from PIL.PngImagePlugin import PngImageFile
 
+from finetune_kit._data.depth import (
+    check_colors,
+    dicom_range,
+    is_deep,
+    is_padding,
+    shallow,
+    used_share,
+    value_range,
+)
+
 PICTURES = frozenset(
     {".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpe", ".jpeg", ".jpg", ".jxl", ".png"}
     | {".tif", ".tiff", ".webp"}
@@ -58,11 +68,12 @@ _FAST = importlib.util.find_spec("kornia_rs") is not None
 _FAST_BYTES = (
     64 << 20
 )  # kornia-rs needs the whole file in memory; Pillow reads larger ones in parts
+_ORIENTATION = 0x0112  # EXIF tag: 5 to 8 are turned by 90 degrees
 # Where Pillow looks for an orientation.
 _ORIENTED = re.compile(rb"eXIf|Raw profile type|XML:com\.adobe\.xmp")
 
 # How a file becomes pixels. It is part of the key of all cached results that depend on pixels.
-DECODING = {"colors": "RGB", "resize": "bilinear, antialiased", "pillow": pillow, "version": 4}
+DECODING = {"colors": "RGB", "resize": "bilinear, antialiased", "pillow": pillow, "version": 5}
 
 
 def decode(file: str | os.PathLike[str], size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -70,8 +81,9 @@ def decode(file: str | os.PathLike[str], size: tuple[int, int]) -> NDArray[np.ui
     try:
         with _opened(file) as image:
             # A JPEG can be decoded at a half, a quarter or an eighth of its size, by averaging.
-            image.draft(None, (size[1], size[0]))
-            return resize(_upright(image), size)
+            turned = image.getexif().get(_ORIENTATION, 1) > 4  # height and width change places
+            image.draft(None, size if turned else (size[1], size[0]))
+            return resize(_upright(image, file), size)
     except Exception as error:  # a decoder may raise anything on a broken file
         raise undecodable(file, error) from error
 
@@ -80,20 +92,24 @@ def decode_original(file: str | os.PathLike[str]) -> NDArray[np.uint8]:
     """Decode a file to RGB pixels in its original size."""
     try:
         with _opened(file) as image:
-            return _three_channels(_upright(image))
+            return _three_channels(_upright(image, file))
     except Exception as error:  # a decoder may raise anything on a broken file
         raise undecodable(file, error) from error
 
 
-def decoding_error(file: str | os.PathLike[str]) -> str:
-    """Return why a file cannot be decoded, or an empty text if it can."""
+def inspected(file: str | os.PathLike[str]) -> tuple[str, float | None]:
+    """Return why a file cannot be decoded, or an empty text; and which share of its range it uses.
+
+    The share is None for images of 8 bits.
+    """
     try:
         with _opened(file) as image:
             image.draft(None, (1, 1))  # reads all of a JPEG, but computes few of its pixels
-            _upright(image)
-            return ""
+            share = used_share(image, file)
+            _upright(image, file)
+            return "", share
     except Exception as error:  # a decoder may raise anything on a broken file
-        return _reason(error)
+        return _reason(error), None
 
 
 def undecodable(file: str | os.PathLike[str], error: Exception) -> ValueError:
@@ -181,29 +197,20 @@ def _reason(error: Exception) -> str:
     return f"fails with {type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _upright(image: Image.Image, file: str | os.PathLike[str]) -> Image.Image:
     """Convert any mode to 8-bit RGB or gray, and apply the EXIF orientation.
 
-    16-bit and 32-bit pixels are scaled, not clipped. Transparent pixels turn white.
+    Deeper pixels are scaled, not clipped. Transparent pixels turn white.
     """
+    check_colors(image, file)
+    ends = value_range(image, file) if is_deep(image) else None
     ImageOps.exif_transpose(image, in_place=True)
-    if image.mode.startswith("I;16") or image.mode == "I":
-        deep = np.asarray(image).astype(np.float64).clip(0, 65535)
-        image = Image.fromarray((deep / 257).round().astype(np.uint8))
-    if image.mode == "F":  # floats have no fixed maximum
-        image = Image.fromarray(_stretched(np.asarray(image, np.float64)))
+    image = image if ends is None else shallow(image, *ends)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, "white")
         image = Image.alpha_composite(white, layer)
     return image if image.mode in ("RGB", "L") else image.convert("RGB")
-
-
-def _stretched(values: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Scale values so that the smallest is black and the largest is white."""
-    values = np.nan_to_num(values, posinf=0.0, neginf=0.0)
-    low, high = float(values.min()), float(values.max())
-    return ((values - low) / max(high - low, 1e-12) * 255).round().astype(np.uint8)
 
 
 def format_of(file: str | os.PathLike[str]) -> str:
@@ -247,13 +254,19 @@ def _dicom(file: str | os.PathLike[str]) -> Image.Image:
         pixels = apply_color_lut(pixels, data)
         pixels = pixels >> 8 if pixels.dtype == np.uint16 else pixels
     if pixels.ndim == 3:
-        return Image.fromarray(pixels[..., :3].astype(np.uint8))
+        excess = max(0, int(data.BitsStored) - 8) if pixels.dtype != np.uint8 else 0
+        return Image.fromarray((pixels[..., :3] >> excess).astype(np.uint8))
     gray = _windowed(pixels, data)
-    return Image.fromarray(255 - gray if data.PhotometricInterpretation == "MONOCHROME1" else gray)
+    gray = 255 - gray if data.PhotometricInterpretation == "MONOCHROME1" else gray
+    padding = is_padding(pixels, data)
+    image = Image.fromarray(np.where(padding, 0, gray).astype(np.uint8))
+    if data.get("WindowCenter") is None and int(data.BitsStored) > 8 and not padding.all():
+        image.info["used_share"] = float(np.ptp(gray[~padding])) / 255
+    return image
 
 
 def _windowed(pixels: NDArray[Any], data: Any) -> NDArray[np.uint8]:
-    """Scale gray values to 0-255 by the file's first window, or else by their full range."""
+    """Scale gray values to 0-255 by the file's first window, or else by the bits it declares."""
     from pydicom.pixels import apply_modality_lut, apply_voi_lut, apply_windowing
 
     values = apply_modality_lut(pixels, data)
@@ -261,5 +274,7 @@ def _windowed(pixels: NDArray[Any], data: Any) -> NDArray[np.uint8]:
         shown = np.asarray(apply_windowing(values, data), np.float64)
         # The ends of the window, which the pixels of this image may not reach.
         low, high = apply_windowing(np.array([-1e12, 1e12]), data)
-        return ((shown - low) / (high - low) * 255).clip(0, 255).round().astype(np.uint8)
-    return _stretched(np.asarray(apply_voi_lut(values, data), np.float64))
+    else:
+        shown = np.asarray(apply_voi_lut(values, data), np.float64)
+        low, high = dicom_range(data)
+    return ((shown - low) / (high - low) * 255).clip(0, 255).round().astype(np.uint8)

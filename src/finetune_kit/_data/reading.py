@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune_kit._checks import check_choice
-from finetune_kit._data.decoding import decoding_error
+from finetune_kit._data.decoding import inspected
 from finetune_kit._data.folders import (
     Groups,
     check_classes,
@@ -239,7 +240,9 @@ def _readable(
     files: Sequence[Path], on_error: str, closed: Mapping[Path, str] = MappingProxyType({})
 ) -> tuple[list[int], list[Path]]:
     """Return the indices of the files that can be decoded, and the paths that cannot be read."""
-    errors = in_threads(decoding_error, files, at_once=4)
+    found = in_threads(inspected, files, at_once=4)
+    errors = [error for error, _ in found]
+    _warn_of_dark([share for _, share in found if share is not None])
     bad = {file: error for file, error in zip(files, errors, strict=True) if error} | dict(closed)
     if bad and on_error == "raise":
         lines = "\n".join(f"  {str(file)!r} {error}" for file, error in bad.items())
@@ -255,3 +258,16 @@ def _readable(
             f"cannot be read, such as {str(file)!r}, which {error}"
         )
     return good, list(bad)
+
+
+def _warn_of_dark(shares: Sequence[float]) -> None:
+    """Warn if the images of more than 8 bits use a small part of their range in the whole set."""
+    if shares and max(shares) < 1 / 3:
+        warnings.warn(
+            f"In {plural(len(shares), 'image')} of more than 8 bits the values span at most "
+            f"{max(shares):.1%} of the range of their file type, which is scaled to 0-255, so the "
+            "pixels have little contrast. If they hold fewer bits (12 of 16, say), save them with their own "
+            "range: scaled to 16 bits, or with the depth declared (PNG: sBIT; TIFF: "
+            "SMaxSampleValue)",
+            stacklevel=4,  # the line that reads the images
+        )
