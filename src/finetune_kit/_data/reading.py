@@ -266,7 +266,7 @@ def _warn_of_dark(shares: Sequence[float]) -> None:
         warnings.warn(
             f"In {plural(len(shares), 'image')} of more than 8 bits the values span at most "
             f"{max(shares):.1%} of the range of their file type, which is scaled to 0-255, so the "
-            "pixels have little contrast. If they hold fewer bits (12 of 16, say), scale them to 16 "
-            "bits, or declare their depth (PNG: sBIT; TIFF: SMaxSampleValue)",
+            "pixels have little contrast. If they hold fewer bits (12 of 16, say), scale them to "
+            "16 bits, or declare their depth (PNG: sBIT; TIFF: SMaxSampleValue)",
             stacklevel=4,  # the line that reads the images
         )
