@@ -185,7 +185,6 @@ def test_the_model_and_its_optimizer_do_not_change(tiny_images):
     model.train_on_batch(tiny_images.load([0, 1, 2], (32, 32)), np.arange(3))
 
 
-@pytest.mark.filterwarnings("ignore:.*Grad-CAM maps? (is|are) 0 everywhere")
 def test_a_map_depends_on_the_weights():
     """The sanity check of Adebayo et al., 2018."""
     model = model_with(keras.layers.Conv2D(8, 3, activation="relu"), *pooled())

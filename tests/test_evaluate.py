@@ -11,7 +11,7 @@ from PIL import Image
 
 import finetune_kit as ftk
 from finetune_kit._report import examples as _examples
-from finetune_kit._report import pictures
+from finetune_kit._report import report as _report
 from finetune_kit._report.examples import most_telling
 
 
@@ -35,7 +35,7 @@ def evaluated(labels, scores, **options) -> ftk.Report:
 @pytest.fixture(autouse=True)
 def _without_pictures(monkeypatch):
     """Reports are saved without pictures, which take most of the time; `test_page` draws them."""
-    monkeypatch.setattr(pictures, "available", lambda path: False)
+    monkeypatch.setattr(_report, "available", lambda path: False)
 
 
 @pytest.fixture(scope="module")

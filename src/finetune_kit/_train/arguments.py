@@ -42,10 +42,10 @@ def make_setup(
     check_count("batch_size", options["batch_size"])
     check_count("seed", options["seed"], least=0)
     check_choice("verbose", options["verbose"], ("auto", 0, 1, 2))
-    _check_run_dir(options["run_dir"])
+    choices = as_choices(options["loss"], options["metrics"])
+    _check_run_dir(options["run_dir"], choices)
     callbacks = as_callbacks(options["callbacks"])
     check_callbacks(callbacks, once=len(phases) == 1 and options["run_dir"] is None)
-    choices = as_choices(options["loss"], options["metrics"])
     check_monitors(callbacks, choices.names, validated=validation is not None)
     cache = _check_features(options["features"], backbone, phases)
     factors = [
@@ -201,11 +201,12 @@ def _check_features(
     return cache
 
 
-def _check_run_dir(run_dir: Any) -> None:
+def _check_run_dir(run_dir: Any, choices: Choices) -> None:
     """Check the folder of a run, and that its state can be saved."""
     if run_dir is None:
         return
     check_folder("run_dir", run_dir)
+    choices.check_comparable()
     if keras.config.dtype_policy().compute_dtype == "float16":
         raise ValueError(
             "`run_dir` does not save the scale of the loss; use the policy 'mixed_bfloat16'. "

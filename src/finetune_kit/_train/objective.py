@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +17,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from finetune_kit._checks import check_outputs
 
 _BY_SHAPE = ("accuracy", "acc", "crossentropy", "ce")  # Keras picks the variant from the outputs
+_COMPARABLE = (bool, int, float, str, bytes, type(None))  # values with a repr of their own
 _ACTIVATIONS = {"softmax": "softmax", "binary": "sigmoid", "multi_label": "sigmoid"}
 
 
@@ -60,6 +63,20 @@ class Choices:
         metrics = self.metrics and [m if isinstance(m, str) else _plain(m) for m in self.metrics]
         return {"loss": self.loss and _plain(keras.losses.get(self.loss)), "metrics": metrics}
 
+    def check_comparable(self) -> None:
+        """Check that a later run can be compared with this one, whose state is kept."""
+        parts = [("loss", self.config["loss"])]
+        parts += [("metrics", metric) for metric in self.config["metrics"] or ()]
+        for role, part in parts:
+            if isinstance(part, dict) and not part.get("comparable", True):
+                raise ValueError(
+                    f"`{role}` must be comparable with that of an earlier run, because `run_dir` "
+                    "resumes it. Write it as a class with `get_config`, registered by "
+                    "keras.saving.register_keras_serializable, or as a function that captures "
+                    f"numbers and text alone. Received: {part['function']}, which captures other "
+                    "objects"
+                )
+
 
 @dataclass(frozen=True, eq=False)
 class Objective:
@@ -78,14 +95,41 @@ class Objective:
                 "`loss` must fit a head of sigmoids, such as 'binary_crossentropy'. "
                 f"Received: {loss!r}, which needs a softmax"
             )
-        target = np.eye(self.outputs, dtype=np.float32)[:1]
+        if loss is not None and not (isinstance(loss, str) and loss.lower() in _BY_SHAPE):
+            self._check_fit("loss", loss, keras.losses.get(loss))
         for metric in self.choices.metrics or ():
             if type(metric) is keras.metrics.Accuracy:
                 raise ValueError(
                     "`metrics` must compare probabilities with labels; pass 'accuracy'. Received: "
                     "keras.metrics.Accuracy(), which compares them for equality"
                 )
-            _check_single_value(metric, target)
+            if not (isinstance(metric, str) and metric.lower() in _BY_SHAPE):
+                found = keras.metrics.get(metric) if isinstance(metric, str) else metric
+                self._check_fit("metrics", metric, found)
+
+    def _check_fit(self, role: str, given: Any, found: Any) -> None:
+        """Check a loss or metric on targets and probabilities of the shapes of a batch."""
+        count = self.outputs + 2  # not as many images as classes
+        if self.kind == "softmax":
+            targets = np.eye(self.outputs, dtype=np.float32)[np.arange(count) % self.outputs]
+        else:
+            targets = np.indices((count, self.outputs)).sum(axis=0).astype(np.float32) % 2
+        pair = [keras.ops.convert_to_tensor(x) for x in (targets, 0.8 * targets + 0.1)]
+        try:
+            if isinstance(found, keras.Metric):
+                probe = found.from_config(found.get_config())
+                probe.update_state(*pair, sample_weight=None)
+                value = probe.result()
+            else:
+                value = found(*pair)
+            shape = np.shape(keras.ops.convert_to_numpy(value))
+        except Exception as error:
+            raise ValueError(
+                f"`{role}` must compare labels and probabilities, both of the shape (n, "
+                f"{self.outputs}){', the labels one-hot' if self.kind == 'softmax' else ''}. "
+                f"Received: {given!r}, which fails with {type(error).__name__}: {error}"
+            ) from error
+        _check_shape(role, given, found, shape, count)
 
     def targets(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return what the loss compares the model's outputs with, in their shape."""
@@ -218,21 +262,17 @@ def _name(metric: Any) -> str:
     return str(getattr(metric, "name", None) or getattr(metric, "__name__", metric))
 
 
-def _check_single_value(metric: Any, target: NDArray[np.float32]) -> None:
-    try:
-        found = keras.metrics.get(metric) if isinstance(metric, str) else metric
-        probe = found.from_config(found.get_config())
-        probe.update_state(target, target)
-        shape = np.shape(keras.ops.convert_to_numpy(probe.result()))
-    except Exception:  # a function, or a metric for other shapes: `compile` or `fit` will say
+def _check_shape(role: str, given: Any, found: Any, shape: tuple[int, ...], count: int) -> None:
+    """Check that a metric is one number, and a function one number, or one for each image."""
+    single = isinstance(found, (keras.Metric, keras.Loss))
+    if not shape or (not single and shape[:1] == (count,)):
         return
-    if shape:
-        name = type(probe).__name__
-        raise ValueError(
-            "`metrics` must return a single number, which the history records; pass for example "
-            f"keras.metrics.{name}(average='macro'). Received: {metric!r}, which returns an array "
-            f"of shape {shape}"
-        )
+    name = type(found).__name__ if single else _name(found)
+    hint = f"; pass for example keras.metrics.{name}(average='macro')" if single else ""
+    raise ValueError(
+        f"`{role}` must return a single number, which the history records{hint}. Received: "
+        f"{given!r}, which returns an array of shape {shape}"
+    )
 
 
 def _is_sparse(given: Any) -> bool:
@@ -246,4 +286,20 @@ def _lower_name(given: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
+    if inspect.isfunction(value) and not value.__module__.startswith("keras."):
+        return _function(value)
     return keras.saving.serialize_keras_object(value)
+
+
+def _function(value: Any) -> dict[str, Any]:
+    """Return a function of the user's as plain values: its name, its code, and what it captures."""
+    code = value.__code__
+    captured = [cell.cell_contents for cell in value.__closure__ or ()]
+    captured += [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+    captured += [constant for constant in code.co_consts if not inspect.iscode(constant)]
+    return {
+        "function": value.__qualname__,
+        "code": hashlib.sha256(code.co_code + repr(code.co_names).encode()).hexdigest(),
+        "captured": [repr(one) if isinstance(one, _COMPARABLE) else None for one in captured],
+        "comparable": all(isinstance(one, _COMPARABLE) for one in captured),
+    }

@@ -50,6 +50,12 @@ class Optimizers:
             )
         if not decays and not any(then.keys() - now.keys() for now, then in pairwise(phases)):
             return  # a single optimizer moves everything
+        if self._keeps_rate and not isinstance(rate, float):
+            raise ValueError(
+                "Phases that add blocks need an optimizer whose learning rate is a number; a "
+                "schedule would start anew for the blocks that are added. Give each spec its "
+                f"learning_rate. Received: learning_rate={rate!r}"
+            )
         if self._config.get("global_clipnorm") is not None:
             raise ValueError(
                 "`optimizer` cannot clip the norm of all gradients together where variables have "
@@ -69,6 +75,13 @@ class Optimizers:
             for (began, factor), single in self._groups.items()
             for i, variable in enumerate(single.variables)
         }
+
+    def keep_ratios(self) -> None:
+        """Give each optimizer its factor of the full rate, which a callback has set for all."""
+        full = [single for (_, factor), single in self._groups.items() if factor == 1.0]
+        for (_, factor), single in self._groups.items():
+            if full and factor != 1.0:
+                single.learning_rate = factor * float(full[0].learning_rate)
 
     def next(
         self,

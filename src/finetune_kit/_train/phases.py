@@ -26,9 +26,11 @@ from finetune_kit._train.callbacks import (
     epoch_seeds,
     kept_epoch,
     on_whole_model,
+    rate_ratios,
 )
 from finetune_kit._train.checkpoints import Checkpoints, State
 from finetune_kit._train.iterators import released
+from finetune_kit._train.logs import continued_logs, restore_columns
 from finetune_kit._train.objective import Objective, objective
 from finetune_kit._train.progress import Progress, restore_callbacks, restore_variables
 from finetune_kit._train.setup import Phase, Setup
@@ -167,7 +169,7 @@ def _fit(
     training = _batches(setup, trainee.train.load, goal, trainee.threads, setup.seed, first)
     validation = _batches(setup, trainee.validation.load, goal, trainee.threads)
     frozen = setup.frozen_digests(phase)
-    with released(trainee.model, training, validation):
+    with continued_logs(setup.callbacks, first), released(trainee.model, training, validation):
         trainee.model.fit(
             training,
             steps_per_epoch=training.steps,
@@ -178,6 +180,7 @@ def _fit(
                 epoch_seeds(whole, setup.seed),
                 FiniteLoss(phase.spec.learning_rate),
                 *on_whole_model(setup.callbacks, whole, trainee.model),
+                *rate_ratios(setup.callbacks, progress.optimizers.keep_ratios),
                 Planned(whole),
                 _Save(run, whole, phase, state),  # after the user's callbacks
             ],
@@ -221,6 +224,7 @@ class _Save(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Restore callbacks once they have reset themselves."""
         restore_callbacks(self._run.setup.callbacks, self._whole, self._state)
+        restore_columns(self._run.setup.callbacks)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Record the epoch, and save the state."""
