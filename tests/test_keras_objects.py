@@ -23,18 +23,18 @@ REJECTED_METRICS = {
     "Mean": "must compare labels and probabilities",
     "MeanMetricWrapper": "",  # cannot be made without a function
     "Metric": "must compare labels and probabilities",
-    "SparseCategoricalAccuracy": "one without 'sparse'",
-    "SparseCategoricalCrossentropy": "one without 'sparse'",
-    "SparseTopKCategoricalAccuracy": "one without 'sparse'",
+    "SparseCategoricalAccuracy": "takes no integers",
+    "SparseCategoricalCrossentropy": "takes no integers",
+    "SparseTopKCategoricalAccuracy": "takes no integers",
     "Sum": "must compare labels and probabilities",
     "TopKCategoricalAccuracy": "",  # five classes of three: PyTorch rejects it, others clip
 }
 REJECTED_LOSSES = {
-    "CTC": "must compare labels and probabilities",
-    "CategoricalGeneralizedCrossEntropy": "",  # takes integers: TensorFlow and JAX broadcast
-    "Circle": "",  # likewise
+    "CTC": "takes no integers",
+    "CategoricalGeneralizedCrossEntropy": "takes no integers",
+    "Circle": "takes no integers",
     "Loss": "must compare labels and probabilities",
-    "SparseCategoricalCrossentropy": "one without 'sparse'",
+    "SparseCategoricalCrossentropy": "takes no integers",
 }
 
 

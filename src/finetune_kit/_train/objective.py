@@ -40,10 +40,11 @@ class Choices:
             ("loss", [self.loss], "categorical_crossentropy"),
             ("metrics", self.metrics or (), "categorical_accuracy"),
         ):
-            if any(map(_is_sparse, given)):
+            if any(map(_takes_integers, given)):
                 raise ValueError(
-                    f"`{role}` is given one-hot labels, so it must be one without 'sparse' in its "
-                    f"name, such as {instead!r}. Received: {getattr(self, role)!r}"
+                    f"`{role}` is given one-hot labels, so it must be one that takes no integers "
+                    f"(those with 'sparse' in their name do), such as {instead!r}. "
+                    f"Received: {getattr(self, role)!r}"
                 )
         if self.loss is not None:
             _check_loss(self.loss)
@@ -275,8 +276,10 @@ def _check_shape(role: str, given: Any, found: Any, shape: tuple[int, ...], coun
     )
 
 
-def _is_sparse(given: Any) -> bool:
-    return _lower_name(given).startswith("sparse")
+def _takes_integers(given: Any) -> bool:
+    integers = ("circle", "ctc", "categoricalgeneralizedcrossentropy")
+    name = _lower_name(given)
+    return name.startswith("sparse") or name in integers
 
 
 def _lower_name(given: Any) -> str:
