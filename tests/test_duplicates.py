@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from scipy.ndimage import gaussian_filter
+from sklearn import datasets
 
 import finetune_kit as ftk
 
@@ -222,7 +223,23 @@ def test_planted_copies_of_real_xrays_are_found(xrays, tmp_path):
             name, change = list(CHANGES.items())[n % 7]
             (tmp_path / "a" / f"{n:03} {name}").write_bytes(change(image))
     images = ftk.read_image_folder(tmp_path, class_names=["a"])
-    clusters = ftk.find_duplicates(images).clusters
+    with pytest.warns(UserWarning, match=r"of 210 images are near duplicates.*raise `threshold`"):
+        clusters = ftk.find_duplicates(images).clusters
     names = [{Path(images.paths[i]).name[:3] for i in cluster} for cluster in clusters]
     assert sum(len(name) == 1 for name in names) >= 68  # of 70 copies
     assert sum(len(name) > 1 for name in names) <= 1  # clusters of different X-rays
+
+
+@pytest.mark.slow
+def test_simple_pictures_that_differ_are_no_duplicates_and_their_copies_are():
+    """Handwritten digits have little structure; two of the same class are often alike."""
+    digits = datasets.load_digits()
+    pixels = (digits.images[:900] / 16 * 255).astype(np.uint8)
+    copies = (pixels[:40] * 0.8).astype(np.uint8)  # darker
+    labels = [*digits.target[:900], *digits.target[:40]]
+    images = ftk.ImageSet.from_arrays(np.concatenate([pixels, copies]), labels)
+    clusters = ftk.find_duplicates(images).clusters
+    found = [cluster for cluster in clusters if any(i >= 900 for i in cluster)]
+    assert sum({i, 900 + i} <= {*cluster} for cluster in found for i in range(40)) == 40
+    others = {i for cluster in clusters for i in cluster} - {*range(40), *range(900, 940)}
+    assert len(others) < 0.1 * len(pixels)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 
@@ -70,9 +71,10 @@ def find_duplicates(*sets: ImageSet, threshold: float = 0.86) -> Duplicates:
     Args:
         *sets: the image sets. Their classes may differ.
         threshold: minimum similarity of near duplicates, from -1 to 1: the correlation of local
-            structure after one image was aligned with the other. Defaults to 0.86, calibrated on
-            real chest X-rays, where it is rarely above 0.8 for two people. (The page on data in the
-            documentation describes how.)
+            structure after one image was aligned with the other, or for simple pictures (digits,
+            icons) of their plain structure. Defaults to 0.86, calibrated on real chest X-rays,
+            where it is rarely above 0.8 for two people. (The page on data in the documentation
+            describes how.) A warning says if a large part of the images are near duplicates.
 
     Returns:
         A `Duplicates`.
@@ -103,6 +105,7 @@ def find_duplicates(*sets: ImageSet, threshold: float = 0.86) -> Duplicates:
     pairs = _pairs(sets, samples, float(threshold))
     component = _components(((i, j) for i, j, _, _ in pairs), len(samples))
     clusters = _clusters(component)
+    _warn_of_large_share(pairs, len(samples))
     number_of_set = np.repeat(np.arange(len(sets)), [len(images) for images in sets])
     return Duplicates(
         clusters=clusters,
@@ -111,6 +114,17 @@ def find_duplicates(*sets: ImageSet, threshold: float = 0.86) -> Duplicates:
         pairs=tuple(pairs),
         samples=samples,
     )
+
+
+def _warn_of_large_share(pairs: Sequence[Pair], count: int) -> None:
+    near = {i for *pair, kind, _ in pairs if kind == "near" for i in pair}
+    if count >= 50 and len(near) > count / 5:
+        warnings.warn(
+            f"{len(near):,} of {count:,} images are near duplicates. If they are different "
+            "pictures, they are too simple or too similar for this search: look at the pairs, and "
+            "raise `threshold`",
+            stacklevel=3,  # the line that calls `find_duplicates`
+        )
 
 
 def _all_images(sets: tuple[ImageSet, ...]) -> tuple[Source, NDArray[np.int64]]:
