@@ -102,12 +102,13 @@ def _combined(
     """Return the similarity, given the correlations of local and of plain structure.
 
     Local structure tells rich pictures apart, such as X-rays of two people. Simple ones (digits,
-    icons) have little of it: two different digits correlate to 0.95. Of them, plain structure must
-    agree; it is scaled so that a correlation of 0.965 is the default threshold, 0.86.
+    icons) have little of it: that of two different digits may correlate to 0.95. Of them, plain
+    structure must agree, or local structure more closely. Both are scaled: a plain correlation of
+    0.965, and of simple pictures a local one of 0.94, are the default threshold, 0.86.
     """
     plain = 1 - (1 - plain) * 0.14 / 0.035
-    either = np.where(richness < _RICH, plain, np.maximum(local, plain))
-    return np.minimum(np.minimum(local + 0.06, either), 1.0)
+    needed = np.where(richness < _RICH, 1 - (1 - local) * 0.14 / 0.06, local)
+    return np.minimum(np.minimum(local + 0.06, np.maximum(needed, plain)), 1.0)
 
 
 def _richness(pictures: NDArray[np.float32]) -> NDArray[np.float64]:
