@@ -181,6 +181,21 @@ class Nameless(Forgetful):
         raise NotImplementedError("no config")
 
 
+class Talkative(Forgetful):
+    """A layer whose config holds more than its constructor takes, as some of keras-hub's do."""
+
+    def get_config(self):
+        return {**super().get_config(), "factor": self.factor, "patches": 16}
+
+
+def test_a_layer_whose_config_holds_more_than_its_constructor_takes_is_copied():
+    model = backbone()
+    model = keras.Model(model.input, Talkative(2.0)(model.output), name="small")
+    tuned = train(model, spec=ftk.FineTuneSpec())
+    expected = outputs(tuned.model.get_layer("head"), outputs(model))
+    np.testing.assert_allclose(outputs(tuned.model), expected, atol=1e-5)
+
+
 class Overridden(keras.Model):
     """A functional model whose call does more than its graph."""
 

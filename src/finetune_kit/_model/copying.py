@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+
 import keras
 import numpy as np
 
 from finetune_kit._model.graph import free_name, is_layer, layers_within
+
+_OF_EACH_LAYER = ("name", "trainable", "dtype")  # in the config of any layer
 
 
 def copy(layer: keras.Layer, taken: set[str] | None = None) -> keras.Layer:
@@ -58,7 +62,11 @@ def _unbuilt_copy(layer: keras.Layer, taken: set[str]) -> keras.Layer:
         ) from error
     config = {**config, "name": free_name(layer.name, taken)}
     taken.add(config["name"])
-    return layer.__class__.from_config(config)
+    try:
+        return layer.__class__.from_config(config)
+    except TypeError:  # configs of some layers of keras-hub hold more than the constructor takes
+        accepted = {*inspect.signature(type(layer).__init__).parameters, *_OF_EACH_LAYER}
+        return layer.__class__.from_config({k: v for k, v in config.items() if k in accepted})
 
 
 def _check_outputs(model: keras.Model, twin: keras.Model) -> None:

@@ -174,7 +174,7 @@ class Results:
 
     @property
     def listed_classes(self) -> tuple[str, ...]:
-        """The classes that a table of text shows: of more than 30, those with the lowest F1."""
+        """The classes in a table of text, of more than 30 only those with the lowest F1."""
         if len(self.class_names) <= MOST_CLASSES:
             return self.class_names
         order = sorted(self.class_names, key=lambda name: self.class_metrics[name]["f1"].value)
