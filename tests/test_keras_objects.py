@@ -71,6 +71,7 @@ def made(kind: type) -> keras.Metric:
     return kind(**{name: needed[name] for name in required})
 
 
+@pytest.mark.filterwarnings("ignore:Explicitly requested dtype")  # of IoU, on JAX
 def test_every_metric_is_recorded_or_rejected_before_training(run):
     kinds = public(keras.metrics, keras.metrics.Metric)
     good = [made(kind) for name, kind in kinds.items() if name not in REJECTED_METRICS]

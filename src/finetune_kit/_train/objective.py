@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import inspect
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -117,13 +118,9 @@ class Objective:
             targets = np.indices((count, self.outputs)).sum(axis=0).astype(np.float32) % 2
         pair = [keras.ops.convert_to_tensor(x) for x in (targets, 0.8 * targets + 0.1)]
         try:
-            if isinstance(found, keras.Metric):
-                probe = found.from_config(found.get_config())
-                probe.update_state(*pair, sample_weight=None)
-                value = probe.result()
-            else:
-                value = found(*pair)
-            shape = np.shape(keras.ops.convert_to_numpy(value))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # `fit` will repeat them
+                shape = np.shape(keras.ops.convert_to_numpy(_value(found, pair)))
         except Exception as error:
             raise ValueError(
                 f"`{role}` must compare labels and probabilities, both of the shape (n, "
@@ -261,6 +258,15 @@ def _check_metric_name(name: str) -> None:
 
 def _name(metric: Any) -> str:
     return str(getattr(metric, "name", None) or getattr(metric, "__name__", metric))
+
+
+def _value(found: Any, pair: Sequence[Any]) -> Any:
+    """Return the value of a loss or metric for labels and probabilities."""
+    if not isinstance(found, keras.Metric):
+        return found(*pair)
+    probe = found.from_config(found.get_config())
+    probe.update_state(*pair, sample_weight=None)
+    return probe.result()
 
 
 def _check_shape(role: str, given: Any, found: Any, shape: tuple[int, ...], count: int) -> None:
