@@ -34,7 +34,7 @@ def load_drawn(backbone: keras.Model, file: Path = FILE) -> keras.Model:
 
     Raises:
         ValueError: if the file is damaged, or its weights are not those of this backbone.
-        FileNotFoundError: if there is no such file.
+        FileNotFoundError: if the file does not exist.
     """
     content = io.BytesIO(file.read_bytes())
     try:

@@ -51,6 +51,6 @@ def page_or_folder(path: Any) -> tuple[Path, bool]:
 
 
 def write_files(folder: Path, files: Mapping[str, bytes | str]) -> None:
-    """Write files into a folder, each completely or not at all; what is no text is replaced."""
+    """Write files into a folder, each completely or not at all; invalid characters are replaced."""
     for name, content in files.items():
         write_whole(folder / name, printable(content) if isinstance(content, str) else content)
