@@ -273,7 +273,6 @@ def evaluate_models(
     duplicates: ftk.Duplicates,
 ) -> tuple[dict[str, ftk.Report], list[dict[str, Any]]]:
     """Evaluate and save the models. Return their reports and their entries in `results.json`."""
-    (args.out / "models").mkdir(parents=True, exist_ok=True)
     reports, models = {}, []
     shown = bar(len(runs), "model")
     for number, tuned in zip(args.models, runs, strict=True):
@@ -281,7 +280,7 @@ def evaluate_models(
         report = ftk.evaluate(tuned, test, duplicates=duplicates, heat_maps=24)
         seconds = {**tuned.timings, "evaluate": time.perf_counter() - started}
         report.save(args.out / "reports" / f"model-{number}", title=f"Model {number}")
-        tuned.model.save(args.out / "models" / f"model-{number}.keras")
+        tuned.save(args.out / "models" / f"model-{number}.keras")
         reports[f"Model {number}"] = report
         models.append(model_results(number, tuned, report, seconds))
         shown.update(len(models))

@@ -5,6 +5,7 @@ The path, in the order of the names below:
     folder -> read_image_folder -> ImageSet -> split -> train, validation, test
     backbone -> conv_blocks -> FineTuneSpec.plan -> FreezePlan
     classification_head, preprocessing -> fine_tune, sweep -> FineTuned -> evaluate -> Report
+    FineTuned.save -> predict -> Predictions
 
 Models are plain Keras models, before and after. What is saved loads with Keras alone.
 """
@@ -29,6 +30,8 @@ from finetune_kit._report.compare import compare
 from finetune_kit._report.estimate import Estimate
 from finetune_kit._report.evaluate import evaluate
 from finetune_kit._report.overlay import overlay
+from finetune_kit._report.predict import predict
+from finetune_kit._report.predictions import Predictions
 from finetune_kit._report.report import Report
 from finetune_kit._train.fine_tune import fine_tune
 from finetune_kit._train.sweep import sweep
@@ -67,6 +70,8 @@ __all__ = [  # in the order of the path
     "Report",
     "Estimate",
     "compare",
+    "predict",
+    "Predictions",
     "grad_cam",
     "occlusion",
     "overlay",

@@ -10,8 +10,9 @@ import importlib
 import importlib.util
 import os
 import re
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,6 +98,20 @@ def decode_original(file: str | os.PathLike[str]) -> NDArray[np.uint8]:
         raise undecodable(file, error) from error
 
 
+def decode_image(image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Convert and resize a picture that Pillow has opened or made; it stays as it is."""
+    _check_area(*image.size)
+    return resize(_upright(image.copy(), ""), size)  # a copy has no file to look into
+
+
+def decode_stream(stream: IO[bytes], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Decode and resize what an open binary file holds, as `decode` would its file."""
+    with tempfile.TemporaryDirectory() as folder:  # some formats are told apart by the file
+        file = Path(folder, "image")
+        file.write_bytes(stream.read())
+        return decode(file, size)
+
+
 def inspected(file: str | os.PathLike[str]) -> tuple[str, float | None]:
     """Return why a file cannot be decoded, or an empty text; and which share of its range it uses.
 
@@ -109,7 +124,7 @@ def inspected(file: str | os.PathLike[str]) -> tuple[str, float | None]:
             _upright(image, file)
             return "", share
     except Exception as error:  # a decoder may raise anything on a broken file
-        return _reason(error), None
+        return reason(error), None
 
 
 def undecodable(file: str | os.PathLike[str], error: Exception) -> ValueError:
@@ -121,7 +136,7 @@ def undecodable(file: str | os.PathLike[str], error: Exception) -> ValueError:
         )
     return ValueError(
         "Each image must be a file that can be decoded; remove it or repair it. "
-        f"Received: {os.fspath(file)!r}, which {_reason(error)}"
+        f"Received: {os.fspath(file)!r}, which {reason(error)}"
     )
 
 
@@ -189,7 +204,8 @@ def _check_area(width: int, height: int) -> None:
         )
 
 
-def _reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
+    """Return why a file cannot be decoded, as the end of a sentence about it."""
     if isinstance(error, UnidentifiedImageError):
         return "is not an image"
     if type(error) is FileNotFoundError and error.errno is None:  # of this module

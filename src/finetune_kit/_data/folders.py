@@ -66,7 +66,7 @@ def class_folders(root: Path) -> ClassFolders:
     found = ClassFolders(root, {}, [], {})
     for entry, is_folder in _entries_to_read(root, found):
         before = len(found.skipped)
-        files = _images_in(entry, found, {os.path.realpath(root)}) if is_folder else []
+        files = images_in(entry, found, {os.path.realpath(root)}) if is_folder else []
         if files:
             found.images[entry.name] = files
         elif entry not in found.closed:
@@ -74,7 +74,7 @@ def class_folders(root: Path) -> ClassFolders:
     return found
 
 
-def _images_in(folder: Path, found: ClassFolders, seen: set[str]) -> list[Path]:
+def images_in(folder: Path, found: ClassFolders, seen: set[str]) -> list[Path]:
     """Return the images in a folder, and in the folders in it."""
     if os.path.realpath(folder) in seen:  # links may form a circle
         return []
@@ -83,7 +83,7 @@ def _images_in(folder: Path, found: ClassFolders, seen: set[str]) -> list[Path]:
     for entry, is_folder in _entries_to_read(folder, found):
         before = len(found.skipped)
         alone = [entry] if is_image(entry) else []
-        inside = _images_in(entry, found, seen) if is_folder else alone
+        inside = images_in(entry, found, seen) if is_folder else alone
         files += inside
         if not inside and entry not in found.closed:
             found.skipped[before:] = [entry]
@@ -149,7 +149,7 @@ def _parent_hint(root: Path) -> str:
     scratch = ClassFolders(folder.parent, {}, [], {})
     siblings = [entry for entry, read in _entries_to_read(folder.parent, scratch) if read]
     others = (entry for entry in siblings if entry != folder)
-    if _images_in(folder, scratch, set()) and any(_images_in(o, scratch, set()) for o in others):
+    if images_in(folder, scratch, set()) and any(images_in(o, scratch, set()) for o in others):
         return f"; did you mean the parent, {str(folder.parent)!r}?"
     return ""
 

@@ -25,7 +25,7 @@ def rgb_pixels(x: ArrayLike, labels: NDArray[Any]) -> NDArray[np.uint8]:
         ) from error
     _check_kind_of_pixels(pixels)
     if pixels.dtype != np.uint8:
-        raise ValueError(f"`x` must hold uint8 pixels from 0 to 255{_remedy(pixels)}")
+        raise ValueError(f"`x` must hold uint8 pixels from 0 to 255{remedy(pixels)}")
     single = pixels.ndim == 2 or (
         pixels.ndim == 3 and pixels.shape[-1] in (1, 3) and labels.shape[:1] != pixels.shape[:1]
     )
@@ -66,7 +66,7 @@ def _check_kind_of_pixels(pixels: NDArray[Any]) -> None:
     raise ValueError(f"`x` must hold pixels{hint}. Received: {received}")
 
 
-def _remedy(pixels: NDArray[Any]) -> str:
+def remedy(pixels: NDArray[Any]) -> str:
     """Say how to convert pixels that are not uint8, and what was received."""
     if not pixels.size or not np.issubdtype(pixels.dtype, np.number):
         return f". Received: dtype {pixels.dtype}"

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import keras
 
 from finetune_kit._data.images import ImageSet
+from finetune_kit._model.archive import save_with_facts
+from finetune_kit._model.digest import fingerprint
 from finetune_kit._model.plan import FreezePlan
 from finetune_kit._text import plural
 
@@ -19,9 +24,8 @@ class FineTuned:
 
     Attributes:
         model: a plain `keras.Model` that takes raw RGB pixels from 0 to 255, `(n, h, w, 3)`, and
-            returns probabilities `(n, num_classes)`. It is not compiled: the file that `model.save`
-            writes is for prediction, and loads with Keras alone on any backend. To train it
-            further with plain Keras, compile it.
+            returns probabilities `(n, num_classes)`. It is not compiled, because it is for
+            prediction. To train it further with plain Keras, compile it.
         history: lists with one value for each epoch: `loss` and the metrics (`accuracy`), the same
             with the prefix `val_` if there were validation images, the number of the `epoch` and of
             its `phase`, both from 1, and what callbacks add; nan where an epoch has no value.
@@ -56,6 +60,41 @@ class FineTuned:
     def manifest(self) -> str | None:
         """Fingerprint of the manifest that lists the training images, or None."""
         return self.train.manifest
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Save the model as a `.keras` file that also holds its class names, for `predict`.
+
+        The file loads with Keras alone, on any backend. The class names and facts about the
+        training are one more member of the archive, `finetune_kit.json`, which Keras ignores. A
+        copy of the file keeps them; `keras.Model.save` writes a file without them.
+
+        Args:
+            path: a file that ends in `.keras`. Its folder is made if it does not exist. The file is
+                written completely or not at all.
+
+        Returns:
+            The path.
+
+        Raises:
+            ValueError: if the path does not end in `.keras`.
+            OSError: if it cannot be written.
+        """
+        facts = {
+            "class_names": list(self.class_names),
+            "multi_label": self.train.multi_label,
+            "image_size": list(self.model.input_shape[1:3]),
+            "backbone": self.plan.backbone,
+            "training": dict(self.settings),
+            "training_images": len(self.train),
+            "manifest": self.manifest,
+            "sha256_of_graph_and_weights": fingerprint(self.model),
+            "versions": {
+                "finetune-kit": version("finetune-kit"),
+                "keras": keras.__version__,
+                "backend": keras.backend.backend(),
+            },
+        }
+        return save_with_facts(self.model, path, facts)
 
     def __repr__(self) -> str:
         kept = self.settings["kept_epoch"]
