@@ -157,6 +157,7 @@ def offline(tmp_path, monkeypatch):
     """Change to a folder with what the pages read, and give MobileNetV2 random weights."""
     draw(tmp_path / "COVID-19_Radiography_Dataset", ("COVID", "Normal", "Viral Pneumonia"))
     draw(tmp_path / "data", ("ill", "well"))
+    draw(tmp_path / "new_images", ("unknown",))
     with (tmp_path / "images.csv").open("w", newline="") as table:
         rows = draw(tmp_path / "xrays", ("ill", "well"))
         csv.writer(table).writerows([("file", "finding", "patient"), *rows])
