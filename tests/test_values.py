@@ -45,6 +45,7 @@ def values() -> dict[str, Any]:
         "FeatureCache": ftk.FeatureCache("features"),
         "FineTuned": tuned,
         "Report": report,
+        "Predictions": ftk.predict(tuned, pixels),
         "Estimate": report.metrics["accuracy"],
     }
 
@@ -70,6 +71,7 @@ CONTENTS: dict[str, Callable[[Any], Any]] = {
         tuned.plans,
         repr(tuned),
     ],
+    "Predictions": lambda found: [list(found), found.probabilities.tolist()],
     "Report": lambda report: [report.to_dict(), report.labels.tolist(), report.scores.tolist()],
 }
 
