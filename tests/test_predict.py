@@ -287,10 +287,11 @@ def test_bad_models(saved, tmp_path, rejected):
         ftk.predict(newer, x)
     with rejected("it comes first, then the images"):
         ftk.predict(x, saved)
-    logits = classifier(3, "linear")
-    logits.set_weights([100 * w for w in logits.get_weights()])
-    with pytest.raises(ValueError, match="must return probabilities"):
-        ftk.predict(logits, x + 200, class_names=list("abc"))
+    for factor in (100, np.nan):
+        logits = classifier(3, "linear")
+        logits.set_weights([factor * w for w in logits.get_weights()])
+        with pytest.raises(ValueError, match="must return probabilities"):
+            ftk.predict(logits, x + 200, class_names=list("abc"))
 
 
 def test_bad_images(tuned, tmp_path, rejected):

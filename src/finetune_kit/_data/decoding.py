@@ -99,14 +99,14 @@ def decode_original(file: str | os.PathLike[str]) -> NDArray[np.uint8]:
 
 
 def decode_image(image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Convert and resize a picture that Pillow has opened or made; it stays as it is."""
+    """Convert and resize an image that Pillow has opened or made. It is not changed."""
     _check_area(*image.size)
-    return resize(_upright(image.copy(), ""), size)  # a copy has no file to look into
+    return resize(_upright(image.copy(), ""), size)  # a copy keeps no file
 
 
 def decode_stream(stream: IO[bytes], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Decode and resize what an open binary file holds, as `decode` would its file."""
-    with tempfile.TemporaryDirectory() as folder:  # some formats are told apart by the file
+    """Decode and resize the content of an open binary file."""
+    with tempfile.TemporaryDirectory() as folder:  # `decode` opens files by their path
         file = Path(folder, "image")
         file.write_bytes(stream.read())
         return decode(file, size)

@@ -135,8 +135,9 @@ def _classifier(model: Any, class_names: Sequence[str] | None) -> _Classifier:
             "outputs. (FineTuned.save keeps them in the file, keras.Model.save does not.) "
             f"Received: {shortened(model)}"
         )
-    network: Any = model.model if isinstance(model, FineTuned) else model
-    network = network if isinstance(network, keras.Model) else _loaded(Path(model).expanduser())
+    network = model.model if isinstance(model, FineTuned) else model
+    if not isinstance(network, keras.Model):
+        network = _loaded(Path(network).expanduser())
     multi_label = facts["multi_label"] if known else _is_multi_label(network)
     return _Classifier(network, names, multi_label)
 
@@ -196,10 +197,11 @@ def _scores(
 
     for indices, pixels in zip(batches, ahead(load, batches), strict=True):
         scores[indices] = np.asarray(network.predict_on_batch(pixels))[: len(indices)]
-    scores[list(errors)] = np.nan
-    if not ((scores >= -1e-6) & (scores <= 1 + 1e-6) | np.isnan(scores)).all():
+    read = np.delete(scores, list(errors), axis=0)
+    if not ((read >= -1e-6) & (read <= 1 + 1e-6)).all():  # also if one is nan
         raise ValueError(
             "`model` must return probabilities from 0 to 1; it must end in a softmax or a sigmoid. "
-            f"Received: values from {np.nanmin(scores):.4g} to {np.nanmax(scores):.4g}"
+            f"Received: values from {read.min():.4g} to {read.max():.4g}"
         )
+    scores[list(errors)] = np.nan
     return scores, dict(sorted(errors.items()))
