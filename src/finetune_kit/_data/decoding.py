@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import io
 import os
 import re
-import tempfile
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,14 +27,17 @@ from PIL import __version__ as pillow
 from PIL.PngImagePlugin import PngImageFile
 
 from finetune_kit._data.depth import (
+    File,
+    binary,
+    check_area,
     check_colors,
-    dicom_range,
     is_deep,
-    is_padding,
     shallow,
     used_share,
     value_range,
 )
+from finetune_kit._data.dicom import dicom_image
+from finetune_kit._data.paths import member_of, read_member
 
 PICTURES = frozenset(
     {".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpe", ".jpeg", ".jpg", ".jxl", ".png"}
@@ -77,39 +80,38 @@ _ORIENTED = re.compile(rb"eXIf|Raw profile type|XML:com\.adobe\.xmp")
 DECODING = {"colors": "RGB", "resize": "bilinear, antialiased", "pillow": pillow, "version": 5}
 
 
-def decode(file: str | os.PathLike[str], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Decode and resize a file to RGB pixels `(height, width, 3)`."""
+def decode(file: File, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Decode and resize a file, or its content, to RGB pixels `(height, width, 3)`."""
     try:
-        with _opened(file) as image:
+        content = _unzipped(file)
+        with _opened(content) as image:
             # A JPEG can be decoded at a half, a quarter or an eighth of its size, by averaging.
             turned = image.getexif().get(_ORIENTATION, 1) > 4  # height and width change places
             image.draft(None, size if turned else (size[1], size[0]))
-            return resize(_upright(image, file), size)
+            return resize(upright(image, content), size)
     except Exception as error:  # a decoder may raise anything on a broken file
         raise undecodable(file, error) from error
 
 
-def decode_original(file: str | os.PathLike[str]) -> NDArray[np.uint8]:
-    """Decode a file to RGB pixels in its original size."""
+def decode_original(file: File) -> NDArray[np.uint8]:
+    """Decode a file, or its content, to RGB pixels in its original size."""
     try:
-        with _opened(file) as image:
-            return _three_channels(_upright(image, file))
+        content = _unzipped(file)
+        with _opened(content) as image:
+            return _three_channels(upright(image, content))
     except Exception as error:  # a decoder may raise anything on a broken file
         raise undecodable(file, error) from error
 
 
 def decode_image(image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
     """Convert and resize an image that Pillow has opened or made. It is not changed."""
-    _check_area(*image.size)
-    return resize(_upright(image.copy(), ""), size)  # a copy keeps no file
+    check_area(*image.size)
+    return resize(upright(image.copy(), b""), size)  # a copy keeps no file
 
 
 def decode_stream(stream: IO[bytes], size: tuple[int, int]) -> NDArray[np.uint8]:
     """Decode and resize the content of an open binary file."""
-    with tempfile.TemporaryDirectory() as folder:  # `decode` opens files by their path
-        file = Path(folder, "image")
-        file.write_bytes(stream.read())
-        return decode(file, size)
+    return decode(stream.read(), size)
 
 
 def inspected(file: str | os.PathLike[str]) -> tuple[str, float | None]:
@@ -118,26 +120,37 @@ def inspected(file: str | os.PathLike[str]) -> tuple[str, float | None]:
     The share is None for images of 8 bits.
     """
     try:
-        with _opened(file) as image:
+        content = _unzipped(file)
+        with _opened(content) as image:
             image.draft(None, (1, 1))  # reads all of a JPEG, but computes few of its pixels
-            share = used_share(image, file)
-            _upright(image, file)
+            share = used_share(image, content)
+            upright(image, content)
             return "", share
     except Exception as error:  # a decoder may raise anything on a broken file
         return reason(error), None
 
 
-def undecodable(file: str | os.PathLike[str], error: Exception) -> ValueError:
+def undecodable(file: File, error: Exception) -> ValueError:
     """Return the error to raise for a file that cannot be read or decoded."""
-    if not os.path.lexists(file):
+    if isinstance(file, bytes):
+        name, there = f"{len(file):,} bytes", True
+    else:
+        name, there = repr(os.fspath(file)), os.path.lexists(file) or member_of(file) is not None
+    if not there:
         return ValueError(
             "Each image must exist as long as its set is used; read the images again. "
-            f"Received: {os.fspath(file)!r}, which no longer exists"
+            f"Received: {name}, which no longer exists"
         )
     return ValueError(
         "Each image must be a file that can be decoded; remove it or repair it. "
-        f"Received: {os.fspath(file)!r}, which {reason(error)}"
+        f"Received: {name}, which {reason(error)}"
     )
+
+
+def _unzipped(file: File) -> File:
+    """Return the content of a file in a zip archive, and any other file as it is."""
+    found = None if isinstance(file, bytes) else member_of(file)
+    return file if found is None else read_member(*found)
 
 
 def resize(image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -155,23 +168,28 @@ def _three_channels(image: Image.Image) -> NDArray[np.uint8]:
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def _opened(file: str | os.PathLike[str]) -> Image.Image:
-    if not os.path.isfile(file):  # opening a named pipe would block forever
+def _opened(file: File) -> Image.Image:
+    if not isinstance(file, bytes) and not os.path.isfile(file):  # a named pipe would block forever
         raise FileNotFoundError("is not a file" if os.path.exists(file) else "does not exist")
     try:
-        image: Image.Image = Image.open(file, formats=_FORMATS)
+        image: Image.Image = Image.open(_for_pillow(file), formats=_FORMATS)
     except UnidentifiedImageError:
         kind = format_of(file)
-        if Path(file).suffix.lower() in DICOM or kind == "DICOM":
-            return _dicom(file)
+        dicom_suffix = not isinstance(file, bytes) and Path(file).suffix.lower() in DICOM
+        if dicom_suffix or kind == "DICOM":
+            return dicom_image(file)
         if kind not in _ADDED:
             raise
         image = _opened_by_plugin(file, kind)
-    _check_area(*image.size)
+    check_area(*image.size)
     return _unpacked(image, file) if _FAST and isinstance(image, PngImageFile) else image
 
 
-def _unpacked(image: PngImageFile, file: str | os.PathLike[str]) -> Image.Image:
+def _for_pillow(file: File) -> Any:
+    return io.BytesIO(file) if isinstance(file, bytes) else file  # Pillow closes what it opens
+
+
+def _unpacked(image: PngImageFile, file: File) -> Image.Image:
     """Unpack a plain PNG with kornia-rs, in less than half of Pillow's time.
 
     PNG is lossless, so both give the same pixels. A plain PNG has 8 bits of gray or RGB, one frame,
@@ -180,9 +198,10 @@ def _unpacked(image: PngImageFile, file: str | os.PathLike[str]) -> Image.Image:
     plain = [tile.args for tile in image.tile] in (["L"], ["RGB"]) and not (
         image.info.keys() & {"transparency", "interlace"} or image.is_animated
     )
-    if not plain or os.path.getsize(file) > _FAST_BYTES:
+    size = len(file) if isinstance(file, bytes) else os.path.getsize(file)
+    if not plain or size > _FAST_BYTES:
         return image
-    packed = Path(file).read_bytes()
+    packed = file if isinstance(file, bytes) else Path(file).read_bytes()
     if _ORIENTED.search(packed):
         return image
     from kornia_rs.io import decode_image_png_u8  # the extra `fast`, imported when needed
@@ -196,14 +215,6 @@ def _unpacked(image: PngImageFile, file: str | os.PathLike[str]) -> Image.Image:
     return Image.fromarray(pixels[..., 0] if mode == "mono" else pixels)
 
 
-def _check_area(width: int, height: int) -> None:
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and width * height > limit:
-        raise ValueError(
-            f"{width:,} x {height:,} pixels are more than PIL.Image.MAX_IMAGE_PIXELS ({limit:,})"
-        )
-
-
 def reason(error: BaseException) -> str:
     """Return why a file cannot be decoded, as the end of a sentence about it."""
     if isinstance(error, UnidentifiedImageError):
@@ -213,7 +224,7 @@ def reason(error: BaseException) -> str:
     return f"fails with {type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _upright(image: Image.Image, file: str | os.PathLike[str]) -> Image.Image:
+def upright(image: Image.Image, file: File) -> Image.Image:
     """Convert any mode to 8-bit RGB or gray, and apply the EXIF orientation.
 
     Deeper pixels are scaled, not clipped. Transparent pixels turn white.
@@ -229,68 +240,19 @@ def _upright(image: Image.Image, file: str | os.PathLike[str]) -> Image.Image:
     return image if image.mode in ("RGB", "L") else image.convert("RGB")
 
 
-def format_of(file: str | os.PathLike[str]) -> str:
+def format_of(file: File) -> str:
     """Return the format of an image file by its first bytes, or an empty text."""
-    with open(file, "rb") as opened:
+    with binary(_unzipped(file)) as opened:
         start = opened.read(132)
     found = (kind for at, begins, kind in _BEGINNINGS if start[at : at + len(begins)] == begins)
     return next(found, "")
 
 
-def _opened_by_plugin(file: str | os.PathLike[str], kind: str) -> Image.Image:
+def _opened_by_plugin(file: File, kind: str) -> Image.Image:
     package, module = _ADDED[kind]
     try:
         plugin = importlib.import_module(module)
         getattr(plugin, "register_heif_opener", lambda: None)()
-        return Image.open(file, formats=[kind])
+        return Image.open(_for_pillow(file), formats=[kind])
     except (ImportError, KeyError, UnidentifiedImageError) as error:
         raise ImportError(f"{kind} images need {package} (pip install '{package}')") from error
-
-
-def _dicom(file: str | os.PathLike[str]) -> Image.Image:
-    """Read the first frame as a viewer shows it: rescaled, windowed, MONOCHROME1 inverted."""
-    if importlib.util.find_spec("pydicom") is None:
-        raise ImportError("DICOM files need pydicom (pip install 'finetune-kit[dicom]')")
-    import pydicom  # the extra `dicom`, imported when needed
-    from pydicom.pixels import pixel_array
-    from pydicom.uid import DeflatedExplicitVRLittleEndian
-
-    # A deflated file of one megabyte may expand to a gigabyte; images are hardly ever deflated.
-    syntax = pydicom.filereader.read_file_meta_info(file).get("TransferSyntaxUID")
-    if syntax == DeflatedExplicitVRLittleEndian:
-        raise ValueError(
-            "deflated DICOM files are not supported; save it in another transfer syntax"
-        )
-    data = pydicom.dcmread(file)
-    _check_area(int(data.Columns), int(data.Rows))
-    pixels = pixel_array(data, index=0)  # converts other color spaces to RGB
-    if data.PhotometricInterpretation == "PALETTE COLOR":
-        from pydicom.pixels import apply_color_lut
-
-        pixels = apply_color_lut(pixels, data)
-        pixels = pixels >> 8 if pixels.dtype == np.uint16 else pixels
-    if pixels.ndim == 3:
-        excess = max(0, int(data.BitsStored) - 8) if pixels.dtype != np.uint8 else 0
-        return Image.fromarray((pixels[..., :3] >> excess).astype(np.uint8))
-    gray = _windowed(pixels, data)
-    gray = 255 - gray if data.PhotometricInterpretation == "MONOCHROME1" else gray
-    padding = is_padding(pixels, data)
-    image = Image.fromarray(np.where(padding, 0, gray).astype(np.uint8))
-    if data.get("WindowCenter") is None and int(data.BitsStored) > 8 and not padding.all():
-        image.info["used_share"] = float(np.ptp(gray[~padding])) / 255
-    return image
-
-
-def _windowed(pixels: NDArray[Any], data: Any) -> NDArray[np.uint8]:
-    """Scale gray values to 0-255 by the file's first window, or else by the bits it declares."""
-    from pydicom.pixels import apply_modality_lut, apply_voi_lut, apply_windowing
-
-    values = apply_modality_lut(pixels, data)
-    if data.get("WindowCenter") is not None and data.get("WindowWidth") is not None:
-        shown = np.asarray(apply_windowing(values, data), np.float64)
-        # The ends of the window, which the pixels of this image may not reach.
-        low, high = apply_windowing(np.array([-1e12, 1e12]), data)
-    else:
-        shown = np.asarray(apply_voi_lut(values, data), np.float64)
-        low, high = dicom_range(data)
-    return ((shown - low) / (high - low) * 255).clip(0, 255).round().astype(np.uint8)

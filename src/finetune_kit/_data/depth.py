@@ -6,16 +6,33 @@ happen to be, so images of one set stay comparable.
 
 from __future__ import annotations
 
+import io
 import os
 import struct
-from typing import Any
+from typing import IO, Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
+
+# An image file: its path, or its content.
+File: TypeAlias = str | os.PathLike[str] | bytes
 
 # TIFF tags: bits, kind of number (2: signed), and the declared ends of the range.
 _BITS, _FORMAT, _MINIMA, _MAXIMA = 258, 339, (340, 280), (341, 281)
+
+
+def binary(file: File) -> IO[bytes]:
+    """Open a file, or its content, for reading."""
+    return io.BytesIO(file) if isinstance(file, bytes) else open(file, "rb")
+
+
+def check_area(width: int, height: int) -> None:
+    """Check that an image has no more pixels than Pillow allows."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > limit:
+        raise ValueError(
+            f"{width:,} x {height:,} pixels are more than PIL.Image.MAX_IMAGE_PIXELS ({limit:,})"
+        )
 
 
 def is_deep(image: Image.Image) -> bool:
@@ -31,7 +48,7 @@ def shallow(image: Image.Image, low: float, high: float) -> Image.Image:
     return Image.fromarray(scaled.clip(0, 255).round().astype(np.uint8))
 
 
-def value_range(image: Image.Image, file: str | os.PathLike[str]) -> tuple[float, float]:
+def value_range(image: Image.Image, file: File) -> tuple[float, float]:
     """Return the values of black and white in a deep image.
 
     Integers have the range of their bits; TIFF files may declare bits and ends. Samples of a PNG
@@ -63,7 +80,7 @@ def value_range(image: Image.Image, file: str | os.PathLike[str]) -> tuple[float
     return 0.0, 2.0**bits - 1
 
 
-def check_colors(image: Image.Image, file: str | os.PathLike[str]) -> None:
+def check_colors(image: Image.Image, file: File) -> None:
     """Check that colors of 16 bits, of which Pillow reads the upper 8, use all of them."""
     modes = [str(tile[3]) for tile in getattr(image, "tile", ())]
     wide = image.format == "PNG" and any(mode in ("RGB;16B", "RGBA;16B") for mode in modes)
@@ -74,7 +91,7 @@ def check_colors(image: Image.Image, file: str | os.PathLike[str]) -> None:
         )
 
 
-def used_share(image: Image.Image, file: str | os.PathLike[str]) -> float | None:
+def used_share(image: Image.Image, file: File) -> float | None:
     """Return which share of its range a deep image uses, from 0 to 1; None for other images."""
     if not is_deep(image):
         share: float | None = image.info.get("used_share")  # of a DICOM file without a window
@@ -84,9 +101,9 @@ def used_share(image: Image.Image, file: str | os.PathLike[str]) -> float | None
     return float(np.ptp(values)) / (high - low) if values.size else None
 
 
-def significant_bits(file: str | os.PathLike[str]) -> int:
+def significant_bits(file: File) -> int:
     """Return how many bits the samples of a 16-bit PNG file have by its `sBIT` chunk, or 16."""
-    with open(file, "rb") as opened:
+    with binary(file) as opened:
         opened.seek(8)
         while len(head := opened.read(8)) == 8:
             length, kind = struct.unpack(">I4s", head)
@@ -96,28 +113,6 @@ def significant_bits(file: str | os.PathLike[str]) -> int:
                 break
             opened.seek(length + 4, os.SEEK_CUR)
     return 16
-
-
-def dicom_range(data: Any) -> NDArray[np.float64]:
-    """Return the values of black and white in a DICOM file without a window, by `BitsStored`."""
-    from pydicom.pixels import apply_modality_lut  # the extra `dicom`
-
-    if data.get("VOILUTSequence"):
-        return np.array([0.0, 2.0 ** int(data.VOILUTSequence[0].LUTDescriptor[2]) - 1])
-    bits, signed = int(data.BitsStored), int(data.PixelRepresentation)
-    low = -(2 ** (bits - 1)) if signed else 0
-    ends = np.array([low, low + 2**bits - 1])
-    return np.sort(np.asarray(apply_modality_lut(ends, data), np.float64))
-
-
-def is_padding(pixels: NDArray[Any], data: Any) -> NDArray[np.bool_]:
-    """Return which pixels of a DICOM file are padding around the picture."""
-    value = data.get("PixelPaddingValue")
-    if value is None:
-        return np.zeros(pixels.shape, bool)
-    low, high = sorted((value, data.get("PixelPaddingRangeLimit", value)))
-    found: NDArray[np.bool_] = (pixels >= low) & (pixels <= high)
-    return found
 
 
 def _first(tags: Any, codes: tuple[int, ...]) -> Any:

@@ -15,6 +15,7 @@ import numpy as np
 
 from finetune_kit._data.decoding import SUFFIXES, format_of
 from finetune_kit._data.labels import missing, shown
+from finetune_kit._data.paths import entries, files_below, is_archive, is_file, is_folder
 from finetune_kit._text import listed, shortened
 
 Groups = Callable[[str], Hashable] | str | re.Pattern[str]
@@ -34,7 +35,7 @@ def checked_folder(path: Any) -> Path:
             f"`path` must be one folder, as text or a path object{hint}. Received: {received}"
         )
     root = Path(os.path.expanduser(path))
-    if not root.is_dir():
+    if not is_folder(root) and not is_archive(root):
         reason = "is a file" if root.exists() else "does not exist"
         pattern = "; patterns are not expanded" if re.search(r"[*?\[]", str(root)) else ""
         raise FileNotFoundError(
@@ -64,9 +65,9 @@ class ClassFolders:
 def class_folders(root: Path) -> ClassFolders:
     """Search a folder for class folders and their images."""
     found = ClassFolders(root, {}, [], {})
-    for entry, is_folder in _entries_to_read(root, found):
+    for entry, to_read in _entries_to_read(root, found):
         before = len(found.skipped)
-        files = images_in(entry, found, {os.path.realpath(root)}) if is_folder else []
+        files = images_in(entry, found, {os.path.realpath(root)}) if to_read else []
         if files:
             found.images[entry.name] = files
         elif entry not in found.closed:
@@ -80,10 +81,10 @@ def images_in(folder: Path, found: ClassFolders, seen: set[str]) -> list[Path]:
         return []
     seen.add(os.path.realpath(folder))
     files: list[Path] = []
-    for entry, is_folder in _entries_to_read(folder, found):
+    for entry, to_read in _entries_to_read(folder, found):
         before = len(found.skipped)
         alone = [entry] if is_image(entry) else []
-        inside = images_in(entry, found, seen) if is_folder else alone
+        inside = images_in(entry, found, seen) if to_read else alone
         files += inside
         if not inside and entry not in found.closed:
             found.skipped[before:] = [entry]
@@ -95,24 +96,24 @@ def _entries_to_read(folder: Path, found: ClassFolders) -> list[tuple[Path, bool
 
     Lung masks lie in a folder `masks` beside the `images`.
     """
-    entries = [(entry, os.path.isdir(entry)) for entry in _entries(folder, found)]
-    has_images = any(is_folder and entry.name == "images" for entry, is_folder in entries)
-    return [(e, is_folder and not (has_images and e.name == "masks")) for e, is_folder in entries]
+    pairs = [(entry, is_folder(entry)) for entry in _entries(folder, found)]
+    has_images = any(inside and entry.name == "images" for entry, inside in pairs)
+    return [(e, inside and not (has_images and e.name == "masks")) for e, inside in pairs]
 
 
 def is_image(file: Path) -> bool:
     """Return whether a file is an image by its suffix, or else by its content."""
     if file.suffix.lower() in SUFFIXES:
-        return not file.is_dir()
+        return not is_folder(file)
     try:
-        return file.is_file() and bool(format_of(file))
-    except OSError:
+        return is_file(file) and bool(format_of(file))
+    except (OSError, ValueError):
         return False
 
 
 def _entries(folder: Path, found: ClassFolders) -> list[Path]:
     try:
-        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+        return entries(folder)
     except OSError as error:
         found.closed[folder] = f"fails with {type(error).__name__}: {error.strerror}"
         return []
@@ -156,11 +157,8 @@ def _parent_hint(root: Path) -> str:
 
 def count_images(paths: Sequence[Path]) -> int:
     """Count the image files among paths and in the folders among them."""
-    inside = [
-        Path(top, name) for path in paths for top, _, names in os.walk(path) for name in names
-    ]
-    files = [*inside, *(path for path in paths if not path.is_dir())]
-    return sum(file.suffix.lower() in SUFFIXES and file.name[0] != "." for file in files)
+    files = [f for path in paths for f in (files_below(path) if is_folder(path) else [path])]
+    return sum(file.suffix.lower() in SUFFIXES for file in files)
 
 
 def warn_of_classes(found: ClassFolders, bad: Sequence[Path], *, fixed: bool) -> None:
@@ -199,11 +197,10 @@ def _lost(found: ClassFolders) -> list[Path]:
     """Return the skipped files in folders, without masks beside images."""
     lost: list[Path] = []
     for path in found.skipped:
-        if path.is_dir() and not path.is_symlink():
-            beside = path.name == "masks" and (path.parent / "images").is_dir()
-            inside = [] if beside else [f for f in path.rglob("*") if f.is_file()]
-            lost += [file for file in inside if not file.name.startswith(".")]
-        elif path.parent != found.root and not path.is_dir():
+        if is_folder(path) and not path.is_symlink():
+            beside = path.name == "masks" and is_folder(path.parent / "images")
+            lost += [] if beside else files_below(path)
+        elif path.parent != found.root and not is_folder(path):
             lost.append(path)
     return lost
 

@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from finetune_kit._checks import check_indices, is_count
+from finetune_kit._data.datasets import contents_of
+from finetune_kit._data.joining import check_joinable, joined_fields, warn_of_common_images
 from finetune_kit._data.labels import as_groups, as_values, class_indices, group_names, rgb_pixels
-from finetune_kit._data.pixels import Arrays, Source, joined, origins
+from finetune_kit._data.pixels import Arrays, Source
 from finetune_kit._data.split import SPLIT_HINTS, stratified
 from finetune_kit._data.threads import in_threads
 from finetune_kit._hints import hints
@@ -24,8 +26,9 @@ from finetune_kit._text import plural, shortened
 class ImageSet:
     """Images with their labels. No image is decoded before `load` is called.
 
-    `read_image_folder`, `read_image_table`, `read_manifest` and `ImageSet.from_arrays` make one. A
-    set never changes: `take`, `split` and `+` return new sets, which share the images.
+    `read_image_folder`, `read_image_table`, `read_manifest`, `ImageSet.from_arrays` and
+    `ImageSet.from_dataset` make one. A set never changes: `take`, `split` and `+` return new sets,
+    which share the images.
 
     Attributes:
         source: the files or arrays that the pixels come from.
@@ -82,23 +85,9 @@ class ImageSet:
         """Join two sets of the same classes, such as `train + validation`."""
         if not isinstance(other, ImageSet):
             return NotImplemented
-        _check_joinable(self, other)
-        _warn_of_common_images(self, other)
-        source, rows, more = self.source, self.rows, other.rows
-        if other.source is not source:
-            source, more = joined([source, other.source]), more + len(source)
-        groups = None
-        if self.groups is not None and other.groups is not None:
-            groups = np.concatenate([self.groups, other.groups])
-        return ImageSet(
-            source,
-            np.concatenate([self.labels, other.labels]),
-            self.class_names,
-            groups,
-            tuple(dict.fromkeys(self.skipped + other.skipped)),
-            self.manifest if self.manifest == other.manifest else None,
-            np.concatenate([rows, more]),
-        )
+        check_joinable(self, other)
+        warn_of_common_images(self, other)
+        return replace(self, **joined_fields(self, other))
 
     @property
     def multi_label(self) -> bool:
@@ -264,25 +253,52 @@ class ImageSet:
             )
         return cls(Arrays(rgb), indices, names, None if groups is None else as_groups(groups))
 
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: Any,
+        *,
+        image: str | None = None,
+        label: str | None = None,
+        groups: str | ArrayLike | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> ImageSet:
+        """Make a set of the images of a Hugging Face or torch data set. They are read on demand.
 
-def _warn_of_common_images(one: ImageSet, other: ImageSet) -> None:
-    both = origins(one.source, one.rows.tolist()) & origins(other.source, other.rows.tolist())
-    if both:
-        warnings.warn(
-            f"The sets to join share {plural(len(both), 'image')}, which the result holds twice; "
-            "join sets of different images",
-            stacklevel=3,
-        )
+        Images of a Hugging Face data set that are stored as files, and those of an `ImageFolder`
+        without transforms, are decoded as files in a folder are, and have the same digests. The
+        items of other data sets must be the same each time, without random transforms.
 
+        Args:
+            dataset: a `datasets.Dataset` that is not streaming; or a data set of torch or of your
+                own, with `len()` and items `(image, label)` or dictionaries. Images are PIL
+                images, or uint8 pixels `(h, w, 3)`, `(h, w, 1)` or `(h, w)` from 0 to 255 (torch
+                tensors: channels first).
+            image: name of the column of the images, or their key in the items. Defaults to the
+                only column of images, or `"image"`.
+            label: name of the column of the labels, or their key. Defaults to the only column of
+                class labels, or `"label"`.
+            groups: name of the column of the groups (such as the patients), or a value for each
+                image, `(n,)`. Defaults to no groups.
+            class_names: the classes in the order of their indices. Defaults to those of the data
+                set, or the sorted labels.
 
-def _check_joinable(one: ImageSet, other: ImageSet) -> None:
-    if (one.class_names, one.multi_label) != (other.class_names, other.multi_label):
-        raise ValueError(
-            "Sets to join must have the same classes in the same order; pass class_names= when you "
-            f"read them. Received: {one} and {other}"
-        )
-    if (one.groups is None) != (other.groups is None):
-        raise ValueError(
-            "Sets to join must both have groups, or neither; read both with groups. "
-            "Received: one with and one without groups"
-        )
+        Returns:
+            An `ImageSet`, with the images in the order of the data set.
+
+        Raises:
+            ValueError: if it is a data set of another kind (streaming, tf.data), a column is
+                missing or ambiguous, or the images are not pixels from 0 to 255.
+
+        Example:
+            >>> x = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
+            >>> pairs = list(zip(x, ["cat", "dog", "cat", "dog"]))
+            >>> ImageSet.from_dataset(pairs)
+            ImageSet(4 images; cat: 2, dog: 2)
+        """
+        found = contents_of(dataset, image, label, groups)
+        labels, count = as_values(found.labels), len(found.labels)
+        known = found.class_names if class_names is None else class_names
+        indices, names = class_indices(labels, known, count)
+        grouping = None if found.groups is None else as_groups(found.groups)
+        return cls(found.source, indices, names, grouping, rows=found.rows)  # type: ignore[arg-type]

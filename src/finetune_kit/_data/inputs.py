@@ -18,6 +18,7 @@ from finetune_kit._data.decoding import decode, decode_image, decode_stream, res
 from finetune_kit._data.folders import ClassFolders, images_in
 from finetune_kit._data.images import ImageSet
 from finetune_kit._data.labels import remedy
+from finetune_kit._data.paths import exists, is_archive, is_folder
 from finetune_kit._text import shortened
 
 # From height and width to RGB pixels of that size.
@@ -88,10 +89,10 @@ def _one(image: Any, i: int) -> tuple[str, Load]:
 def _files(path: str | os.PathLike[str]) -> list[str]:
     """Return the file of a path, or all image files in a folder or of a pattern."""
     text = os.path.expanduser(os.fspath(path))
-    if os.path.isdir(text):
+    if is_folder(text) or is_archive(text):
         found = ClassFolders(Path(text), {}, [], {})
         files = [str(file) for file in [*images_in(Path(text), found, set()), *found.closed]]
-    elif os.path.lexists(text):
+    elif os.path.lexists(text) or exists(text):
         files = [text]
     elif re.match(r"[a-z0-9]+://", text):
         raise ValueError(
@@ -105,7 +106,7 @@ def _files(path: str | os.PathLike[str]) -> list[str]:
             f"`images` must be {_ACCEPTED}. Received: images={text!r}, which does not exist"
         )
     if not files:
-        kind = "a folder without image files" if os.path.isdir(text) else "which matches no file"
+        kind = "a folder without image files" if exists(text) else "which matches no file"
         raise ValueError(f"`images` must hold at least one image. Received: {text!r}, {kind}")
     return files
 

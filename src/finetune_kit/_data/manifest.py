@@ -23,6 +23,7 @@ from finetune_kit._data.manifest_format import (
     to_csv,
     to_json,
 )
+from finetune_kit._data.paths import is_file
 from finetune_kit._data.pixels import Files
 from finetune_kit._files import write_whole
 from finetune_kit._hints import hints
@@ -216,7 +217,7 @@ def _check_files(
     """Check that each file exists and has the digest of the manifest."""
     lines: list[str] = []
     for name, images in sets.items():
-        there = [i for i, path in enumerate(images.paths) if os.path.isfile(path)]
+        there = [i for i, path in enumerate(images.paths) if is_file(path)]
         digests = dict(zip(there, images.take(there).digests(), strict=True))
         for i, (path, row) in enumerate(zip(images.paths, parts[name], strict=True)):
             if digests.get(i) != row["sha256"]:

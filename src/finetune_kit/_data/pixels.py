@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from finetune_kit._data.decoding import decode, decode_original, resize, undecodable
+from finetune_kit._data.paths import file_state, open_binary
 
 
 class Source(Protocol):
@@ -38,6 +39,10 @@ class Source(Protocol):
 
     def file(self, i: int) -> str | None:
         """Return the path of image i, or None if it is not a file."""
+        ...
+
+    def place(self, i: int) -> Hashable:
+        """Return where image i lies: equal for two sets that share it, not for equal copies."""
         ...
 
 
@@ -66,6 +71,10 @@ class Files:
         """Return the path as it was given."""
         return self.paths[i]
 
+    def place(self, i: int) -> Hashable:
+        """Return the file behind links."""
+        return os.path.realpath(self.paths[i])
+
 
 @dataclass(frozen=True, eq=False)
 class Arrays:
@@ -88,14 +97,17 @@ class Arrays:
     def digest(self, i: int) -> str:
         """Hash the shape and the pixels of image i, once."""
         if i not in self._digests:
-            image = np.ascontiguousarray(self.pixels[i])
-            content = str(image.shape).encode() + image.tobytes()
-            self._digests[i] = hashlib.sha256(content).hexdigest()
+            self._digests[i] = pixel_digest(self.pixels[i])
         return self._digests[i]
 
     def file(self, i: int) -> str | None:
         """Return None."""
         return None
+
+    def place(self, i: int) -> Hashable:
+        """Return the address of the pixels."""
+        address: int = self.pixels[i].__array_interface__["data"][0]
+        return address
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +143,11 @@ class Joined:
         source, row = self.find(i)
         return source.file(row)
 
+    def place(self, i: int) -> Hashable:
+        """Return where image i of its source lies."""
+        source, row = self.find(i)
+        return source.place(row)
+
     def find(self, i: int) -> tuple[Source, int]:
         """Return the source that holds image i, and its number there."""
         number = bisect_right(self._ends, i)
@@ -151,7 +168,13 @@ def origins(source: Source, rows: Sequence[int]) -> set[Hashable]:
     return {part.file(row) or (id(part), row) for part, row in parts}
 
 
-# By absolute path: size and times of last change in ns, SHA-256.
+def pixel_digest(pixels: NDArray[np.uint8]) -> str:
+    """Return the SHA-256 of the shape and the pixels of an image."""
+    content = str(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()
+    return hashlib.sha256(content).hexdigest()
+
+
+# By absolute path: state of the file, SHA-256.
 _KNOWN: dict[str, tuple[tuple[int, int, int], str]] = {}
 
 
@@ -160,15 +183,13 @@ def file_digest(path: str) -> str:
     try:
         # Not abspath, which would take `link/../a.png` for `a.png`.
         where = os.path.join(os.getcwd(), path)
-        stat = os.stat(where)
-        # The last time reveals a file that was replaced by one of the same size and write time.
-        state = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        state = file_state(where)
         known, digest = _KNOWN.get(where, (None, ""))
         if known == state:
             return digest
-        with open(where, "rb") as file:
+        with open_binary(where) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise undecodable(path, error) from error
     _KNOWN[where] = (state, digest)
     return digest

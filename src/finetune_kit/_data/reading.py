@@ -28,6 +28,7 @@ from finetune_kit._data.folders import (
 )
 from finetune_kit._data.images import ImageSet
 from finetune_kit._data.labels import unique_names
+from finetune_kit._data.paths import exists
 from finetune_kit._data.pixels import Files
 from finetune_kit._data.table import Table, read_table
 from finetune_kit._data.threads import in_threads
@@ -182,7 +183,7 @@ def _skip_notice(skipped: Sequence[Path], root: Path | None = None) -> str:
 
 
 def _check_found(files: Sequence[Path]) -> None:
-    if not any(map(os.path.exists, files)):
+    if not any(map(exists, files)):
         raise ValueError(
             "`table` must list image files. No file was found; pass root=... if paths are relative "
             f"to a folder. Received: {plural(len(files), 'path')}, such as {str(files[0])!r}"

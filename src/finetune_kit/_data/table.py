@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from finetune_kit._data.labels import missing
+from finetune_kit._data.paths import exists, is_file, open_text
 from finetune_kit._text import listed, plural, shortened
 
 
@@ -55,15 +56,14 @@ def read_table(table: Any, columns: Sequence[str]) -> Table:
 
 
 def _from_csv(source: Path, columns: Sequence[str]) -> Table:
-    if not source.is_file():
-        reason = "is not a file" if source.exists() else "does not exist"
+    if not is_file(source):
+        reason = "is not a file" if exists(source) else "does not exist"
         raise FileNotFoundError(
             "`table` must be the path of a CSV file, or a DataFrame. "
             f"Received: {str(source)!r}, which {reason}"
         )
     name = repr(str(source))
-    # utf-8-sig drops the mark that Excel writes at the beginning.
-    with open(source, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+    with open_text(source) as file:
         reader = csv.DictReader(file)
         try:
             _check_columns(name, list(reader.fieldnames or ()), columns)

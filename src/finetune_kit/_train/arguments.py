@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import keras
 
 from finetune_kit._checks import check_choice, check_count, check_folder, check_kind, image_size
 from finetune_kit._data.images import ImageSet
-from finetune_kit._data.pixels import Source
 from finetune_kit._features.augmentation import Augmentation, as_augmentation
 from finetune_kit._features.cache import FeatureCache, as_cache
 from finetune_kit._model import preprocessing as pixel_conventions
@@ -142,18 +140,10 @@ def _check_disjoint(train: ImageSet, validation: ImageSet) -> None:
         )
 
 
-def _places(images: ImageSet, digests: set[str]) -> list[tuple[str | int, str]]:
-    """Return the images that have one of the digests: their file or address, and their path."""
+def _places(images: ImageSet, digests: set[str]) -> list[tuple[Hashable, str]]:
+    """Return where the images that have one of the digests lie, and their paths."""
     rows = zip(images.rows.tolist(), images.paths, images.digests(), strict=True)
-    return [(_place(images.source, i), path) for i, path, digest in rows if digest in digests]
-
-
-def _place(source: Source, i: int) -> str | int:
-    file = source.file(i)
-    if file is not None:
-        return os.path.realpath(file)
-    address: int = source.original(i).__array_interface__["data"][0]
-    return address
+    return [(images.source.place(i), path) for i, path, digest in rows if digest in digests]
 
 
 def _check_preprocessing(
