@@ -269,7 +269,7 @@ def test_arguments_are_checked_before_anything_is_computed(tuned, sets, monkeypa
     monkeypatch.setattr(keras.Model, "predict", lambda *_, **__: pytest.fail("computed"))
     for model, images, options, message in (
         (other, sets[2], {}, r"`model` must .*\(None, 5\)"),
-        ("model.keras", sets[2], {}, "must be the result of fine_tune or a keras.Model"),
+        (3, sets[2], {}, "must be the result of fine_tune, the path of a saved model"),
         (sets[2], tuned, {}, r"evaluate\(model, images\). Received: an ImageSet as `model`"),
         (tuned, "folder", {}, "`images` must be of type ImageSet"),
         (tuned, sets[2].take([]), {}, "at least one image"),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import keras
@@ -12,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune_kit._checks import check_choice, check_count, check_kind, check_outputs, image_size
-from finetune_kit._data.batches import Batches
 from finetune_kit._data.duplicates import Duplicates
 from finetune_kit._data.images import ImageSet
 from finetune_kit._hints import hints
@@ -25,14 +25,16 @@ from finetune_kit._report.examples import (
 )
 from finetune_kit._report.provenance import about, check_duplicates
 from finetune_kit._report.report import Report
-from finetune_kit._text import plural, shortened
+from finetune_kit._report.scores import scores_of
+from finetune_kit._text import plural
+from finetune_kit._train.classifier import Classifier, as_classifier
 from finetune_kit._train.tuned import FineTuned
 
 
 @hints()
 @quiet()
 def evaluate(
-    model: keras.Model | FineTuned,
+    model: keras.Model | FineTuned | str | os.PathLike[str],
     images: ImageSet,
     *,
     batch_size: int = 32,
@@ -50,8 +52,8 @@ def evaluate(
     was trained on.
 
     Args:
-        model: the result of `fine_tune`, or any model that takes raw RGB pixels from 0 to 255 and
-            returns probabilities.
+        model: the result of `fine_tune`, the path of a file that `FineTuned.save` wrote, or any
+            `keras.Model` that takes raw RGB pixels from 0 to 255 and returns probabilities.
         images: the images, such as the test set of `ImageSet.split`.
         batch_size: images per step. Defaults to 32.
         duplicates: the result of `find_duplicates(train, validation, images)`. The report then
@@ -82,12 +84,13 @@ def evaluate(
         >>> evaluate(model, images).confusion_matrix.sum()
         np.int64(12)
     """
-    tuned = model if isinstance(model, FineTuned) else None
-    network: keras.Model = model.model if isinstance(model, FineTuned) else model
     _check_counts(1, batch_size=batch_size, resamples=resamples)
     _check_counts(0, examples=examples, heat_maps=heat_maps, seed=seed)
     check_choice("verbose", verbose, ("auto", 0, 1, 2))
-    _check_images(images, network, tuned)
+    _check_images(images, model)
+    classifier = as_classifier(model)
+    network, tuned = classifier.network, classifier.tuned
+    _check_classes(images, classifier)
     check_duplicates(duplicates, images, tuned)
     size = image_size("model", network)
     report = Report.from_scores(
@@ -99,7 +102,7 @@ def evaluate(
         seed=seed,
         history=_history(network, tuned),
         plans=() if tuned is None else tuned.plans,
-        about=about(network, tuned, images, duplicates),
+        about=about(classifier, images, duplicates),
         manifest=images.manifest,
     )
     shown, rows = examples_of(report, images, size, examples)
@@ -116,27 +119,27 @@ def _check_counts(least: int, **counts: int) -> None:
         check_count(name, value, least)
 
 
-def _check_images(images: Any, network: Any, tuned: FineTuned | None) -> None:
-    if isinstance(network, ImageSet):
+def _check_images(images: Any, model: Any) -> None:
+    if isinstance(model, ImageSet):
         raise ValueError(
             "`model` must come first, then the images: evaluate(model, images). "
             "Received: an ImageSet as `model`"
         )
-    if not isinstance(network, keras.Model):
-        raise ValueError(
-            "`model` must be the result of fine_tune or a keras.Model (keras.saving.load_model "
-            f"reads one from a file). Received: model={shortened(network)} of type "
-            f"{type(network).__name__}"
-        )
     check_kind("images", images, ImageSet, "see read_image_folder or ImageSet.from_arrays")
     if not len(images):
         raise ValueError("`images` must hold at least one image. Received: none")
-    if tuned is not None and tuned.class_names != images.class_names:
+
+
+def _check_classes(images: ImageSet, classifier: Classifier) -> None:
+    known = classifier.class_names
+    if known and known != images.class_names:
         raise ValueError(
             "`images` must have the classes that the model was trained on, in their order: "
-            f"{list(tuned.class_names)}. Received: {list(images.class_names)}"
+            f"{list(known)}; pass class_names= when you read them. "
+            f"Received: {list(images.class_names)}"
         )
-    check_outputs("model", network.output_shape, images.class_names, multi_label=images.multi_label)
+    shape = classifier.network.output_shape
+    check_outputs("model", shape, images.class_names, multi_label=images.multi_label)
 
 
 def _scores(
@@ -148,14 +151,8 @@ def _scores(
 ) -> NDArray[np.float64]:
     """Return the model's outputs for all images."""
     _say(verbose, f"Predicting {plural(len(images), 'image')}")
-    batches = Batches(
-        lambda indices, epoch: images.load(indices, size),
-        lambda indices: images.labels[indices],
-        np.arange(len(images)),
-        batch_size,
-    )
-    with closing(batches):
-        return np.asarray(network.predict(batches, verbose=verbose), np.float64)
+    load = partial(images.load, size=size)
+    return scores_of(network, load, len(images), batch_size, verbose)
 
 
 def _history(network: keras.Model, tuned: FineTuned | None) -> dict[str, list[float]]:

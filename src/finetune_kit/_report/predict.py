@@ -6,32 +6,24 @@ import logging
 import os
 from collections.abc import Sequence
 from numbers import Real
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
 from numpy.typing import NDArray
 
 from finetune_kit._checks import check_count, check_outputs, image_size
-from finetune_kit._data.batches import ahead
 from finetune_kit._data.decoding import reason
 from finetune_kit._data.inputs import Load, as_inputs
-from finetune_kit._data.labels import unique_names
 from finetune_kit._hints import hints
-from finetune_kit._model.archive import read_facts
 from finetune_kit._quiet import quiet
 from finetune_kit._report.predictions import Predictions
-from finetune_kit._text import plural, shortened
+from finetune_kit._report.scores import scores_of
+from finetune_kit._text import plural
+from finetune_kit._train.classifier import as_classifier
 from finetune_kit._train.tuned import FineTuned
 
 _log = logging.getLogger("finetune_kit")
-
-
-class _Classifier(NamedTuple):
-    network: keras.Model
-    class_names: tuple[str, ...]
-    multi_label: bool
 
 
 @hints()
@@ -90,10 +82,11 @@ def predict(
             f"`threshold` must be a number from 0 to 1. Received: threshold={threshold!r}"
         )
     names, loads = as_inputs(images)
-    network, classes, multi_label = _classifier(model, class_names)
-    check_outputs("model", network.output_shape, classes, multi_label=multi_label)
+    classifier = as_classifier(model, class_names, named=True)
+    network, classes = classifier.network, classifier.class_names
+    check_outputs("model", network.output_shape, classes, multi_label=classifier.multi_label)
     size = image_size("model", network)
-    scores, errors = _scores(network, loads, size, min(batch_size, len(loads)))
+    scores, errors = _scores(network, loads, size, batch_size)
     if scores.shape[1] < len(classes):  # one probability, of the second class
         scores = np.concatenate([1 - scores, scores], axis=1)
     if errors:
@@ -105,89 +98,19 @@ def predict(
             names[i],
             error,
         )
-    return Predictions(names, classes, scores, errors, multi_label, top, float(threshold))
-
-
-def _classifier(model: Any, class_names: Sequence[str] | None) -> _Classifier:
-    """Return the network of any kind of model, with its classes. A file is loaded last."""
-    given = None if class_names is None else unique_names(class_names)
-    facts: dict[str, Any] = {}
-    if isinstance(model, FineTuned):
-        facts = {"class_names": model.class_names, "multi_label": model.train.multi_label}
-    elif isinstance(model, (str, os.PathLike)):
-        facts = _facts(Path(model).expanduser())
-    elif not isinstance(model, keras.Model):
-        raise ValueError(
-            "`model` must be the result of fine_tune, the path of a saved model, or a keras.Model; "
-            "it comes first, then the images. "
-            f"Received: model={shortened(model)} of type {type(model).__name__}"
-        )
-    known = tuple(facts.get("class_names", ()))
-    if known and given not in (None, known):
-        raise ValueError(
-            "`class_names` must be left out for a model that knows its classes, "
-            f"{list(known)}. Received: class_names={list(given or ())}"
-        )
-    names = known or given
-    if not names:
-        raise ValueError(
-            "`model` has no class names with it; pass class_names=[...] in the order of its "
-            "outputs. (FineTuned.save keeps them in the file, keras.Model.save does not.) "
-            f"Received: {shortened(model)}"
-        )
-    network = model.model if isinstance(model, FineTuned) else model
-    if not isinstance(network, keras.Model):
-        network = _loaded(Path(network).expanduser())
-    multi_label = facts["multi_label"] if known else _is_multi_label(network)
-    return _Classifier(network, names, multi_label)
-
-
-def _facts(path: Path) -> dict[str, Any]:
-    """Return the facts in the file of a model, which may be none."""
-    if not path.is_file():
-        state = "is a folder" if path.is_dir() else "does not exist"
-        raise FileNotFoundError(
-            "`model` must be a .keras file, such as FineTuned.save writes. "
-            f"Received: {str(path)!r}, which {state}"
-        )
-    return {} if path.suffix == ".h5" else read_facts(path) or {}
-
-
-def _loaded(path: Path) -> keras.Model:
-    try:
-        return keras.saving.load_model(path, compile=False)
-    except Exception as error:  # Keras raises whatever a layer raises
-        raise ValueError(
-            "`model` must be a file that Keras can load; if it has layers of your own, load it "
-            "with keras.saving.load_model(path, custom_objects=...) and pass the model with "
-            f"class_names=. Received: {str(path)!r}, which fails with {type(error).__name__}: "
-            f"{error}"
-        ) from error
-
-
-def _is_multi_label(network: keras.Model) -> bool:
-    """Return whether a model without facts has several outputs that are sigmoids."""
-    last: Any = network
-    while getattr(last, "layers", None):
-        last = last.layers[-1]
-    name = getattr(getattr(last, "activation", None), "__name__", type(last).__name__.lower())
-    return name == "sigmoid" and network.output_shape[-1] > 1
+    return Predictions(
+        names, classes, scores, errors, classifier.multi_label, top, float(threshold)
+    )
 
 
 def _scores(
     network: keras.Model, loads: Sequence[Load], size: tuple[int, int], batch_size: int
 ) -> tuple[NDArray[np.float64], dict[int, str]]:
-    """Return the outputs, nan for images that cannot be read, and why these cannot be read.
-
-    All batches have one size, so that the backend traces the model once.
-    """
-    starts = range(0, len(loads), batch_size)
-    batches = [np.arange(start, min(start + batch_size, len(loads))) for start in starts]
-    scores = np.full((len(loads), network.output_shape[1]), np.nan)
+    """Return the outputs, nan for images that cannot be read, and why these cannot be read."""
     errors: dict[int, str] = {}
 
     def load(indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        pixels = np.zeros((batch_size, *size, 3), np.uint8)
+        pixels = np.zeros((len(indices), *size, 3), np.uint8)
         for place, i in enumerate(indices.tolist()):
             try:
                 pixels[place] = loads[i](size)
@@ -195,8 +118,7 @@ def _scores(
                 errors[i] = reason(error.__cause__ or error)
         return pixels
 
-    for indices, pixels in zip(batches, ahead(load, batches), strict=True):
-        scores[indices] = np.asarray(network.predict_on_batch(pixels))[: len(indices)]
+    scores = scores_of(network, load, len(loads), batch_size)
     read = np.delete(scores, list(errors), axis=0)
     if not ((read >= -1e-6) & (read <= 1 + 1e-6)).all():  # also if one is nan
         raise ValueError(

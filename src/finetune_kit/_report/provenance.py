@@ -18,6 +18,7 @@ from finetune_kit._data.images import ImageSet
 from finetune_kit._model.digest import fingerprint
 from finetune_kit._model.spec import FineTuneSpec
 from finetune_kit._text import plural, shortened
+from finetune_kit._train.classifier import Classifier
 from finetune_kit._train.tuned import FineTuned
 
 
@@ -51,19 +52,16 @@ def check_duplicates(
 
 
 def about(
-    network: keras.Model,
-    tuned: FineTuned | None,
-    images: ImageSet,
-    duplicates: Duplicates | None,
+    classifier: Classifier, images: ImageSet, duplicates: Duplicates | None
 ) -> dict[str, Any]:
     """Return the provenance as plain values for JSON.
 
     Args:
-        network: the evaluated model.
-        tuned: the result of `fine_tune` that the model belongs to, if it is known.
+        classifier: the evaluated model, and how it was trained, if that is known.
         images: the evaluated images.
         duplicates: duplicates among the evaluated images and the training images, if known.
     """
+    network, tuned = classifier.network, classifier.tuned
     digests = images.digests()
     data: dict[str, Any] = {
         "name": data_name(images),
@@ -80,6 +78,8 @@ def about(
         "data": data,
     }
     cautions = _copies(digests, data)
+    if classifier.training is not None:
+        found["training"] = dict(classifier.training)
     if tuned is not None:
         found["training"] = {
             **tuned.settings,

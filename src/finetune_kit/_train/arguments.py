@@ -23,23 +23,25 @@ from finetune_kit._train.callbacks import as_callbacks, check_callbacks, check_m
 from finetune_kit._train.objective import Choices, as_choices, class_weights, objective
 from finetune_kit._train.optimizer import Optimizers
 from finetune_kit._train.setup import Phase, Setup
+from finetune_kit._train.start import check_start, starting_point
 
 
 def make_setup(
-    backbone: keras.Model,
-    head: keras.Layer,
+    backbone: Any,
+    head: Any,
     spec: Any,
     train: ImageSet,
     validation: ImageSet | None,
     options: Mapping[str, Any],
 ) -> Setup:
     """Check all arguments of `fine_tune`, and return them as one value."""
-    size, backbone = _check_models(backbone, head)
+    start = starting_point(backbone, head, options["preprocessing"])
+    head = start.head
+    size, backbone = _check_models(start.backbone, head)
     validation = _check_images(train, validation)
+    check_start(start, train, validation)
     phases = _check_specs(backbone, spec)
-    check_count("batch_size", options["batch_size"])
-    check_count("seed", options["seed"], least=0)
-    check_choice("verbose", options["verbose"], ("auto", 0, 1, 2))
+    _check_numbers(options)
     choices = as_choices(options["loss"], options["metrics"])
     _check_run_dir(options["run_dir"], choices)
     callbacks = as_callbacks(options["callbacks"])
@@ -54,7 +56,7 @@ def make_setup(
     class_weight = class_weights(options["class_weight"], train.labels, train.class_names)
     augmentation = _check_augmentation(options["augmentation"], cache)
     # Last, because a random layer that is copied draws its seed.
-    layer = _check_preprocessing(options["preprocessing"], backbone, cached=cache is not None)
+    layer = _check_preprocessing(start.preprocessing, backbone, cached=cache is not None)
     return Setup(
         backbone=backbone,
         head=head,
@@ -73,7 +75,14 @@ def make_setup(
         seed=options["seed"],
         verbose=options["verbose"],
         digests=tuple(map(variable_digest, backbone.weights)),
+        origin=start.origin,
     )
+
+
+def _check_numbers(options: Mapping[str, Any]) -> None:
+    check_count("batch_size", options["batch_size"])
+    check_count("seed", options["seed"], least=0)
+    check_choice("verbose", options["verbose"], ("auto", 0, 1, 2))
 
 
 def _check_models(backbone: Any, head: Any) -> tuple[tuple[int, int], keras.Model]:

@@ -37,8 +37,8 @@ from finetune_kit._train.tuned import FineTuned
 )
 @quiet()
 def fine_tune(
-    backbone: keras.Model,
-    head: keras.Layer,
+    backbone: keras.Model | FineTuned | str | os.PathLike[str],
+    head: keras.Layer | None,
     spec: FineTuneSpec | Sequence[FineTuneSpec],
     train: ImageSet,
     validation: ImageSet | None = None,
@@ -66,8 +66,11 @@ def fine_tune(
 
     Args:
         backbone: a functional model without classifier, for images of a fixed size, such as
-            `keras.applications.MobileNetV2(include_top=False, input_shape=(224, 224, 3))`.
-        head: layers that turn its output into probabilities, see `classification_head`.
+            `keras.applications.MobileNetV2(include_top=False, input_shape=(224, 224, 3))`; or a
+            trained model: the result of `fine_tune`, or the path of a file that `FineTuned.save`
+            wrote.
+        head: layers that turn its output into probabilities, see `classification_head`. None for
+            a trained model keeps its head; a new head serves other classes.
         spec: which blocks train, for how long and how fast; or a list of specs, one for each phase
             (see `linear_probe_then_fine_tune`, `gradual_unfreezing`). Each phase has a new
             optimizer, which takes over the state of variables that were already training.
@@ -92,6 +95,7 @@ def fine_tune(
             phase, and restores its best weights before the next one.
         preprocessing: `"auto"` (default: see `preprocessing`), a Keras layer that takes raw
             0-255 RGB, or None for a backbone that takes raw pixels. It becomes part of the model.
+            Leave it out for a trained model, which has its own.
         augmentation: an `Augmentation`, or a plain Keras layer such as
             `keras.layers.RandomFlip("horizontal")`, a short form of `Augmentation(layer)`.
             Defaults to none. (To change the images anew in each epoch, at the cost of the whole

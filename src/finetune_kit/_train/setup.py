@@ -55,6 +55,7 @@ class Setup:
     seed: int
     verbose: str | int
     digests: tuple[str, ...]  # SHA-256 of the backbone's weights before training, in their order
+    origin: Mapping[str, Any] | None  # the trained model that the training starts from
 
     def copied(self) -> Setup:
         """Return the same settings with copies of backbone, head and augmentation.
@@ -158,6 +159,7 @@ class Setup:
             "preprocessing": f"pixels from 0 to 255 become {low:.3g} to {high:.3g}",
             "augmentation": drawn and f"{drawn.layer.name}, {drawn.views} copies of each image",
             "seed": self.seed,
+            "started_from": self.origin,
             "kept_epoch": kept_epoch,
         }
 

@@ -14,12 +14,13 @@ from finetune_kit._features.cache import FeatureCache, as_cache, opened
 from finetune_kit._features.frozen import prefix_names
 from finetune_kit._model.spec import FineTuneSpec
 from finetune_kit._train.fine_tune import fine_tune
+from finetune_kit._train.start import starting_point
 from finetune_kit._train.tuned import FineTuned
 
 
 def sweep(
-    backbone: keras.Model,
-    head: keras.Layer,
+    backbone: keras.Model | FineTuned | str | os.PathLike[str],
+    head: keras.Layer | None,
     specs: Sequence[FineTuneSpec],
     train: ImageSet,
     validation: ImageSet | None = None,
@@ -62,12 +63,17 @@ def sweep(
         raise ValueError(f"`specs` must be a list of one or more FineTuneSpec. Received: {specs!r}")
     for i, spec in enumerate(specs):
         check_kind(f"specs[{i}]", spec, FineTuneSpec, "such as FineTuneSpec(trainable_blocks=2)")
-    check_kind("backbone", backbone, keras.Model, "such as keras.applications.MobileNetV2(...)")
+    start = starting_point(backbone, head, options.get("preprocessing", "auto"))
+    check_kind(
+        "backbone", start.backbone, keras.Model, "such as keras.applications.MobileNetV2(...)"
+    )
     cache, run_dir = as_cache(options.get("features")), options.get("run_dir")
     if run_dir is not None:
         check_folder("run_dir", run_dir)
     # The spec that trains most comes first: the others start from its features.
-    order = sorted(range(len(specs)), key=lambda i: len(prefix_names(specs[i].plan(backbone))))
+    order = sorted(
+        range(len(specs)), key=lambda i: len(prefix_names(specs[i].plan(start.backbone)))
+    )
     runs: dict[int, FineTuned] = {}
     with opened(cache, run_dir) as folder:
         shared = (
@@ -80,5 +86,7 @@ def sweep(
             own: dict[str, Any] = {"features": shared}
             if run_dir is not None:
                 own["run_dir"] = os.path.join(run_dir, str(i + 1))
-            runs[i] = fine_tune(backbone, head, specs[i], train, validation, **{**options, **own})
+            runs[i] = fine_tune(
+                start.trained or backbone, head, specs[i], train, validation, **{**options, **own}
+            )
     return tuple(runs[i] for i in range(len(specs)))
