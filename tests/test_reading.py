@@ -151,14 +151,32 @@ def test_a_single_class_is_warned_of_unless_it_is_intended(tmp_path):
 def test_parts_that_look_like_classes_are_warned_of(tmp_path):
     for part in ("train", "test"):
         write(tmp_path / part / "1.png")
-    with pytest.warns(UserWarning, match=r"read each part by itself.*read_image_folder\('.*test'"):
+    with pytest.warns(UserWarning, match=r"read each by itself, with part='test'"):
         ftk.read_image_folder(tmp_path)
 
 
 def test_a_folder_of_parts_is_an_error_that_shows_how_to_read_a_part(tmp_path):
     write(tmp_path / "train" / "cat" / "1.png")
-    with pytest.raises(ValueError, match=r"each part by itself.*read_image_folder\('.*train'\)"):
+    with pytest.raises(ValueError, match=r"read each by itself, with part='train'"):
         ftk.read_image_folder(tmp_path)
+
+
+@pytest.mark.parametrize("names", [("train", "val", "test"), ("Training", "valid", "Testing")])
+def test_a_split_folder_is_read_by_part_with_the_classes_of_all_parts(tmp_path, names):
+    for i, part in enumerate(names):
+        write(tmp_path / part / "cat" / f"{i}.png")
+    write(tmp_path / names[0] / "dog" / "9.png")
+    parts = [ftk.read_image_folder(tmp_path, part=p) for p in ("train", "validation", "test")]
+    assert [len(part) for part in parts] == [2, 1, 1]
+    assert {part.class_names for part in parts} == {("cat", "dog")}
+
+
+def test_a_part_that_is_not_there_is_an_error(tmp_path):
+    write(tmp_path / "train" / "cat" / "1.png")
+    with pytest.raises(FileNotFoundError, match=r"named test or testing.*holds \['train'\]"):
+        ftk.read_image_folder(tmp_path, part="test")
+    with pytest.raises(ValueError, match="`part` must be one of"):
+        ftk.read_image_folder(tmp_path, part="val")
 
 
 # -------------------------------------------------------------------- bad paths

@@ -20,7 +20,13 @@ from finetune_kit._text import listed, shortened
 
 Groups = Callable[[str], Hashable] | str | re.Pattern[str]
 
-_PARTS = {"train", "valid", "val", "validation", "test"}  # usual folder names of a split
+# The parts of a split, with the usual names of their folders.
+PARTS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "val", "valid", "dev"),
+    "test": ("test", "testing"),
+}
+ALL_PARTS = {name for names in PARTS.values() for name in names}
 
 
 def checked_folder(path: Any) -> Path:
@@ -125,10 +131,10 @@ def check_classes(found: ClassFolders, class_names: Sequence[str] | None) -> Non
     direct = any(
         file.parent.parent == found.root for files in found.images.values() for file in files
     )
-    of_parts = bool(names) and {*names} <= _PARTS and not direct
+    of_parts = bool(names) and {*names} <= ALL_PARTS and not direct
     if not found.closed and (not names or names == ["images"] or of_parts):
         there = [entry.name for entry in _entries(found.root, found)]
-        parts = [name for name in there if name in _PARTS]
+        parts = [name for name in there if name in ALL_PARTS]
         hint = _by_part(found, parts) or _parent_hint(found.root)
         raise ValueError(
             "`path` must hold one folder per class with images in it, such as "
@@ -141,6 +147,34 @@ def check_classes(found: ClassFolders, class_names: Sequence[str] | None) -> Non
             f"The class folders of `path` must be among class_names={list(class_names or ())}. "
             f"Received: {root!r} with the folders {shown(unknown)} too"
         )
+
+
+def parts_in(root: Path) -> dict[str, Path]:
+    """Return the folders of the parts if a folder is split already, and else none.
+
+    It is if it holds a part for training, another one, and no folder besides them.
+    """
+    folders = {entry.name.lower(): entry for entry in entries(root) if is_folder(entry)}
+    found = {
+        part: folders[name] for part, names in PARTS.items() for name in names if name in folders
+    }
+    return found if "train" in found and len(found) == len(folders) > 1 else {}
+
+
+def folder_of(root: Path, part: str) -> Path:
+    """Return the folder of a part of a split.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    names = {entry.name.lower(): entry for entry in entries(root) if is_folder(entry)}
+    found = [names[name] for name in PARTS[part] if name in names]
+    if not found:
+        raise FileNotFoundError(
+            f"`path` must hold a folder of the part, named {' or '.join(PARTS[part])}. "
+            f"Received: {str(root)!r} with part={part!r}, which holds {shown(sorted(names))}"
+        )
+    return found[0]
 
 
 def _parent_hint(root: Path) -> str:
@@ -180,7 +214,7 @@ def warn_of_classes(found: ClassFolders, bad: Sequence[Path], *, fixed: bool) ->
         )
     if fixed:
         return
-    if names and set(names) <= _PARTS:
+    if names and set(names) <= ALL_PARTS:
         warnings.warn(
             f"The class folders of {root!r} are {names}{_by_part(found, names)}",
             stacklevel=3,
@@ -208,8 +242,8 @@ def _lost(found: ClassFolders) -> list[Path]:
 def _by_part(found: ClassFolders, parts: Sequence[str]) -> str:
     if not parts:
         return ""
-    example = f"read_image_folder({str(found.root / parts[0])!r})"
-    return f"; if it is a split, read each part by itself, such as {example}"
+    part = next(part for part, names in PARTS.items() if parts[0] in names)
+    return f"; if they are the parts of a split, read each by itself, with part={part!r} and so on"
 
 
 def checked_groups(groups: Any) -> Callable[[str], Hashable] | re.Pattern[str]:

@@ -17,18 +17,21 @@ from numpy.typing import NDArray
 from finetune_kit._checks import check_choice
 from finetune_kit._data.decoding import inspected
 from finetune_kit._data.folders import (
+    ALL_PARTS,
+    PARTS,
     Groups,
     check_classes,
     checked_folder,
     checked_groups,
     class_folders,
     count_images,
+    folder_of,
     groups_of,
     warn_of_classes,
 )
 from finetune_kit._data.images import ImageSet
 from finetune_kit._data.labels import unique_names
-from finetune_kit._data.paths import exists
+from finetune_kit._data.paths import entries, exists
 from finetune_kit._data.pixels import Files
 from finetune_kit._data.table import Table, read_table
 from finetune_kit._data.threads import in_threads
@@ -42,6 +45,7 @@ def read_image_folder(
     *,
     groups: Groups | None = None,
     class_names: Sequence[str] | None = None,
+    part: str | None = None,
     on_error: str = "raise",
 ) -> ImageSet:
     r"""Read a folder of images that holds one folder per class.
@@ -56,13 +60,17 @@ def read_image_folder(
     Each file is decoded once, in threads, to find broken files before the training.
 
     Args:
-        path: the folder that holds the class folders.
+        path: the folder that holds the class folders; or a zip archive, or a folder in one
+            (`"archive.zip/images"`), which is read in place.
         groups: the group (such as the patient) of each image, as a function of its path relative to
             `path`, or as a regular expression with one group in parentheses that is searched for in
             this path, such as ``r"(patient\d+)"``. Defaults to no groups.
         class_names: the classes in the order of their indices. A folder of another name is an
             error; a class without a folder has no images. Pass it if several folders must have the
             same classes. Defaults to the names of the folders, sorted.
+        part: `"train"`, `"validation"` or `"test"`, if the folder is split already: it then holds
+            a folder for each part (also named `val`, `valid` and so on), which holds the class
+            folders. All parts have the classes of all of them. Defaults to None: not split.
         on_error: `"raise"` (default) an error that lists all broken files, or `"skip"` them.
 
     Returns:
@@ -86,6 +94,10 @@ def read_image_folder(
     fixed = None if class_names is None else unique_names(class_names)
     grouping = None if groups is None else checked_groups(groups)
     root = checked_folder(path)
+    if part is not None:
+        check_choice("part", part, tuple(PARTS))
+        fixed = fixed or _classes_of_parts(root)
+        root = folder_of(root, part)
     found = class_folders(root)
     check_classes(found, fixed)
     names = tuple(found.images) if fixed is None else fixed
@@ -174,6 +186,12 @@ def read_image_table(
         groups=None if group is None else np.array(rows.cells[group])[good],
         skipped=tuple(map(str, bad)),
     )
+
+
+def _classes_of_parts(root: Path) -> tuple[str, ...]:
+    """Return the names of the class folders in all parts of a split."""
+    folders = [entry for entry in entries(root) if entry.name.lower() in ALL_PARTS]
+    return tuple(sorted({name for folder in folders for name in class_folders(folder).images}))
 
 
 def _skip_notice(skipped: Sequence[Path], root: Path | None = None) -> str:

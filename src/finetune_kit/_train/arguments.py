@@ -36,8 +36,7 @@ def make_setup(
 ) -> Setup:
     """Check all arguments of `fine_tune`, and return them as one value."""
     start = starting_point(backbone, head, options["preprocessing"])
-    head = start.head
-    size, backbone = _check_models(start.backbone, head)
+    size, backbone, head = _check_models(start.backbone, start.head)
     validation = _check_images(train, validation)
     check_start(start, train, validation)
     phases = _check_specs(backbone, spec)
@@ -85,13 +84,13 @@ def _check_numbers(options: Mapping[str, Any]) -> None:
     check_choice("verbose", options["verbose"], ("auto", 0, 1, 2))
 
 
-def _check_models(backbone: Any, head: Any) -> tuple[tuple[int, int], keras.Model]:
-    """Check backbone and head; return height and width of the images, and the plain backbone."""
+def _check_models(backbone: Any, head: Any) -> tuple[tuple[int, int], keras.Model, keras.Layer]:
+    """Check the models; return height and width of the images, the plain backbone and the head."""
     check_kind("backbone", backbone, keras.Model, "such as keras.applications.MobileNetV2(...)")
     check_kind("head", head, keras.Layer, "see classification_head")
     check_not_swapped(backbone, head)
     backbone = plain(backbone)
-    return image_size("backbone", backbone, channels=(1, 3)), backbone
+    return image_size("backbone", backbone, channels=(1, 3)), backbone, head
 
 
 def _check_specs(backbone: keras.Model, spec: Any) -> tuple[Phase, ...]:
