@@ -27,6 +27,13 @@ BELOW = {
     "_features": {"_data", "_model"},
     "_train": {"_data", "_model", "_features"},
     "_report": {"_data", "_model", "_train"},
+    "_cli": {
+        "_data",
+        "_model",
+        "_train",
+        "_report",
+    },  # the public names, and what reads their input
+    "__main__": {"_cli"},
 }
 
 

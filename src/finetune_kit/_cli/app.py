@@ -1,0 +1,327 @@
+"""The command line: one command for each public function."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import finetune_kit as ftk
+from finetune_kit._cli import options as opt
+from finetune_kit._cli.backbones import backbone_of, blocks_of
+from finetune_kit._cli.data import Data, split_parts
+from finetune_kit._cli.output import command, say, show
+from finetune_kit._cli.training import Job, plan_of, run
+
+app = typer.Typer(
+    name="finetune-kit",
+    help="Fine-tune an image classifier on your own images, and know how good it is.",
+    no_args_is_help=True,
+    rich_markup_mode=None,  # plain text: its boxes need a wide window
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Model = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="A .keras file that `train` wrote.", show_default=False),
+]
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"finetune-kit {ftk.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog="Example: finetune-kit train photos/ --out run/ --blocks 2")
+@command
+def train(
+    data: opt.Images,
+    out: opt.Out,
+    test: Annotated[str | None, typer.Option(help="Images to test on.", metavar="DATA")] = None,
+    validation: Annotated[
+        str | None, typer.Option(help="Images to validate on.", metavar="DATA")
+    ] = None,
+    backbone: opt.Backbone = "MobileNetV2",
+    blocks: Annotated[
+        str | None,
+        typer.Option(help="Trailing blocks that train: a number, all, or names.", metavar="N"),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="probe: the head alone; lp-ft (default, without --blocks): the head first, then "
+            "the head and 2 blocks (or --blocks) at a lower rate."
+        ),
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Epochs of all phases together.", min=1)] = 20,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Learning rate; of lp-ft, that of its second phase.")
+    ] = None,
+    batch_size: opt.Batch = 32,
+    image_size: opt.Size = 224,
+    units: Annotated[
+        str, typer.Option(help="Widths of hidden layers of the head.", metavar="A,B,...")
+    ] = "",
+    dropout: Annotated[float, typer.Option(help="Dropout rate in the head.")] = 0.0,
+    new_head: Annotated[
+        bool, typer.Option("--new-head", help="Replace the head of a trained model.")
+    ] = False,
+    class_weight: Annotated[
+        str | None, typer.Option(help="balanced: rare classes count more.")
+    ] = None,
+    patience: Annotated[
+        int, typer.Option(help="Epochs without a lower validation loss before the end.", min=1)
+    ] = 5,
+    sizes: opt.Sizes = "0.7,0.15,0.15",
+    groups_from: opt.GroupsFrom = None,
+    path_column: opt.PathColumn = "path",
+    label_column: opt.LabelColumn = "label",
+    group_column: opt.GroupColumn = None,
+    on_error: opt.OnError = "raise",
+    duplicates: opt.Duplicates = True,
+    features: opt.Features = None,
+    seed: opt.Seed = 0,
+    config: opt.Config = None,
+    as_json: opt.Json = False,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Train a classifier, evaluate it on images kept aside, and save model and report.
+
+    The folder OUT then holds model.keras, report/report.html, manifest.csv and config.json. If the
+    training is interrupted, the same command resumes it.
+    """
+    given = {name: value for name, value in locals().items() if name in Job.__annotations__}
+    _run({**given, "verb": "train"}, as_json=as_json, quiet=quiet)
+
+
+@app.command(epilog="Example: finetune-kit sweep photos/ --out depth/ --blocks 0,1,2")
+@command
+def sweep(
+    data: opt.Images,
+    out: opt.Out,
+    blocks: Annotated[
+        str, typer.Option(help="Trailing blocks that train in each model.", metavar="N,N,...")
+    ] = "0,1,2",
+    backbone: opt.Backbone = "MobileNetV2",
+    epochs: Annotated[int, typer.Option(help="Epochs of each model.", min=1)] = 20,
+    learning_rate: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    batch_size: opt.Batch = 32,
+    image_size: opt.Size = 224,
+    sizes: opt.Sizes = "0.7,0.15,0.15",
+    groups_from: opt.GroupsFrom = None,
+    path_column: opt.PathColumn = "path",
+    label_column: opt.LabelColumn = "label",
+    group_column: opt.GroupColumn = None,
+    on_error: opt.OnError = "raise",
+    duplicates: opt.Duplicates = True,
+    features: opt.Features = None,
+    seed: opt.Seed = 0,
+    config: opt.Config = None,
+    as_json: opt.Json = False,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Train one model for each number of blocks, and compare them on the same test images."""
+    given = {name: value for name, value in locals().items() if name in Job.__annotations__}
+    _run({**given, "verb": "sweep"}, as_json=as_json, quiet=quiet)
+
+
+def _run(given: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
+    for name in ("data", "out", "test", "validation", "features"):  # valid from any folder
+        if given.get(name):
+            given[name] = str(Path(given[name]).expanduser().absolute())
+    given["sizes"] = opt.shares(given["sizes"])
+    if "units" in given:
+        given["units"] = opt.numbers(given["units"], int)
+    text, values = run(Job(**given), as_json=as_json, quiet=quiet)
+    show(text, values, as_json=as_json)
+
+
+@app.command(epilog="Example: finetune-kit predict run/model.keras new/*.jpg --csv predictions.csv")
+@command
+def predict(
+    model: Model,
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE...",
+            help="Files, a folder, a .zip file, or - for stdin.",
+            show_default=False,
+        ),
+    ],
+    top: Annotated[int | None, typer.Option(help="Classes to list for each image.", min=1)] = None,
+    threshold: Annotated[
+        float, typer.Option(help="Probability from which a label is predicted (multi-label).")
+    ] = 0.5,
+    class_names: Annotated[
+        str | None,
+        typer.Option(help="Classes of a model that has none with it.", metavar="A,B,..."),
+    ] = None,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", help="Write all predictions to a file.", metavar="FILE")
+    ] = None,
+    batch_size: opt.Batch = 32,
+    as_json: opt.Json = False,
+) -> None:
+    """Predict the classes of images. Ends with code 1 if some could not be read."""
+    chosen: Any = images[0] if len(images) == 1 else images
+    found = ftk.predict(
+        model,
+        sys.stdin.buffer if chosen == "-" else chosen,
+        class_names=None if class_names is None else class_names.split(","),
+        top=top,
+        threshold=threshold,
+        batch_size=batch_size,
+    )
+    if csv is not None:
+        found.to_csv(csv)
+    rows = [
+        {"path": p.path, "labels": list(p.labels), "probabilities": p.probabilities}
+        if p.error is None
+        else {"path": p.path, "error": p.error}
+        for p in found
+    ]
+    show(str(found), {"class_names": found.class_names, "predictions": rows}, as_json=as_json)
+    if found.errors:
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: finetune-kit evaluate run/model.keras new-hospital/ --out report/")
+@command
+def evaluate(
+    model: Model,
+    data: opt.Images,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the report.", metavar="DIR")
+    ] = None,
+    groups_from: opt.GroupsFrom = None,
+    path_column: opt.PathColumn = "path",
+    label_column: opt.LabelColumn = "label",
+    on_error: opt.OnError = "raise",
+    batch_size: opt.Batch = 32,
+    as_json: opt.Json = False,
+) -> None:
+    """Measure how well a model classifies images with known labels."""
+    from finetune_kit._train.classifier import as_classifier
+
+    classifier = as_classifier(model)
+    source = Data(data, groups_from, path_column, label_column, None, on_error)
+    images = source.images(classifier.class_names or None)
+    report = ftk.evaluate(classifier, images, batch_size=batch_size)
+    values = report.to_dict()
+    text = str(report)
+    if out is not None:
+        page = report.save(out) / "report.html"
+        text, values = f"{text}\n\nReport: {page}", {**values, "report": str(page)}
+    show(text, values, as_json=as_json)
+
+
+@app.command(epilog="Example: finetune-kit plan EfficientNetB0 --blocks 2")
+@command
+def plan(
+    backbone: Annotated[
+        str, typer.Argument(metavar="BACKBONE", help="As for `train`.", show_default=False)
+    ],
+    blocks: Annotated[str, typer.Option(help="Trailing blocks that train.", metavar="N")] = "0",
+    level: Annotated[str, typer.Option(help="stage, block or layer.")] = "block",
+    image_size: opt.Size = 224,
+    as_json: opt.Json = False,
+) -> None:
+    """Print the blocks of a backbone, and which of them would train."""
+    spec = ftk.FineTuneSpec(blocks_of(blocks), level=level)
+    found = plan_of(backbone_of(backbone, image_size, weights=False), spec)
+    rows = [
+        {"name": block.name, "trains": trains, "layers": list(block.layers)}
+        for block, trains in zip(found.blocks, found.trainable, strict=True)
+    ]
+    show(str(found), {"backbone": found.backbone, "blocks": rows}, as_json=as_json)
+
+
+@app.command(epilog="Example: finetune-kit duplicates train/ test/")
+@command
+def duplicates(
+    data: Annotated[
+        list[str], typer.Argument(metavar="DATA...", help="Sets of images.", show_default=False)
+    ],
+    as_json: opt.Json = False,
+) -> None:
+    """Find copies of an image, within a set of images or across several."""
+    sets = [Data(path).images() for path in data]
+    found = ftk.find_duplicates(*sets)
+    paths = [path for images in sets for path in images.paths]
+    clusters = [[paths[i] for i in cluster] for cluster in found.clusters]
+    text = "\n".join([repr(found), *("\n  ".join(["", *c]) for c in clusters)])
+    values = {"clusters": clusters, "crossing": [list(map(int, c)) for c in found.crossing]}
+    show(text, values, as_json=as_json)
+
+
+@app.command(epilog="Example: finetune-kit split photos/ --out manifest.csv --sizes 0.8,0.1,0.1")
+@command
+def split(
+    data: opt.Images,
+    out: Annotated[
+        Path, typer.Option("--out", help="Manifest to write: .csv or .json.", metavar="FILE")
+    ],
+    sizes: opt.Sizes = "0.7,0.15,0.15",
+    groups_from: opt.GroupsFrom = None,
+    path_column: opt.PathColumn = "path",
+    label_column: opt.LabelColumn = "label",
+    group_column: opt.GroupColumn = None,
+    on_error: opt.OnError = "raise",
+    duplicates: opt.Duplicates = True,
+    seed: opt.Seed = 0,
+    as_json: opt.Json = False,
+) -> None:
+    """Split images into sets for training, validation and test, and write a manifest of them."""
+    source = Data(data, groups_from, path_column, label_column, group_column, on_error)
+    parts = split_parts({"all": source.images()}, opt.shares(sizes), seed, duplicates=duplicates)
+    named = {"train": parts.train, "validation": parts.validation, "test": parts.test}
+    sets = ftk.write_manifest(out, **{n: images for n, images in named.items() if len(images)})
+    counts = {name: len(images) for name, images in sets.items()}
+    text = f"{', '.join(f'{count:,} {name}' for name, count in counts.items())}: {out}"
+    show(text, {"manifest": str(out), "images": counts}, as_json=as_json)
+
+
+@app.command(epilog="Example: finetune-kit export run/model.keras model.onnx")
+@command
+def export(
+    model: Model,
+    target: Annotated[
+        Path,
+        typer.Argument(
+            metavar="TARGET",
+            help="A file that ends in .onnx, .tflite or .xml (OpenVINO), or a folder (SavedModel).",
+            show_default=False,
+        ),
+    ],
+) -> None:
+    """Convert a model to a format that runs without Keras."""
+    formats = {".onnx": "onnx", ".tflite": "litert", ".xml": "openvino", "": "tf_saved_model"}
+    if target.suffix not in formats:
+        raise ValueError(
+            "TARGET must end in .onnx, .tflite or .xml, or be a folder without a suffix. "
+            f"Received: {str(target)!r}"
+        )
+    from finetune_kit._train.classifier import as_classifier
+
+    as_classifier(model).network.export(target, format=formats[target.suffix], verbose=False)
+    say(f"{target}")
+
+
+def main() -> None:
+    """Run the command line."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's notes about the processor
+    app()

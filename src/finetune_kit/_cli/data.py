@@ -1,0 +1,129 @@
+"""Images for the command line: read from whatever is given, and split."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import finetune_kit as ftk
+from finetune_kit._data.folders import parts_in
+from finetune_kit._data.paths import is_archive, is_folder, open_text
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where the images are, and how their labels and groups are found.
+
+    Attributes:
+        path: a folder or zip archive with a folder for each class, or with the parts of a split;
+            a CSV file; or a manifest.
+        groups_from: regular expression that finds the group in the path of an image, or None.
+        path_column: column of the paths of a CSV file.
+        label_column: column of its labels; several, separated by commas, for multi-label images.
+        group_column: column of its groups, or None.
+        on_error: `"raise"` or `"skip"`, for files that cannot be read.
+    """
+
+    path: str
+    groups_from: str | None = None
+    path_column: str = "path"
+    label_column: str = "label"
+    group_column: str | None = None
+    on_error: str = "raise"
+
+    def parts(self, class_names: Sequence[str] | None = None) -> dict[str, ftk.ImageSet]:
+        """Read the images: the parts by name if they are split already, or `all`."""
+        path = Path(self.path).expanduser()
+        if not (is_folder(path) or is_archive(path)):
+            return self._listed(path, class_names)
+        names: list[str | None] = [*parts_in(path)] or [None]
+        return {
+            name or "all": ftk.read_image_folder(
+                path,
+                part=name,
+                groups=self.groups_from,
+                class_names=class_names,
+                on_error=self.on_error,
+            )
+            for name in names
+        }
+
+    def images(self, class_names: Sequence[str] | None = None) -> ftk.ImageSet:
+        """Read the images as one set."""
+        first, *others = self.parts(class_names).values()
+        for other in others:
+            first = first + other
+        return first
+
+    def _listed(self, path: Path, class_names: Sequence[str] | None) -> dict[str, ftk.ImageSet]:
+        """Read the images that a manifest or a CSV file lists."""
+        if path.suffix.lower() == ".json" or _is_manifest(path):
+            return ftk.read_manifest(path)
+        if path.suffix.lower() != ".csv":
+            reason = "is a file of another kind" if path.exists() else "does not exist"
+            raise FileNotFoundError(
+                "The images must be a folder or a .zip file with a folder for each class, a .csv "
+                f"file that lists images, or a manifest. Received: {self.path!r}, which {reason}"
+            )
+        columns = [name.strip() for name in self.label_column.split(",")]
+        images = ftk.read_image_table(
+            path,
+            path=self.path_column,
+            label=columns if len(columns) > 1 else columns[0],
+            group=self.group_column,
+            class_names=class_names,
+            on_error=self.on_error,
+        )
+        return {"all": images}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The sets of a training, and the duplicates among all of them if they were searched."""
+
+    train: ftk.ImageSet
+    validation: ftk.ImageSet
+    test: ftk.ImageSet
+    duplicates: ftk.Duplicates | None
+
+
+def split_parts(
+    parts: dict[str, ftk.ImageSet], sizes: Sequence[float], seed: int, *, duplicates: bool
+) -> Parts:
+    """Split images, with copies of a picture on one side; parts that are there already stay.
+
+    Args:
+        parts: the images as `all`, or as `train`, with `validation` and `test` where they are split
+            already.
+        sizes: shares of the three sets; those of parts that are there do not count.
+        seed: of the split.
+        duplicates: whether to search for them.
+    """
+    given = {name: images for name, images in parts.items() if name in ("validation", "test")}
+    rest = [images for name, images in parts.items() if name in ("all", "train")]
+    if len(rest) != 1 or len(given) + 1 != len(parts):
+        raise ValueError(
+            "The parts of a split must be named 'train', 'validation' and 'test'. "
+            f"Received: {list(parts)}"
+        )
+    names = ("train", "validation", "test")
+    shares = [0 if name in given else size for name, size in zip(names, sizes, strict=True)]
+    shares = [share / sum(shares) for share in shares]
+    found = ftk.find_duplicates(*rest, *given.values()) if duplicates else None
+    groups = None if found is None else found.groups[: len(rest[0])]
+    made = rest[0].split(shares, groups=groups, seed=seed)
+    sets = {**dict(zip(names, made, strict=True)), **given}
+    return Parts(**sets, duplicates=found)
+
+
+def _is_manifest(path: Path) -> bool:
+    """Return whether a CSV file is a manifest by its columns."""
+    if path.suffix.lower() != ".csv":
+        return False
+    try:
+        with open_text(path) as file:
+            return {"part", "path", "sha256"} <= {*next(csv.reader(file), [])}
+    except (OSError, ValueError, csv.Error):
+        return False
