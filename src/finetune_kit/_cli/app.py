@@ -140,9 +140,6 @@ def sweep(
 
 
 def _run(given: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
-    for name in ("data", "out", "test", "validation", "features"):  # valid from any folder
-        if given.get(name):
-            given[name] = str(Path(given[name]).expanduser().absolute())
     given["sizes"] = opt.shares(given["sizes"])
     if "units" in given:
         given["units"] = opt.numbers(given["units"], int)
@@ -317,7 +314,7 @@ def export(
         )
     from finetune_kit._train.classifier import as_classifier
 
-    as_classifier(model).network.export(target, format=formats[target.suffix], verbose=False)
+    as_classifier(model).network.export(str(target), format=formats[target.suffix], verbose=False)
     say(f"{target}")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import finetune_kit as ftk
+from finetune_kit._checks import check_choice
 
 RECIPES = ("lp-ft", "probe")
 
@@ -59,6 +60,7 @@ def specs_of(
         epochs: of all phases together.
         learning_rate: of the last phase, or None for the usual one.
     """
+    check_choice("recipe", recipe, (None, *RECIPES))
     if recipe is None and blocks is not None:
         return [ftk.FineTuneSpec(blocks_of(blocks), epochs=epochs, **_rate(learning_rate))]
     if recipe == "probe":

@@ -32,10 +32,22 @@ def command(function: F) -> F:
             typer.echo(f"\n{error or 'interrupted'}", err=True)
             raise typer.Exit(130) from None
         except (*_EXPECTED, *_FAILED) as error:
-            typer.echo(f"error: {error}", err=True)
+            typer.echo(f"error: {_explained(error)}", err=True)
             raise typer.Exit(2 if isinstance(error, _EXPECTED) else 1) from None
 
     return run  # type: ignore[return-value]
+
+
+def _explained(error: Exception) -> str:
+    """Return the text of an error, with a remedy if Keras finds no backend."""
+    if isinstance(error, ModuleNotFoundError) and error.name in ("tensorflow", "jax", "torch"):
+        return (
+            "Keras needs one of its backends. Install one with pip install "
+            "'finetune-kit[tensorflow]', 'finetune-kit[jax]' or 'finetune-kit[torch]', and name it "
+            "in KERAS_BACKEND if it is not tensorflow. Received: "
+            f"no module {error.name!r}"
+        )
+    return str(error)
 
 
 def bars(*, as_json: bool, quiet: bool = False) -> int:

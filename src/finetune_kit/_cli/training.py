@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import finetune_kit as ftk
+from finetune_kit._checks import check_choice
 from finetune_kit._cli.backbones import backbone_of, specs_of
 from finetune_kit._cli.data import Data, Parts, split_parts
 from finetune_kit._cli.output import bars, say
 from finetune_kit._files import make_folder, write_whole
 
 _FORMAT = "finetune-kit config 1"
-_CONFIG = "config.json"
+_CONFIG, _MANIFEST, _CHECKPOINTS = "config.json", "manifest.csv", "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -105,18 +105,24 @@ def read_config(file: Path) -> dict[str, Any]:
 
 def run(job: Job, *, as_json: bool, quiet: bool) -> tuple[str, dict[str, Any]]:
     """Do all that a job asks for; return the result as text and as plain values."""
-    models = _models(job)  # wrong options end here, before anything is read
+    import keras  # only where it is used: --help does not wait for it
+
     out = Path(job.out)
-    _claim(out, job)
+    config = _config(out, job)
+    models = _models(job)
+    keras.utils.set_random_seed(job.seed)  # of random weights, if the backbone has them
+    backbone = backbone_of(job.backbone, job.image_size)
     say("1. The images", as_json=as_json)
     parts = _parts(job)
     _tell_parts(parts, as_json=as_json)
+    head = _head(job, backbone, parts.train)
+    plan = plan_of(backbone, models[-1][1][-1])
+    make_folder("--out", out)  # all options are checked now
+    write_whole(out / _CONFIG, json.dumps(config, indent=2) + "\n")
     named = {"train": parts.train, "validation": parts.validation, "test": parts.test}
     named = {name: images for name, images in named.items() if len(images)}
-    sets = ftk.write_manifest(out / "manifest.csv", **named)
-    backbone, head = _start(job, parts.train)
-    say("\n2. The plan\n", as_json=as_json)
-    say(f"{plan_of(backbone, models[-1][1][-1])}", as_json=as_json)
+    sets = ftk.write_manifest(out / _MANIFEST, **named)
+    say(f"\n2. The plan\n\n{plan}", as_json=as_json)
     say("\n3. The training", as_json=as_json)
     verbose = bars(as_json=as_json, quiet=quiet)
     runs = _train(job, [specs for _, specs in models], (backbone, head), sets, verbose)
@@ -132,6 +138,7 @@ def run(job: Job, *, as_json: bool, quiet: bool) -> tuple[str, dict[str, Any]]:
 
 def _models(job: Job) -> list[tuple[str, list[ftk.FineTuneSpec]]]:
     """Return the name and the phases of each model; `train` makes one, without a name."""
+    check_choice("class_weight", job.class_weight, (None, "balanced"))
     if job.verb == "train":
         return [("", specs_of(job.blocks, job.recipe, job.epochs, job.learning_rate))]
     depths = [text.strip() for text in (job.blocks or "0,1,2").split(",")]
@@ -146,12 +153,18 @@ def _models(job: Job) -> list[tuple[str, list[ftk.FineTuneSpec]]]:
     ]
 
 
-def _claim(out: Path, job: Job) -> None:
-    """Write the options into the folder of a job, or check that it holds a job with the same."""
-    content = {"format": _FORMAT, "finetune-kit": ftk.__version__, **asdict(job)}
+def _config(out: Path, job: Job) -> dict[str, Any]:
+    """Return the content of `config.json`, after a check that the folder holds no other job."""
+    content: dict[str, Any] = {
+        "format": _FORMAT,
+        "finetune-kit": ftk.__version__,
+        **asdict(job),
+    }
+    for name in ("data", "out", "test", "validation", "features"):  # valid from any folder
+        content[name] = content[name] and str(Path(content[name]).expanduser().absolute())
     plain = json.loads(json.dumps(content))
     file = out / _CONFIG
-    if file.is_file():
+    if any((out / _CHECKPOINTS).rglob("checkpoint-*")) and file.is_file():
         there = json.loads(file.read_text(encoding="utf-8"))
         changed = [name for name in {**there, **plain} if there.get(name) != plain.get(name)]
         changed = [name for name in changed if name not in ("out", "finetune-kit")]
@@ -163,14 +176,12 @@ def _claim(out: Path, job: Job) -> None:
                 f"--out must be a new folder, or hold a run with the same options. Received: "
                 f"{str(out)!r}, whose run differs in:\n" + "\n".join(lines)
             )
-        return
-    if out.is_dir() and any(out.iterdir()):
+    elif out.is_dir() and {p.name for p in out.iterdir()} - {_CONFIG, _MANIFEST, _CHECKPOINTS}:
         raise ValueError(
             f"--out must be a new or empty folder, or hold a run. Received: {str(out)!r}, which "
             "holds other files"
         )
-    make_folder("--out", out)
-    write_whole(file, json.dumps(content, indent=2) + "\n")
+    return plain
 
 
 def _parts(job: Job) -> Parts:
@@ -209,14 +220,13 @@ def _tell_parts(parts: Parts, *, as_json: bool) -> None:
     say(f"   {', '.join(sizes)}", as_json=as_json)
 
 
-def _start(job: Job, train: ftk.ImageSet) -> tuple[Any, Any]:
-    backbone = backbone_of(job.backbone, job.image_size)
-    if isinstance(backbone, os.PathLike) and not job.new_head:
-        return backbone, None
-    head = ftk.classification_head(
+def _head(job: Job, backbone: Any, train: ftk.ImageSet) -> Any:
+    """Return a new head, or None to keep that of a trained model."""
+    if isinstance(backbone, Path) and not job.new_head:
+        return None
+    return ftk.classification_head(
         train.class_names, units=job.units, dropout=job.dropout, multi_label=train.multi_label
     )
-    return backbone, head
 
 
 def plan_of(backbone: Any, spec: ftk.FineTuneSpec) -> ftk.FreezePlan:
@@ -245,7 +255,7 @@ def _train(
         "class_weight": job.class_weight,
         "callbacks": () if validation is None else [best],
         "features": job.features,
-        "run_dir": Path(job.out) / "checkpoints",
+        "run_dir": Path(job.out) / _CHECKPOINTS,
         "seed": job.seed,
         "verbose": verbose,
     }

@@ -124,7 +124,7 @@ def _check_named(model: Any, names: Sequence[str] | None, *, named: bool) -> Non
 
 def _loaded(path: Path) -> keras.Model:
     try:
-        return keras.saving.load_model(path, compile=False)
+        network = keras.saving.load_model(path, compile=False)
     except Exception as error:  # Keras raises whatever a layer raises
         raise ValueError(
             "`model` must be a file that Keras can load; if it has layers of your own, load it "
@@ -132,6 +132,8 @@ def _loaded(path: Path) -> keras.Model:
             f"class_names=. Received: {str(path)!r}, which fails with {type(error).__name__}: "
             f"{error}"
         ) from error
+    network(keras.Input(network.input_shape[1:]))  # `export` needs a model that has been called
+    return network
 
 
 def _is_multi_label(network: keras.Model) -> bool:
