@@ -60,7 +60,7 @@ def bars(*, as_json: bool, quiet: bool = False) -> int:
 def say(text: str, *, as_json: bool = False) -> None:
     """Print a line of progress, which is not part of the result."""
     if not as_json:
-        typer.echo(text)
+        print(text, flush=True)
 
 
 def show(text: str, values: Mapping[str, Any], *, as_json: bool) -> None:

@@ -1,0 +1,146 @@
+"""The commands that take a trained model."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import finetune_kit as ftk
+from finetune_kit._cli import options as opt
+from finetune_kit._cli.data import Data
+from finetune_kit._cli.output import command, say, show
+
+Model = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="A .keras file that `train` wrote.", show_default=False),
+]
+
+
+ClassNames = Annotated[
+    str | None,
+    typer.Option(help="Classes of a model that has none with it.", metavar="A,B,..."),
+]
+
+
+@command
+def predict(
+    model: Model,
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE...",
+            help="Files, a folder, a .zip file, or - for stdin.",
+            show_default=False,
+        ),
+    ],
+    top: Annotated[int | None, typer.Option(help="Classes to list for each image.", min=1)] = None,
+    threshold: Annotated[
+        float, typer.Option(help="Probability from which a label is predicted (multi-label).")
+    ] = 0.5,
+    class_names: ClassNames = None,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", help="Write all predictions to a file.", metavar="FILE")
+    ] = None,
+    batch_size: opt.Batch = 32,
+    as_json: opt.Json = False,
+) -> None:
+    """Predict the classes of images. Ends with code 1 if some could not be read."""
+    chosen: Any = images[0] if len(images) == 1 else images
+    found = ftk.predict(
+        model,
+        sys.stdin.buffer if chosen == "-" else chosen,
+        class_names=None if class_names is None else class_names.split(","),
+        top=top,
+        threshold=threshold,
+        batch_size=batch_size,
+    )
+    if csv is not None:
+        found.to_csv(csv)
+    rows = [
+        {"path": p.path, "labels": list(p.labels), "probabilities": p.probabilities}
+        if p.error is None
+        else {"path": p.path, "error": p.error}
+        for p in found
+    ]
+    show(str(found), {"class_names": found.class_names, "predictions": rows}, as_json=as_json)
+    if found.errors:
+        raise typer.Exit(1)
+
+
+@command
+def evaluate(
+    model: Model,
+    data: opt.Images,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the report.", metavar="DIR")
+    ] = None,
+    groups_from: opt.GroupsFrom = None,
+    path_column: opt.PathColumn = "path",
+    label_column: opt.LabelColumn = "label",
+    on_error: opt.OnError = "raise",
+    batch_size: opt.Batch = 32,
+    as_json: opt.Json = False,
+) -> None:
+    """Measure how well a model classifies images with known labels."""
+    from finetune_kit._train.classifier import as_classifier
+
+    classifier = as_classifier(model)
+    source = Data(data, groups_from, path_column, label_column, None, on_error)
+    images = source.images(classifier.class_names or None)
+    report = ftk.evaluate(classifier, images, batch_size=batch_size)
+    values = report.to_dict()
+    text = str(report)
+    if out is not None:
+        page = report.save(out) / "report.html"
+        text, values = f"{text}\n\nReport: {page}", {**values, "report": str(page)}
+    show(text, values, as_json=as_json)
+
+
+@command
+def export(
+    model: Model,
+    target: Annotated[
+        Path,
+        typer.Argument(
+            metavar="TARGET",
+            help="A file that ends in .onnx, .tflite or .xml (OpenVINO), or a folder (SavedModel).",
+            show_default=False,
+        ),
+    ],
+) -> None:
+    """Convert a model to a format that runs without Keras."""
+    formats = {".onnx": "onnx", ".tflite": "litert", ".xml": "openvino", "": "tf_saved_model"}
+    if target.suffix not in formats:
+        raise ValueError(
+            "TARGET must end in .onnx, .tflite or .xml, or be a folder without a suffix. "
+            f"Received: {str(target)!r}"
+        )
+    from finetune_kit._train.classifier import as_classifier
+
+    as_classifier(model).network.export(str(target), format=formats[target.suffix], verbose=False)
+    say(f"{target}")
+
+
+@command
+def serve(
+    model: Model,
+    class_names: ClassNames = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 serves the whole network.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)] = 8000,
+) -> None:
+    """Open a page on this machine where you drop an image and see what the model predicts."""
+    from finetune_kit._cli.serve import make_server
+    from finetune_kit._train.classifier import as_classifier
+
+    names = None if class_names is None else class_names.split(",")
+    with make_server(as_classifier(model, names, named=True), host, port) as server:
+        print(f"http://{host}:{server.server_port} (Ctrl-C ends it)", flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            typer.echo("")
