@@ -36,14 +36,18 @@ div.ftk-view table{border-collapse:collapse;margin:.5em 0;table-layout:auto;widt
 color:inherit;font-size:.9em;font-variant-numeric:tabular-nums;border:0}
 div.ftk-view tr:nth-child(n){background:none}
 div.ftk-view tr>*{padding:.2em .7em .2em 0;border:0;border-bottom:1px solid rgba(128,128,128,.4);
-text-align:right;vertical-align:top;font-weight:normal;max-width:24em;overflow-wrap:anywhere}
+text-align:right;vertical-align:top;font-weight:normal;max-width:none;overflow-wrap:anywhere}
 div.ftk-view thead th{font-weight:600;vertical-align:bottom;white-space:nowrap}
 div.ftk-view tr>:first-child,div.ftk-view .text tr>*{text-align:left}
-div.ftk-view .sheet{display:flex;flex-wrap:wrap;gap:.4em;text-align:left}
-div.ftk-view figure{margin:0;width:72px;font-size:.8em;line-height:1.2;overflow-wrap:anywhere}
-div.ftk-view .beside figure{width:auto}
+div.ftk-view .sheet{text-align:left}
+div.ftk-view figure{display:inline-block;vertical-align:top;margin:0 .4em .2em 0;width:72px;
+font-size:.8em;line-height:1.2;overflow-wrap:anywhere}
+div.ftk-view figure:has(figcaption){width:8em}
+div.ftk-view .beside figure:has(figcaption){width:auto}
 div.ftk-view figure img,div.ftk-view .missing{display:block;width:72px;height:72px;margin:0 0 .2em}
 div.ftk-view .missing{box-sizing:border-box;border:1px dashed;opacity:.7;padding:.4em}
+div.ftk-view .text figure,div.ftk-view .text figure>*{width:48px;height:48px;margin:0}
+div.ftk-view td small{white-space:nowrap}
 div.ftk-view .beside{display:flex;flex-wrap:wrap;gap:.4em 1.5em}
 div.ftk-view .tiles{display:flex;flex-wrap:wrap;gap:.4em 2em;margin:.5em 0}
 div.ftk-view .tile{display:flex;flex-direction:column}

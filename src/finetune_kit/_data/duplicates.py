@@ -53,14 +53,19 @@ class Duplicates:
     def __repr__(self) -> str:
         kinds = [kind for _, _, kind, _ in self.pairs]
         counts = ", ".join(f"{kinds.count(kind):,} {kind}" for kind in ("bytes", "pixels", "near"))
-        return (
-            f"Duplicates({plural(len(self.clusters), 'cluster')} with "
-            f"{sum(map(len, self.clusters)):,} of {plural(len(self.groups), 'image')}; "
-            f"pairs: {counts}; {plural(len(self.crossing), 'cluster')} in more than one set)"
-        )
+        return f"Duplicates({self._size()}; pairs: {counts}; {self._crossing()})"
 
     def _repr_html_(self) -> str:
-        return of_duplicates(repr(self), self.clusters, self.crossing, self.pairs, self._image)
+        title = f"Duplicates: {self._size()}; {self._crossing()}"
+        return of_duplicates(title, self.clusters, self.crossing, self.pairs, self._image)
+
+    def _size(self) -> str:
+        count = sum(map(len, self.clusters))
+        images = plural(len(self.groups), "image")
+        return f"{plural(len(self.clusters), 'cluster')} with {count:,} of {images}"
+
+    def _crossing(self) -> str:
+        return f"{plural(len(self.crossing), 'cluster')} in more than one set"
 
     def _image(self, i: int) -> tuple[Source, int, str] | None:
         """Return the source, the row there and the class of an image, if its set is known."""

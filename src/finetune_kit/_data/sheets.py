@@ -95,29 +95,29 @@ def of_duplicates(
             are not known.
     """
     total = Counter(kind for _, _, kind, _ in pairs)
-    counts = [[_KINDS[kind], f"{total[kind]:,}"] for kind in _KINDS]
-    table = _html.table(["kind", "pairs"], counts, "Pairs of duplicates by kind")
+    note = ", ".join(f"{total[kind]:,} {name}" for kind, name in _KINDS.items())
     several = set(crossing)
     order = [*crossing, *(cluster for cluster in clusters if cluster not in several)]
     shown = order[:_CLUSTERS]
-    first = {cluster[0]: i for i, cluster in enumerate(shown)}
-    of_image = {member: first[cluster[0]] for cluster in shown for member in cluster}
-    found: list[Counter[str]] = [Counter() for _ in shown]
-    for i, _, kind, _ in pairs:
-        if i in of_image:
-            found[of_image[i]][kind] += 1
+    number = {member: k for k, cluster in enumerate(shown) for member in cluster}
+    found: list[dict[str, float]] = [{} for _ in shown]  # kind: the least similarity
+    for i, _, kind, alike in pairs:
+        if i in number:
+            known = found[number[i]]
+            known[kind] = min(alike, known.get(kind, 1.0))
     rows = []
-    for cluster, figures, kinds in zip(shown, _members(shown, images), found, strict=True):
-        what = ", ".join(_KINDS[kind] for kind in _KINDS if kinds[kind])
-        where = "<br><small>in several sets</small>" if cluster in several else ""
+    for cluster, figures, known in zip(shown, _members(shown, images), found, strict=True):
+        kinds = [_KINDS[kind] for kind in _KINDS if kind in known]
+        facts = [f"similarity {known['near']:.2f}"] if "near" in known else []
+        facts += ["in several sets"] if cluster in several else []
         more = len(cluster) - _MEMBERS
-        rest = f"<small>and {more:,} more</small>" if more > 0 else ""
-        rows.append([what + where, f"{len(cluster):,}", _html.sheet([*figures, rest])])
-    head = ["cluster", "images", ""]
-    listed = _html.table(head, rows, "Clusters of duplicates") if rows else ""
+        figures += [f"<small>and {more:,} more</small>"] if more > 0 else []
+        what = "<br>".join([", ".join(kinds), *(f"<small>{fact}</small>" for fact in facts)])
+        rows.append([what, f"{len(cluster):,}", _html.sheet(figures)])
+    table = _html.table(["cluster", "images", ""], rows, "Clusters of duplicates") if rows else ""
     left = len(clusters) - len(shown)
-    more_clusters = _html.note(f"and {plural(left, 'more cluster')}" if left else "")
-    return _html.view(_html.title(title), table, listed, more_clusters)
+    rest = _html.note(f"and {plural(left, 'more cluster')}" if left else "")
+    return _html.view(_html.title(title), _html.note(f"Pairs: {note}"), table, rest)
 
 
 def _members(

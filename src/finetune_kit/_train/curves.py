@@ -35,7 +35,8 @@ def of_tuned(
         timings: seconds for each part of the run.
     """
     names = [name for name in history if name not in ("epoch", "phase")]
-    metrics = [name for name in names if not name.startswith("val_")][:_CHARTS]
+    metrics = [name for name in names if not name.startswith("val_")]
+    metrics = sorted(metrics, key=lambda name: name != "loss")[:_CHARTS]
     phases = history.get("phase", ())
     starts = [i for i, (one, other) in enumerate(pairwise(phases), start=1) if one != other]
     kept = settings.get("kept_epoch")
