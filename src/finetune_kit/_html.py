@@ -56,7 +56,9 @@ div.ftk-view .caution{border-left:.25em solid #d55e00;padding-left:.6em;margin:.
 div.ftk-view .cell{background:rgba(86,150,213,calc(var(--share)*.6));padding:.2em .6em;
 text-align:center}
 div.ftk-view .matrix tr>*{border:0;padding:.1em .3em .1em 0;vertical-align:middle}
-div.ftk-view .matrix thead th{text-align:center;white-space:normal}
+div.ftk-view .matrix thead th:not(:first-child){text-align:center;padding:0 .5em}
+div.ftk-view .large thead th:not(:first-child) span{writing-mode:vertical-rl;
+transform:rotate(180deg);text-align:left}
 div.ftk-view dl{margin:.4em 0;display:block}
 div.ftk-view dl div{display:flex;flex-wrap:wrap;gap:0 1em}
 div.ftk-view dt{min-width:9em;font-weight:600}

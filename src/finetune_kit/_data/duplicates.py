@@ -56,7 +56,8 @@ class Duplicates:
         return f"Duplicates({self._size()}; pairs: {counts}; {self._crossing()})"
 
     def _repr_html_(self) -> str:
-        title = f"Duplicates: {self._size()}; {self._crossing()}"
+        title = f"Duplicates: {self._size()}"
+        title += f"; {self._crossing()}" if len(self.sets) > 1 else ""
         return of_duplicates(title, self.clusters, self.crossing, self.pairs, self._image)
 
     def _size(self) -> str:
