@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections import Counter
 from html.parser import HTMLParser
 
 import numpy as np
@@ -104,7 +105,9 @@ def views_of_names(names, tuned: ftk.FineTuned) -> list[Parsed]:
 
 @pytest.fixture(scope="module")
 def plain(values):
-    return [found.tags for found in views_of_names(["one", "two", "three"], values["FineTuned"])]
+    """The number of tags of each kind in the views of plain names."""
+    found = views_of_names(["one", "two", "three"], values["FineTuned"])
+    return [Counter(one.tags) for one in found]
 
 
 def test_each_value_has_a_view(values):
@@ -124,7 +127,7 @@ names = st.one_of(
 @given(st.lists(names, min_size=3, max_size=3, unique=True))
 def test_names_are_never_markup(values, plain, given_names):
     found = views_of_names(given_names, values["FineTuned"])
-    assert [one.tags for one in found] == plain
+    assert [Counter(one.tags) for one in found] == plain
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 33, 1200])
@@ -223,6 +226,12 @@ def test_empty_values_have_views():
     assert "0 clusters with 0 of 6 images" in view(ftk.find_duplicates(images)).text
     assert "0.0%" in view(ftk.Split([], [], [])).text
     assert view(predictions_of([], ["a", "b"])).text
+
+
+def test_metrics_without_a_value_have_views():
+    report = ftk.Report.from_scores([0, 0], [0.2, 0.1], ["a", "b"], resamples=10)
+    assert "There is no image of b." in view(report).text
+    assert "undefined" in view(ftk.compare({"one": report, "two": report})).text
 
 
 def test_several_labels_are_shown(values):
