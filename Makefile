@@ -51,7 +51,7 @@ types: $(VENV)/.lint  ## check types
 
 docs: $(VENV)/.docs  ## build the docs (docs/_build/html) and run their examples
 	$(RUN) -m sphinx -n -W --keep-going -q -b html docs docs/_build/html
-	$(RUN) -m sphinx -n -W --keep-going -q -b doctest docs docs/_build/doctest
+	$(RUN) -m sphinx -n -W --keep-going -q -D nb_execution_mode=off -b doctest docs docs/_build/doctest
 
 build: $(VENV)/.lint  ## build the wheel and the source distribution into dist/, and check them
 	$(BIN)/pip install -qq build twine

@@ -12,7 +12,7 @@ project = "finetune-kit"
 author = project_copyright = "the finetune-kit developers"
 version = release = finetune_kit.__version__
 extensions = [
-    "myst_parser",  # pages in Markdown, as the README
+    "myst_nb",  # pages in Markdown, as the README, and notebook.md, which it runs
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",  # docstrings in Google's style, as in Keras
     "sphinx.ext.doctest",
@@ -26,8 +26,13 @@ html_css_files = ["style.css"]
 exclude_patterns = ["_build", "study"]  # study: tables that chest_xray.md includes
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3  # links to headings within and across pages
+nb_execution_mode = "force"  # of pages that name a kernel; a cache would show old outputs
+nb_execution_raise_on_error = True  # a cell that fails fails the build
+nb_execution_timeout = 300  # seconds of a cell; all of them take less than 60 on two cores
+nb_output_stderr = "remove"  # TensorFlow's notes on the machine
 copybutton_selector = (
-    "div.highlight-python pre, div.highlight-default pre, div.highlight-console pre"
+    "div.highlight-python pre, div.highlight-ipython3 pre, div.highlight-default pre, "
+    "div.highlight-console pre"
 )
 copybutton_prompt_text = "$ "  # copies the commands without the prompt
 default_role = "code"  # single backticks in docstrings mean code, as in Markdown

@@ -1,12 +1,13 @@
 """The documentation is correct: all code in it is run, and its links and pictures exist.
 
-On TensorFlow, Sphinx runs the `testcode` blocks and the docstrings (`make docs`); on the other
-backends these tests do. The `python` blocks read folders of images, so they are run only here, with
-synthetic images in place of the user's.
+On TensorFlow, Sphinx runs the `testcode` blocks, the docstrings and the notebook (`make docs`); on
+the other backends these tests do. The `python` blocks read folders of images, so they are run only
+here, with synthetic images in place of the user's.
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import csv
 import doctest
@@ -18,6 +19,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import keras
@@ -36,6 +38,8 @@ PAGES = {
 }
 FENCE = re.compile(r"^(`{3,})([^\n]*)\n(.*?)^\1$", re.MULTILINE | re.DOTALL)
 RUN_BY_SPHINX = ("{testsetup}", "{testcode}", "{testoutput}", "{testcleanup}")
+NOTEBOOK = "docs/notebook.md"
+CELL = "{code-cell}"
 NOT_RUN = ("console", "{include}", "{toctree}", "{eval-rst}", "{figure}")
 DEVICES = "docs/howto/devices.md"
 FLAGS = doctest.ELLIPSIS | doctest.DONT_ACCEPT_TRUE_FOR_1  # those of sphinx.ext.doctest
@@ -58,7 +62,7 @@ def pages_with(kind: str) -> list[str]:
     return [page for page in PAGES if blocks(page, kind)]
 
 
-def execute(code: str, names: dict, page: str) -> str:
+def execute(code: str | ast.Module, names: dict, page: str) -> str:
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(compile(code, page, "exec"), names)
@@ -73,7 +77,8 @@ def check_output(expected: str, printed: str, page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_all_python_code_is_in_blocks_that_are_run(page):
     kinds = {kind for kind, _ in blocks(page)}
-    assert kinds <= {"python", "text", *RUN_BY_SPHINX, *NOT_RUN}
+    assert kinds <= {"python", "text", CELL, *RUN_BY_SPHINX, *NOT_RUN}
+    assert CELL not in kinds or page == NOTEBOOK
     assert PAGES[page].count("```") == 2 * len(blocks(page)), "a fence is not closed"
 
 
@@ -137,6 +142,22 @@ def test_examples_of_the_docstrings_print_what_is_shown():
     attempted, failed = runner.tries, runner.failures
     assert attempted > 50
     assert not failed
+
+
+@by_make_docs
+@pytest.mark.slow
+def test_each_cell_of_the_notebook_shows_a_view(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT / "docs")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    names: dict = {"__name__": NOTEBOOK}
+    cells = [code for _, code in blocks(NOTEBOOK, CELL)]
+    for code in cells:
+        *before, last = ast.parse(code).body
+        execute(ast.Module(before, []), names, NOTEBOOK)
+        shown = eval(compile(ast.Expression(last.value), NOTEBOOK, "eval"), names)
+        assert shown._repr_html_()
+    assert len(cells) > 5
 
 
 def draw(folder: Path, classes: tuple[str, ...]) -> list[tuple[str, str, str]]:

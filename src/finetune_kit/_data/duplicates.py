@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 
 import numpy as np
@@ -15,6 +15,7 @@ from scipy.sparse.csgraph import connected_components
 from finetune_kit._data.images import ImageSet
 from finetune_kit._data.likeness import describe, similarities, thumbnails
 from finetune_kit._data.pixels import Source, joined
+from finetune_kit._data.sheets import of_duplicates
 from finetune_kit._text import plural, shortened
 
 _NEIGHBORS = 6
@@ -39,6 +40,7 @@ class Duplicates:
         pairs: the duplicates that the clusters consist of, `(i, j, kind, similarity)`. The kind is
             `"bytes"` (equal files), `"pixels"` (equal pixels) or `"near"`.
         samples: the SHA-256 of each image, as `ImageSet.digests` returns it.
+        sets: the image sets that were searched, whose images a notebook shows.
     """
 
     clusters: tuple[tuple[int, ...], ...]
@@ -46,15 +48,35 @@ class Duplicates:
     crossing: tuple[tuple[int, ...], ...]
     pairs: tuple[Pair, ...]
     samples: tuple[str, ...]
+    sets: tuple[ImageSet, ...] = field(default=(), repr=False)
 
     def __repr__(self) -> str:
         kinds = [kind for _, _, kind, _ in self.pairs]
         counts = ", ".join(f"{kinds.count(kind):,} {kind}" for kind in ("bytes", "pixels", "near"))
-        return (
-            f"Duplicates({plural(len(self.clusters), 'cluster')} with "
-            f"{sum(map(len, self.clusters)):,} of {plural(len(self.groups), 'image')}; "
-            f"pairs: {counts}; {plural(len(self.crossing), 'cluster')} in more than one set)"
-        )
+        return f"Duplicates({self._size()}; pairs: {counts}; {self._crossing()})"
+
+    def _repr_html_(self) -> str:
+        title = f"Duplicates: {self._size()}"
+        title += f"; {self._crossing()}" if len(self.sets) > 1 else ""
+        return of_duplicates(title, self.clusters, self.crossing, self.pairs, self._image)
+
+    def _size(self) -> str:
+        count = sum(map(len, self.clusters))
+        images = plural(len(self.groups), "image")
+        return f"{plural(len(self.clusters), 'cluster')} with {count:,} of {images}"
+
+    def _crossing(self) -> str:
+        return f"{plural(len(self.crossing), 'cluster')} in more than one set"
+
+    def _image(self, i: int) -> tuple[Source, int, str] | None:
+        """Return the source, the row there and the class of an image, if its set is known."""
+        for number, images in enumerate(self.sets, start=1):
+            if i < len(images):
+                name = "" if images.multi_label else images.class_names[images.labels[i]]
+                place = f"set {number}: " if len(self.sets) > 1 else ""
+                return images.source, int(images.rows[i]), place + name
+            i -= len(images)
+        return None
 
 
 def find_duplicates(*sets: ImageSet, threshold: float = 0.86) -> Duplicates:
@@ -113,6 +135,7 @@ def find_duplicates(*sets: ImageSet, threshold: float = 0.86) -> Duplicates:
         crossing=tuple(c for c in clusters if len(np.unique(number_of_set[list(c)])) > 1),
         pairs=tuple(pairs),
         samples=samples,
+        sets=sets,
     )
 
 

@@ -16,6 +16,7 @@ from finetune_kit._data.datasets import contents_of
 from finetune_kit._data.joining import check_joinable, joined_fields, warn_of_common_images
 from finetune_kit._data.labels import as_groups, as_values, class_indices, group_names, rgb_pixels
 from finetune_kit._data.pixels import Arrays, Source
+from finetune_kit._data.sheets import of_images
 from finetune_kit._data.split import SPLIT_HINTS, stratified
 from finetune_kit._data.threads import in_threads
 from finetune_kit._hints import hints
@@ -72,6 +73,20 @@ class ImageSet:
         numbers = ", ".join(f"{name}: {count:,}" for name, count in counts)
         facts = [plural(len(self), "image"), kind, numbers]
         return f"ImageSet({'; '.join(fact for fact in facts if fact)})"
+
+    def _repr_html_(self) -> str:
+        kinds = plural(len(self.class_names), "label" if self.multi_label else "class")
+        facts = [f"ImageSet: {plural(len(self), 'image')}, {kinds}"]
+        if self.groups is not None:
+            facts[0] += f", {plural(len(set(self.groups.tolist())), 'group')}"
+        if self.skipped:
+            facts.append(f"skipped: {plural(len(self.skipped), 'path')}; see ImageSet.skipped")
+        counts = list(zip(self.class_names, self.counts().tolist(), strict=True))
+        return of_images(facts, counts, self._rows_of, self.source)
+
+    def _rows_of(self, label: int) -> NDArray[np.int64]:
+        """Return the rows of the images of a class (with a label) in `source`."""
+        return self.rows[self.labels[:, label] == 1 if self.multi_label else self.labels == label]
 
     def __getitem__(self, key: Any) -> NoReturn:
         """Raise an error that names `take` and `load`; Python iterates by this method too."""

@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import coo_array, csr_array
 
-from finetune_kit._checks import check_count, is_count
+from finetune_kit._checks import check_count
 from finetune_kit._data.assignment import assign, class_counts, deal, rounded
 from finetune_kit._data.labels import as_groups, as_text, as_values, missing, shown
+from finetune_kit._data.sheets import of_split
+from finetune_kit._data.sizes import shares_of
 from finetune_kit._hints import hints
 from finetune_kit._text import listed, plural, shortened
 
@@ -77,6 +79,9 @@ class Split:
     def __repr__(self) -> str:
         return f"Split({', '.join(f'{part}: {len(getattr(self, part)):,}' for part in PARTS)})"
 
+    def _repr_html_(self) -> str:
+        return of_split(repr(self), [(p, len(getattr(self, p))) for p in PARTS], self.deviation)
+
 
 @hints(**SPLIT_HINTS)
 def stratified_split(
@@ -134,7 +139,7 @@ def stratified(
 ) -> Split:
     """Split as `stratified_split` does; messages use `class_names`, and say images."""
     values = checked_labels(labels)
-    shares = _shares(sizes, len(values), _noun(class_names))
+    shares = shares_of(sizes, len(values), _noun(class_names))
     part, deviation = assign_parts(values, shares, groups, seed, PARTS, class_names)
     train, validation, test = (np.flatnonzero(part == i) for i in range(len(PARTS)))
     return Split(train, validation, test, deviation)
@@ -209,45 +214,6 @@ def _warn_of_deviation(
 def _noun(class_names: Sequence[str] | None) -> str:
     """Return what messages call a sample; only an image set names its classes."""
     return "sample" if class_names is None else "image"
-
-
-def _shares(sizes: Sequence[float], count: int, noun: str) -> NDArray[np.float64]:
-    try:
-        shares = np.asarray(sizes, np.float64)
-    except (TypeError, ValueError):  # not numbers
-        shares = np.empty(0)
-    good = shares.ndim == 1 and bool((shares >= 0).all())
-    if good and len(shares) == 3 and abs(shares.sum() - 1) <= 1e-6:
-        return shares / shares.sum()
-    if good and len(shares) == 3 and _are_counts(sizes, count):
-        return shares / count
-    remedy = _remedy(sizes, shares, count)
-    received = f"sizes={sizes!r}"
-    if good and len(shares) == 3 and not remedy:
-        of_counts = f", not {count:,}" if shares.sum() > 1.5 else ""
-        received += f", which sum to {shares.sum():.6g}{of_counts}"
-    raise ValueError(
-        "`sizes` must be three shares from 0 to 1 (train, validation, test) that sum to 1, or "
-        f"three counts that sum to the number of {noun}s, {count:,}{remedy}. Received: {received}"
-    )
-
-
-def _remedy(sizes: Sequence[float], shares: NDArray[np.float64], count: int) -> str:
-    """Offer sizes for the two common slips: two shares, and percentages."""
-    if shares.ndim != 1 or len(shares) not in (2, 3) or not (shares >= 0).all():
-        return ""
-    if _are_counts(sizes, count) or abs(shares.sum() - 1) <= 1e-6:
-        offered = shares
-    elif abs(shares.sum() - 100) <= 1e-4:
-        offered = shares / 100
-    else:
-        return ""
-    three = [*offered.tolist(), 0.0][:3]
-    return f"; pass ({', '.join(f'{size:.6g}' for size in three)})"
-
-
-def _are_counts(sizes: Sequence[float], count: int) -> bool:
-    return all(is_count(size, 0) for size in sizes) and sum(sizes) == count
 
 
 def checked_labels(labels: ArrayLike) -> NDArray[Any]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import html
 import math
 from dataclasses import dataclass
 
+from finetune_kit import _html
 from finetune_kit._model.blocks import Block
 from finetune_kit._text import aligned, plural
 
@@ -71,12 +71,12 @@ class FreezePlan:
         rows = []
         for cells, trains, lengths in self._rows():
             bars = [f'<div class=bar style="width:{n:.2f}em"></div>' for n in lengths]
-            row = _with_bars([html.escape(cell) for cell in cells], bars)
+            row = _with_bars([_html.text(cell) for cell in cells], bars)
             kind = " class=trains" if trains else ""
             rows.append(f"<tr{kind}>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>")
-        notes = "".join(f"<div>{html.escape(note)}</div>" for note in self._notes())
+        notes = "".join(f"<div>{_html.text(note, 400)}</div>" for note in self._notes())
         return (
-            f"<div class=freeze-plan><style>{_STYLE}</style><b>{html.escape(self._title())}</b>"
+            f"<div class=freeze-plan><style>{_STYLE}</style><b>{_html.text(self._title(), 400)}</b>"
             f"<table><thead><tr>{header}</tr></thead>"
             f"<tbody>{''.join(rows)}</tbody></table>{notes}</div>"
         )

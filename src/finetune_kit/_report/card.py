@@ -7,11 +7,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from finetune_kit._report.markup import label
+from finetune_kit._html import label
 from finetune_kit._report.metrics import OVERALL, PER_CLASS
-from finetune_kit._report.provenance import changed_settings
 from finetune_kit._report.results import MOST_CLASSES, Results
 from finetune_kit._text import listed
+from finetune_kit._train.settings import changed_settings
 
 _MISSING = "[More information needed]"
 _LOAD = """```python

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from finetune_kit._hints import hints
-from finetune_kit._report import page, pictures
+from finetune_kit._report import page, pictures, views
 from finetune_kit._report.difference import Difference, differences_of, p_text
 from finetune_kit._report.estimate import Estimate
 from finetune_kit._report.figures import available, drawn_by
@@ -25,7 +25,6 @@ from finetune_kit._report.saving import page_or_folder, write_files
 from finetune_kit._text import aligned, listed, plural, shortened
 
 FORMAT = "finetune-kit comparison 1"
-_PRINTED = ("accuracy", "macro_f1", "roc_auc")
 _LIMITS = (
     "Models that are not shown to differ may still differ within their 95% intervals.",
     "The conclusions hold for images like these and for the trained models, not for images from "
@@ -75,14 +74,18 @@ class Comparison:
     def __repr__(self) -> str:
         return f"Comparison({len(self.reports)} models; {self.summary[0]})"
 
+    def _repr_html_(self) -> str:
+        models = {name: report.metrics for name, report in self.reports.items()}
+        return views.of_comparison(self.summary, models, self.differences, self.cautions())
+
     def __str__(self) -> str:
-        head = ["", *(OVERALL[name] for name in _PRINTED)]
+        head = ["", *(OVERALL[name] for name in views.MAIN)]
         models = [
-            [name, *(str(report.metrics[key]) for key in _PRINTED)]
+            [name, *(str(report.metrics[key]) for key in views.MAIN)]
             for name, report in self.reports.items()
         ]
         pairs = [
-            [f"{d.second} - {d.first}", *(_signed(d.metrics[key]) for key in _PRINTED),
+            [f"{d.second} - {d.first}", *(_signed(d.metrics[key]) for key in views.MAIN),
              p_text(d.adjusted_p_value)]
             for d in self.differences
         ]  # fmt: skip

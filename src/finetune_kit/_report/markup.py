@@ -1,4 +1,4 @@
-"""HTML elements that the pages share.
+"""HTML elements that the pages share, besides those of `_html`.
 
 A page has no script; the browser's own popovers and details open and close. All text from outside
 (class names, file names) passes through `html.escape`.
@@ -6,12 +6,10 @@ A page has no script; the browser's own popovers and details open and close. All
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
-from itertools import repeat
-from typing import Any
 
+from finetune_kit import _html
 from finetune_kit._report.estimate import Estimate
 from finetune_kit._report.style import STYLE
 
@@ -69,22 +67,11 @@ def table(
         ranks: for each column, the place of each row if the table is sorted by it. The reader can
             then choose the column; without ranks the rows keep their order.
     """
-    top = "".join(f'<th scope="col">{cell}</th>' for cell in head)
     orders = [
         "".join(f"--o{i}:{place};" for i, place in enumerate(p)) for p in zip(*ranks, strict=True)
     ]
-    styles = (f' style="{order}"' for order in orders) if ranks else repeat("")
-    body = "".join(
-        f'<tr{style}><th scope="row">{row[0]}</th>'
-        f"{''.join(f'<td>{cell}</td>' for cell in row[1:])}</tr>"
-        for row, style in zip(rows, styles, strict=False)
-    )
-    css = f' class="{kind}"' if kind else ""
-    shown = (
-        f"{SCROLL_HINT if hint else ''}"
-        f'<div class="wide" tabindex="0" role="region" aria-label="{escape(name)}">'
-        f"<table{css}><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
+    plain = _html.table(head, rows, name, kind=kind, styles=orders)
+    shown = f"{SCROLL_HINT if hint else ''}{plain}"
     return _sortable(head, shown) if ranks else shown
 
 
@@ -147,39 +134,9 @@ def cautions_box(cautions: Sequence[str]) -> str:
     )
 
 
-def image(jpeg: bytes, description: str) -> str:
-    """Return an image that is part of the page."""
-    data = base64.b64encode(jpeg).decode()
-    return f'<img loading="lazy" alt="{escape(description)}" src="data:image/jpeg;base64,{data}">'
-
-
 def drawing(svg: str, title: str, description: str) -> str:
     """Return a picture with its caption."""
     return (
         f'<figure class="drawing" role="img" aria-label="{escape(title)}: {escape(description)}">'
         f"{svg}<figcaption><b>{escape(title)}</b>: {escape(description)}</figcaption></figure>"
     )
-
-
-def definitions(values: Mapping[str, Any]) -> str:
-    """Return names and values as a list; None is left out."""
-    pairs = (
-        f"<div><dt>{escape(label(name))}</dt><dd>{_value(value)}</dd></div>"
-        for name, value in values.items()
-        if value is not None
-    )
-    return f"<dl>{''.join(pairs)}</dl>"
-
-
-def label(name: str) -> str:
-    """Return the name of a plain value as people write it."""
-    return str(name).replace("_", " ").replace("sha256", "SHA-256")
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, Mapping):
-        pairs = ((k, _value(v)) for k, v in value.items() if v is not None)
-        return ", ".join(f"{escape(str(name))}={text}" for name, text in pairs)
-    if isinstance(value, (list, tuple)):
-        return "<br>".join(map(_value, value))
-    return escape(format(value, {int: ",", float: ".6g"}.get(type(value), "")))

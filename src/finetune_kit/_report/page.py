@@ -8,31 +8,24 @@ from typing import Any
 
 import numpy as np
 
+from finetune_kit._html import definitions, image
 from finetune_kit._report.difference import Difference
 from finetune_kit._report.estimate import Estimate
 from finetune_kit._report.markup import (
     SCROLL_HINT,
     cautions_box,
-    definitions,
     document,
     drawing,
     estimate_cell,
     footnote,
-    image,
     table,
 )
 from finetune_kit._report.metrics import OVERALL, PER_CLASS
-from finetune_kit._report.provenance import changed_settings
 from finetune_kit._report.results import MOST_CLASSES, Example, Results
+from finetune_kit._report.summary import matrix, tiles
 from finetune_kit._text import listed, plural
+from finetune_kit._train.settings import changed_settings
 
-_TILES = {
-    "accuracy": "accuracy",
-    "macro_f1": "macro F1",
-    "roc_auc": "ROC AUC",
-    "expected_calibration_error": "calibration error (ECE)",
-}
-_LARGE = 6  # columns of a confusion matrix above which their names are vertical
 _SHOWN = 24  # misclassified images in the gallery at most
 _SUBTRACTION = (
     "A &minus; B is the metric of A minus that of B on the same images, with a paired 95% interval."
@@ -55,7 +48,7 @@ def of_report(report: Results, title: str, drawn: Mapping[str, tuple[bytes, str]
         ("Provenance", _provenance(report.about)),
     ]
     names = listed(report.class_names, MOST_CLASSES)
-    top = f'<p class="lead">{escape(f"{report.size}: {names}")}</p>{_tiles(report)}'
+    top = f'<p class="lead">{escape(f"{report.size}: {names}")}</p>{tiles(report)}'
     return document(title, top + cautions_box(report.cautions()), sections)
 
 
@@ -107,19 +100,6 @@ def of_comparison(
 
 def _kind(report: Results) -> str:
     return "label" if report.multi_label else "class"
-
-
-def _tiles(report: Results) -> str:
-    tiles = "".join(
-        f'<div class="tile"><span>{label}</span><b>{estimate.value:.3f}</b>'
-        f"<small>{estimate.interval()}</small></div>"
-        for name, label in _TILES.items()
-        if (estimate := report.metrics[name]).is_defined
-    )
-    return (
-        f'<div class="tiles">{tiles}</div><p><small>Below each value: its 95% interval. Of 100 '
-        "test sets like this one, about 95 give an interval that holds the true value.</small></p>"
-    )
 
 
 def _matrix_and_metrics(report: Results) -> str:
@@ -175,40 +155,24 @@ def _ranks(report: Results) -> list[list[int]]:
 
 
 def _matrix(report: Results) -> str:
-    counted = report.confusion_table()
+    """Return the confusion matrix, whose cells open the images in them."""
     shown: dict[tuple[int, int], list[Example]] = {}
     for example in report.examples:
         shown.setdefault(example.cell, []).append(example)
-    rows, popovers = [], []
-    for i, name, counts, total in zip(
-        counted.row_numbers,
-        counted.rows,
-        counted.counts.tolist(),
-        counted.totals.tolist(),
-        strict=True,
-    ):
-        row = [escape(name)]
-        for j, column, count in zip(counted.column_numbers, counted.columns, counts, strict=True):
-            share = count / max(1, total)
-            text = f"{count:,}<br><small>{share:.0%}</small>"
-            what = f"{name}, {column}: {count}" if report.multi_label else (
-                f"{name}, predicted as {column}: {count}")  # fmt: skip
-            if (i, j) in shown:
-                popovers.append(_popover(report, f"c{i}-{j}", what, count, shown[i, j]))
-                text = (
-                    f'<button popovertarget="c{i}-{j}" aria-label="{escape(what)}, show images">'
-                    f"{text}</button>"
-                )
-            row.append(f'<div class="cell" style="--share:{share:.3f}">{text}</div>')
-        rows.append(row)
-    head = [escape(counted.corner)]
-    head += [f"<span>{escape(name)}</span>" for name in counted.columns]
-    hint = f"{counted.note} " if counted.note else ""
-    hint += "Counts and shares of the row." + (" Select a cell to see its images." if shown else "")
-    large = len(counted.columns) > _LARGE
-    kind = f"matrix {'large' if large else 'small'}"
-    matrix = table(head, rows, "Confusion matrix", kind=kind, hint=large)
-    return f"<p><small>{hint}</small></p>{matrix}{''.join(popovers)}"
+    popovers = []
+
+    def opening(cell: tuple[int, int], what: str, count: int, text: str) -> str:
+        if cell not in shown:
+            return text
+        name = f"c{cell[0]}-{cell[1]}"
+        popovers.append(_popover(report, name, what, count, shown[cell]))
+        return (
+            f'<button popovertarget="{name}" aria-label="{escape(what)}, show images">'
+            f"{text}</button>"
+        )
+
+    hint = " Select a cell to see its images." if shown else ""
+    return matrix(report, hint=hint, content=opening) + "".join(popovers)
 
 
 def _popover(report: Results, name: str, what: str, count: int, examples: Sequence[Example]) -> str:

@@ -7,7 +7,6 @@ import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune_kit._files import make_folder, write_whole
+from finetune_kit._report.views import of_predictions
 from finetune_kit._text import aligned, plural, printable
 
 _SHOWN = 20  # images that are printed at most
@@ -104,12 +104,9 @@ class Predictions:
         return printable("\n".join(lines))
 
     def _repr_html_(self) -> str:
-        head, *rows = ["".join(f"<td>{escape(c)}</td>" for c in row) for row in self._table()]
-        body = "".join(f"<tr>{row}</tr>" for row in rows)
-        return (
-            f"<table><thead><tr>{head.replace('td>', 'th>')}</tr></thead><tbody>{body}</tbody>"
-            f"</table><p>{escape(repr(self))}</p>"
-        )
+        more = len(self) - _SHOWN
+        title = f"{self!r}, the first {_SHOWN}:" if more > 0 else repr(self)
+        return of_predictions(title, self._table(), self.paths[:_SHOWN])
 
     def to_csv(self, path: str | os.PathLike[str]) -> Path:
         """Write a CSV file (UTF-8): path, label, probability of each class, and error.

@@ -6,7 +6,6 @@ import hashlib
 import os
 import platform
 import sys
-from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -16,7 +15,6 @@ import numpy as np
 from finetune_kit._data.duplicates import Duplicates
 from finetune_kit._data.images import ImageSet
 from finetune_kit._model.digest import fingerprint
-from finetune_kit._model.spec import FineTuneSpec
 from finetune_kit._text import plural, shortened
 from finetune_kit._train.classifier import Classifier
 from finetune_kit._train.tuned import FineTuned
@@ -91,31 +89,6 @@ def about(
         if tuned is not None:
             cautions += _near(duplicates, tuned, digests, data)
     return {**found, "environment": _environment(), "cautions": cautions}
-
-
-def changed_settings(training: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a training without those that equal Keras' or the spec's defaults."""
-    shown = dict(training)
-    optimizer = training.get("optimizer")
-    if isinstance(optimizer, Mapping) and "class_name" in optimizer:
-        kind = str(optimizer["class_name"])
-        known = hasattr(keras.optimizers, kind)
-        usual = keras.optimizers.get(kind).get_config() if known else {}
-        shown["optimizer"] = {
-            name: value
-            for name, value in optimizer.items()
-            if name not in usual or usual[name] != value
-        }
-        if len(shown["optimizer"]) == 1:  # all other values are Keras' defaults
-            shown["optimizer"] = kind
-    spec = FineTuneSpec()
-    if "specs" in training:
-        left_out = {"level": spec.level, "layer_decay": spec.layer_decay}
-        shown["specs"] = [
-            {name: value for name, value in one.items() if left_out.get(name, ()) != value}
-            for one in training["specs"]
-        ]
-    return shown
 
 
 def data_name(images: ImageSet) -> str | None:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from finetune_kit._checks import check_count
-from finetune_kit._report import card, page, pictures
+from finetune_kit._report import card, page, pictures, views
 from finetune_kit._report.figures import available
 from finetune_kit._report.metrics import OVERALL, measure
 from finetune_kit._report.results import Results
@@ -120,6 +120,9 @@ class Report(Results):
 
     def __repr__(self) -> str:
         return f"Report({self.size}; {self._headline()})"
+
+    def _repr_html_(self) -> str:
+        return views.of_report(self.title, self)
 
     def __str__(self) -> str:
         parts = [f"{self.size}: {self._headline()}", *self._caution_lines(), self._confusion()]

@@ -16,6 +16,7 @@ from finetune_kit._model.archive import save_with_facts
 from finetune_kit._model.digest import fingerprint
 from finetune_kit._model.plan import FreezePlan
 from finetune_kit._text import plural
+from finetune_kit._train.curves import of_tuned
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,3 +108,6 @@ class FineTuned:
             f"{plural(len(self.train), 'image')}; epoch {kept} of "
             f"{len(self.history['epoch'])} kept: {metrics})"
         )
+
+    def _repr_html_(self) -> str:
+        return of_tuned(repr(self), self.history, self.settings, self.timings)
