@@ -232,6 +232,18 @@ def test_duplicates_lists_copies_across_sets(photos, tmp_path):
     assert str(file) in run("duplicates", photos, tmp_path).stdout
 
 
+def test_features_are_computed_for_a_later_training(photos, tmp_path):
+    folder = tmp_path / "features"
+    base = ["features", photos, "--to", folder, *SMALL, "--blocks", "0", "--json"]
+    counts = [json.loads(run(*base, "--shard", f"{i}/2").stdout) for i in (0, 1)]
+    assert sum(count["images"] for count in counts) == 40
+    before = {entry.key: entry.images for entry in ftk.FeatureCache(folder).entries()}
+    assert set(before.values()) == {40}
+    options = ["--recipe", "probe", "--epochs", "1", "--features", folder]
+    run("train", photos, "--out", tmp_path / "run", *SMALL, *options)
+    assert before == {e.key: e.images for e in ftk.FeatureCache(folder).entries()}
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the exporters' own
 def test_export_writes_a_file_of_another_runtime(trained, photos, tmp_path):
@@ -369,6 +381,8 @@ CASES = [
     ("plan MobileNetV2 --level atom", "`level` must be one of"),
     ("duplicates {bad}/empty", "one folder per class"),
     ("split {photos} --out {out}.txt", "must end in .json or .csv"),
+    ("features {photos} --to {out} --shard x --backbone " + BACKBONE, "must be I/N"),
+    ("features {photos} --to {out} --shard 2/2 --backbone " + BACKBONE, "`shard` must be"),
     ("export " + MODEL + " {out}.docx", ".onnx, .tflite or .xml"),
     ("tarin {photos}", "No such command"),
 ]  # fmt: skip
@@ -400,7 +414,7 @@ def test_help_names_each_command_and_needs_no_backend():
     env = {**os.environ, "KERAS_BACKEND": "none"}
     command = [sys.executable, "-c", code, "--help"]
     text = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
-    for name in ("train", "sweep", "predict", "evaluate", "plan", "duplicates", "split", "export"):
+    for name in ("train", "sweep", "predict", "evaluate", "plan", "duplicates", "split", "export", "features", "serve"):
         assert f"\n  {name} " in text
         assert "Example:" in run(name, "--help").stdout
 

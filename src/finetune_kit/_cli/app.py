@@ -13,7 +13,7 @@ from finetune_kit._cli import models
 from finetune_kit._cli import options as opt
 from finetune_kit._cli.backbones import backbone_of, blocks_of
 from finetune_kit._cli.data import Data, split_parts
-from finetune_kit._cli.output import command, show
+from finetune_kit._cli.output import bars, command, show
 from finetune_kit._cli.training import Job, plan_of, run
 
 app = typer.Typer(
@@ -206,6 +206,45 @@ def split(
     counts = {name: len(images) for name, images in sets.items()}
     text = f"{', '.join(f'{count:,} {name}' for name, count in counts.items())}: {out}"
     show(text, {"manifest": str(out), "images": counts}, as_json=as_json)
+
+
+@app.command(epilog="Example: finetune-kit features photos/ --to features/ --shard 3/16")
+@command
+def features(
+    data: opt.Images,
+    to: Annotated[
+        str, typer.Option("--to", help="Folder to fill, for --features of train.", metavar="DIR")
+    ],
+    backbone: opt.Backbone = "MobileNetV2",
+    blocks: Annotated[str, typer.Option(help="Blocks that will train.", metavar="N,N,...")] = "0,2",
+    shard: Annotated[
+        str, typer.Option(help="Compute part I (from 0) of N parts alone.", metavar="I/N")
+    ] = "0/1",
+    image_size: opt.Size = 224,
+    batch_size: opt.Batch = 32,
+    path_column: opt.PathColumn = "path",
+    label_column: opt.LabelColumn = "label",
+    on_error: opt.OnError = "raise",
+    seed: opt.Seed = 0,
+    as_json: opt.Json = False,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Compute the features of the frozen part, so that later trainings start at once."""
+    source = Data(data, None, path_column, label_column, None, on_error)
+    part, _, parts = shard.partition("/")
+    if not (part.isdecimal() and parts.isdecimal()):
+        raise ValueError(f"--shard must be I/N, such as 0/4. Received: --shard {shard}")
+    values = ftk.compute_features(
+        backbone_of(backbone, image_size, seed=seed),
+        [ftk.FineTuneSpec(blocks_of(depth)) for depth in blocks.split(",")],
+        source.images(),
+        to,
+        shard=(int(part), int(parts)),
+        batch_size=batch_size,
+        verbose=bars(as_json=as_json, quiet=quiet),
+    )
+    text = f"{values['images']:,} images, {values['computed']:,} rows computed: {to}"
+    show(text, {"features": to, **values}, as_json=as_json)
 
 
 app.command(epilog="Example: finetune-kit predict run/model.keras new/*.jpg --csv predictions.csv")(

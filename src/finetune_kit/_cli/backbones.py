@@ -13,7 +13,7 @@ from finetune_kit._checks import check_choice
 RECIPES = ("lp-ft", "probe")
 
 
-def backbone_of(text: str, image_size: int, *, weights: bool = True) -> Any:
+def backbone_of(text: str, image_size: int, *, weights: bool = True, seed: int = 0) -> Any:
     """Return the backbone that a text names: a `keras.Model`, or the path of a trained model.
 
     Args:
@@ -21,6 +21,7 @@ def backbone_of(text: str, image_size: int, *, weights: bool = True) -> Any:
             `MobileNetV2:alpha=0.5,weights=none`.
         image_size: height and width of the images in pixels, for an application.
         weights: False to build it without weights, which must otherwise be downloaded once.
+        seed: of random weights, if it has them.
 
     Raises:
         FileNotFoundError: if the file does not exist.
@@ -29,10 +30,13 @@ def backbone_of(text: str, image_size: int, *, weights: bool = True) -> Any:
     """
     if text.endswith(".keras"):
         return _saved(Path(text).expanduser())
+    import keras  # only where it is used: --help does not wait for it
+
     name, _, options = text.partition(":")
     build = _application(name)
     given = {"weights": "imagenet", **_options(options)}
     given |= {} if weights else {"weights": None}
+    keras.utils.set_random_seed(seed)
     try:
         return build(include_top=False, input_shape=(image_size, image_size, 3), **given)
     except (TypeError, ValueError) as error:
@@ -100,7 +104,7 @@ def _saved(path: Path) -> Any:
         raise FileNotFoundError(
             f"The backbone must be a file that exists. Received: {str(path)!r}, which does not"
         )
-    import keras  # only where it is used: --help does not wait for it
+    import keras
 
     from finetune_kit._model.archive import read_facts
 

@@ -22,7 +22,8 @@ from PIL import Image
 import finetune_kit as ftk
 from finetune_kit._checks import image_size
 from finetune_kit._data.decoding import decode, reason
-from finetune_kit._report.markup import document, image, table
+from finetune_kit._html import image
+from finetune_kit._report.markup import document, table
 from finetune_kit._train.classifier import Classifier
 
 MOST_BYTES = 20 << 20  # of an uploaded image

@@ -105,13 +105,10 @@ def read_config(file: Path) -> dict[str, Any]:
 
 def run(job: Job, *, as_json: bool, quiet: bool) -> tuple[str, dict[str, Any]]:
     """Do all that a job asks for; return the result as text and as plain values."""
-    import keras  # only where it is used: --help does not wait for it
-
     out = Path(job.out)
     config = _config(out, job)
     models = _models(job)
-    keras.utils.set_random_seed(job.seed)  # of random weights, if the backbone has them
-    backbone = backbone_of(job.backbone, job.image_size)
+    backbone = backbone_of(job.backbone, job.image_size, seed=job.seed)
     say("1. The images", as_json=as_json)
     parts = _parts(job)
     _tell_parts(parts, as_json=as_json)

@@ -1,0 +1,123 @@
+"""Compute the features of the frozen part ahead of a training: `compute_features`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import keras
+
+from finetune_kit._checks import is_count
+from finetune_kit._data.images import ImageSet
+from finetune_kit._features.cache import FeatureCache, as_cache, opened
+from finetune_kit._model.head import classification_head
+from finetune_kit._model.spec import FineTuneSpec
+from finetune_kit._quiet import quiet
+from finetune_kit._train.arguments import make_setup
+from finetune_kit._train.tuned import FineTuned
+
+
+@quiet()
+def compute_features(
+    backbone: keras.Model | FineTuned | str | os.PathLike[str],
+    specs: FineTuneSpec | Sequence[FineTuneSpec],
+    images: ImageSet,
+    features: FeatureCache | str | os.PathLike[str],
+    *,
+    shard: tuple[int, int] = (0, 1),
+    head: keras.Layer | None = None,
+    preprocessing: str | keras.layers.Layer | None = "auto",
+    batch_size: int = 32,
+    verbose: str | int = "auto",
+) -> dict[str, int]:
+    """Compute what the frozen part of a backbone puts out for images, and keep it.
+
+    A later `fine_tune` or `sweep` with the same folder, images and backbone starts to train at
+    once. Several processes or machines may fill one folder at the same time, each with its part of
+    the images (`shard`). A part that was interrupted is computed again from the last whole chunk.
+
+    Args:
+        backbone: see `fine_tune`.
+        specs: what will be trained: one spec or several.
+        images: the images, such as the training and validation sets joined with `+`.
+        features: the folder, or a `FeatureCache` with one.
+        shard: `(i, n)` computes part i, from 0, of n parts. An image belongs to a part by its
+            content, so the parts do not depend on names or order. Defaults to all images.
+        head: the head that will be trained, see `fine_tune`. Its layers before the first weights,
+            such as a pooling, are computed too where no block trains. Defaults to average pooling.
+        preprocessing: see `fine_tune`.
+        batch_size: images in each step; the same as in `fine_tune` gives the same features bit for
+            bit. Defaults to 32.
+        verbose: `"auto"` (default), 0, 1 or 2, as in `fit`.
+
+    Returns:
+        `{"images": ..., "computed": ...}`: the images of the part, and how many rows of features
+        were not there yet, over all specs.
+
+    Raises:
+        ValueError: if an argument does not fit the others.
+        OSError: if the features need more space than is free, or the folder cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> x = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
+        >>> images = ImageSet.from_arrays(x, ["cat", "dog"] * 4)
+        >>> backbone = keras.applications.MobileNetV2(
+        ...     alpha=0.35, include_top=False, weights=None, input_shape=(32, 32, 3))
+        >>> folder = tempfile.mkdtemp()
+        >>> compute_features(backbone, FineTuneSpec(1), images, folder, verbose=0)
+        {'images': 8, 'computed': 8}
+    """
+    _check_shard(shard)
+    cache = as_cache(features)
+    if cache is None or cache.folder is None:
+        raise ValueError(
+            "`features` must be a folder, or a FeatureCache with one. "
+            f"Received: features={features!r}"
+        )
+    options: Mapping[str, Any] = {
+        **dict.fromkeys(("optimizer", "loss", "metrics", "class_weight", "augmentation")),
+        "callbacks": (),
+        "run_dir": None,
+        "seed": 0,
+        "batch_size": batch_size,
+        "preprocessing": preprocessing,
+        "features": cache,
+        "verbose": verbose,
+    }
+    if head is None and isinstance(backbone, keras.Model) and isinstance(images, ImageSet):
+        head = classification_head(len(images.class_names), multi_label=images.multi_label)
+    setup = make_setup(backbone, head, specs, images, None, options)
+    chosen = _in_shard(images, *shard)
+    if not chosen:
+        return {"images": 0, "computed": 0}
+    setup = replace(setup, train=images.take(chosen)).copied()
+    before = _rows(cache)
+    with opened(cache, None) as folder:
+        source = setup.source(folder)
+        # The spec that trains most comes first: the others start from its features.
+        for phase in sorted(setup.phases, key=lambda phase: phase.plan.prefix_blocks):
+            whole = phase.spec.build(setup.backbone, setup.head, preprocessing=setup.preprocessing)
+            source.trainee(whole, phase.plan)
+    return {"images": len(chosen), "computed": max(0, _rows(cache) - before)}
+
+
+def _check_shard(shard: Any) -> None:
+    fits = isinstance(shard, (tuple, list)) and len(shard) == 2 and is_count(shard[1])
+    if not fits or not is_count(shard[0], least=0) or shard[0] >= shard[1]:
+        raise ValueError(
+            "`shard` must be (i, n), part i of n parts, with i from 0 to n - 1. "
+            f"Received: shard={shard!r}"
+        )
+
+
+def _in_shard(images: ImageSet, part: int, parts: int) -> list[int]:
+    """Return the indices of the images that belong to a part by their content."""
+    digests = enumerate(images.digests())
+    return [i for i, digest in digests if int(digest[:16], 16) % parts == part]
+
+
+def _rows(cache: FeatureCache) -> int:
+    return sum(entry.images for entry in cache.entries())

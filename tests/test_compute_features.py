@@ -1,0 +1,124 @@
+"""Law 11: a cache filled in parts, by several processes, holds the rows of one filled at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from image_files import write
+
+import finetune_kit as ftk
+
+
+@pytest.fixture(scope="module")
+def cases(tiny_images):
+    return tiny_images.split((18, 6, 0))[:2]
+
+
+def rows(folder: Path) -> dict[str, int]:
+    """Return how many images each entry holds."""
+    return {entry.key: entry.images for entry in ftk.FeatureCache(folder).entries()}
+
+
+@given(st.integers(1, 4), st.randoms())
+@settings(max_examples=4)
+def test_parts_in_any_order_hold_the_rows_of_one_run(
+    build_small, tiny_images, tmp_path_factory, parts, random
+):
+    folder, whole = tmp_path_factory.mktemp("parts"), tmp_path_factory.mktemp("whole")
+    specs = [ftk.FineTuneSpec(0), ftk.FineTuneSpec(2)]
+    keras.utils.set_random_seed(0)
+    backbone = build_small()
+    order = random.sample(range(parts), parts)
+    counts = [
+        ftk.compute_features(backbone, specs, tiny_images, folder, shard=(i, parts), verbose=0)
+        for i in order
+    ]
+    assert sum(count["images"] for count in counts) == len(tiny_images)
+    assert sum(count["computed"] for count in counts) == 2 * len(tiny_images)
+    ftk.compute_features(backbone, specs, tiny_images, whole, verbose=0)
+    assert rows(folder) == rows(whole)
+    again = ftk.compute_features(backbone, specs, tiny_images, folder, verbose=0)
+    assert again == {"images": len(tiny_images), "computed": 0}
+
+
+@pytest.mark.parametrize("blocks", [0, 2])
+def test_a_training_finds_the_features(build_small, cases, tmp_path, blocks):
+    train, validation = cases
+    backbone, head = build_small(), ftk.classification_head(3, units=(4,))
+    spec = ftk.FineTuneSpec(blocks)
+    ftk.compute_features(backbone, spec, train + validation, tmp_path, head=head, verbose=0)
+    before = rows(tmp_path)
+    kept = ftk.fine_tune(backbone, head, spec, *cases, features=tmp_path, verbose=0)
+    assert rows(tmp_path) == before
+    alone = ftk.fine_tune(backbone, head, spec, *cases, verbose=0)
+    assert kept.history == alone.history
+
+
+def test_a_trained_model_is_a_backbone(build_small, cases, tmp_path):
+    spec = ftk.FineTuneSpec(1)
+    tuned = ftk.fine_tune(build_small(), ftk.classification_head(3), spec, *cases, verbose=0)
+    ftk.compute_features(tuned, spec, cases[0] + cases[1], tmp_path, verbose=0)
+    before = rows(tmp_path)
+    ftk.fine_tune(tuned, None, spec, *cases, features=tmp_path, verbose=0)
+    assert rows(tmp_path) == before
+
+
+def test_a_part_depends_on_content_alone(build_small, tiny_images, tmp_path):
+    backbone, spec = build_small(), ftk.FineTuneSpec(1)
+    shuffled = tiny_images.take(np.random.default_rng(1).permutation(len(tiny_images)))
+    ftk.compute_features(backbone, spec, tiny_images, tmp_path, shard=(0, 2), verbose=0)
+    again = ftk.compute_features(backbone, spec, shuffled, tmp_path, shard=(0, 2), verbose=0)
+    assert again["computed"] == 0
+    assert again["images"] > 0
+
+
+@pytest.mark.parametrize("shard", [(2, 2), (-1, 2), (0, 0), (0,), "0/2", (0.0, 1)])
+def test_bad_shards_are_rejected(build_small, tiny_images, tmp_path, shard, rejected):
+    backbone = build_small()
+    with rejected("`shard` must be"):
+        ftk.compute_features(backbone, ftk.FineTuneSpec(), tiny_images, tmp_path, shard=shard)
+
+
+@pytest.mark.parametrize("features", [None, False, ftk.FeatureCache()])
+def test_features_must_be_kept_in_a_folder(build_small, tiny_images, features, rejected):
+    backbone = build_small()
+    with rejected("`features` must be a folder"):
+        ftk.compute_features(backbone, ftk.FineTuneSpec(), tiny_images, features)
+
+
+@pytest.mark.slow
+def test_processes_of_which_some_are_killed_hold_the_rows_of_one(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(120):
+        noise = rng.integers(0, 256, (32, 32, 3), np.uint8)
+        write(tmp_path / "photos" / "ab"[i % 2] / f"{i}.png", noise)
+    base = [sys.executable, "-m", "finetune_kit", "features", str(tmp_path / "photos"), "--quiet",
+            "--backbone", "MobileNetV2:alpha=0.35,weights=none", "--image-size", "32",
+            "--batch-size", "4"]  # fmt: skip
+    shared, whole = tmp_path / "shared", tmp_path / "whole"
+
+    def start(part: int) -> subprocess.Popen[bytes]:
+        command = [*base, "--to", str(shared), "--shard", f"{part}/3"]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    processes = [start(part) for part in range(2)]
+    deadline = time.monotonic() + 120
+    while not list(shared.rglob("*.npy")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    processes[0].send_signal(getattr(signal, "SIGKILL", signal.SIGTERM))
+    for process in (*processes, start(2), start(0)):  # the killed one is run again
+        process.communicate(timeout=300)
+    assert processes[1].returncode == 0
+    subprocess.run([*base, "--to", str(whole)], check=True, env=os.environ)
+    assert rows(shared) == rows(whole)
+    assert {*rows(shared).values()} == {120}
