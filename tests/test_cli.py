@@ -414,7 +414,18 @@ def test_help_names_each_command_and_needs_no_backend():
     env = {**os.environ, "KERAS_BACKEND": "none"}
     command = [sys.executable, "-c", code, "--help"]
     text = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
-    for name in ("train", "sweep", "predict", "evaluate", "plan", "duplicates", "split", "export", "features", "serve"):
+    for name in (
+        "train",
+        "sweep",
+        "predict",
+        "evaluate",
+        "plan",
+        "duplicates",
+        "split",
+        "export",
+        "features",
+        "serve",
+    ):
         assert f"\n  {name} " in text
         assert "Example:" in run(name, "--help").stdout
 
