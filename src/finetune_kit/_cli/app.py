@@ -138,7 +138,7 @@ def _run(given: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
     given["sizes"] = opt.shares(given["sizes"])
     if "units" in given:
         given["units"] = opt.numbers(given["units"], int)
-    text, values = run(Job(**given), as_json=as_json, quiet=quiet)
+    text, values = run(Job(**given), silent=as_json or quiet)
     show(text, values, as_json=as_json)
 
 
@@ -241,7 +241,7 @@ def features(
         to,
         shard=(int(part), int(parts)),
         batch_size=batch_size,
-        verbose=bars(as_json=as_json, quiet=quiet),
+        verbose=bars(silent=as_json or quiet),
     )
     text = f"{values['images']:,} images, {values['computed']:,} rows computed: {to}"
     show(text, {"features": to, **values}, as_json=as_json)

@@ -120,7 +120,14 @@ def export(
         )
     from finetune_kit._train.classifier import as_classifier
 
-    as_classifier(model).network.export(str(target), format=formats[target.suffix], verbose=False)
+    network = as_classifier(model).network
+    try:
+        network.export(str(target), format=formats[target.suffix], verbose=False)
+    except ImportError as error:
+        raise ImportError(
+            f"The export to {target.suffix or 'a folder'} needs packages that are not installed: "
+            f"pip install 'finetune-kit[export]'. Received: {error}"
+        ) from error
     say(f"{target}")
 
 

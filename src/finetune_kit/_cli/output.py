@@ -50,16 +50,14 @@ def _explained(error: Exception) -> str:
     return str(error)
 
 
-def bars(*, as_json: bool, quiet: bool = False) -> int:
+def bars(*, silent: bool = False) -> int:
     """Return Keras' `verbose`: moving bars in a terminal, a line for each epoch in a pipe."""
-    if as_json or quiet:
-        return 0
-    return 1 if sys.stdout.isatty() else 2
+    return 0 if silent else 1 if sys.stdout.isatty() else 2
 
 
-def say(text: str, *, as_json: bool = False) -> None:
+def say(text: str, *, silent: bool = False) -> None:
     """Print a line of progress, which is not part of the result."""
-    if not as_json:
+    if not silent:
         print(text, flush=True)
 
 

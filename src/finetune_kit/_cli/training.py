@@ -14,6 +14,7 @@ from finetune_kit._cli.backbones import backbone_of, specs_of
 from finetune_kit._cli.data import Data, Parts, split_parts
 from finetune_kit._cli.output import bars, say
 from finetune_kit._files import make_folder, write_whole
+from finetune_kit._text import plural
 
 _FORMAT = "finetune-kit config 1"
 _CONFIG, _MANIFEST, _CHECKPOINTS = "config.json", "manifest.csv", "checkpoints"
@@ -103,15 +104,15 @@ def read_config(file: Path) -> dict[str, Any]:
     return {name: value for name, value in content.items() if name in known}
 
 
-def run(job: Job, *, as_json: bool, quiet: bool) -> tuple[str, dict[str, Any]]:
+def run(job: Job, *, silent: bool) -> tuple[str, dict[str, Any]]:
     """Do all that a job asks for; return the result as text and as plain values."""
     out = Path(job.out)
     config = _config(out, job)
     models = _models(job)
     backbone = backbone_of(job.backbone, job.image_size, seed=job.seed)
-    say("1. The images", as_json=as_json)
+    say("1. The images", silent=silent)
     parts = _parts(job)
-    _tell_parts(parts, as_json=as_json)
+    _show_parts(parts, silent=silent)
     head = _head(job, backbone, parts.train)
     plan = plan_of(backbone, models[-1][1][-1])
     make_folder("--out", out)  # all options are checked now
@@ -119,13 +120,13 @@ def run(job: Job, *, as_json: bool, quiet: bool) -> tuple[str, dict[str, Any]]:
     named = {"train": parts.train, "validation": parts.validation, "test": parts.test}
     named = {name: images for name, images in named.items() if len(images)}
     sets = ftk.write_manifest(out / _MANIFEST, **named)
-    say(f"\n2. The plan\n\n{plan}", as_json=as_json)
-    say("\n3. The training", as_json=as_json)
-    verbose = bars(as_json=as_json, quiet=quiet)
+    say(f"\n2. The plan\n\n{plan}", silent=silent)
+    say("\n3. The training", silent=silent)
+    verbose = bars(silent=silent)
     runs = _train(job, [specs for _, specs in models], (backbone, head), sets, verbose)
     reports, entries = {}, []
     for (name, specs), tuned in zip(models, runs, strict=True):
-        report = ftk.evaluate(tuned, sets["test"], duplicates=parts.duplicates)
+        report = ftk.evaluate(tuned, sets["test"], duplicates=parts.duplicates, heat_maps=24)
         page = report.save(out / name / "report", title=name or None) / "report.html"
         model = tuned.save(out / name / "model.keras")
         reports[name or "model"] = report
@@ -200,12 +201,16 @@ def _parts(job: Job) -> Parts:
     return split_parts(parts, job.sizes, job.seed, duplicates=job.duplicates)
 
 
-def _tell_parts(parts: Parts, *, as_json: bool) -> None:
+def _show_parts(parts: Parts, *, silent: bool) -> None:
     counts = parts.train.counts() + parts.validation.counts() + parts.test.counts()
     shown = zip(parts.train.class_names, counts.tolist(), strict=True)
-    say(f"   {', '.join(f'{name} {count:,}' for name, count in shown)}", as_json=as_json)
+    say(f"   {', '.join(f'{name} {count:,}' for name, count in shown)}", silent=silent)
     if parts.duplicates is not None:
-        say(f"   {parts.duplicates!r}", as_json=as_json)
+        count = len(parts.duplicates.clusters)
+        found = (
+            f"{plural(count, 'cluster')} of copies" if count else "No image is a copy of another"
+        )
+        say(f"   {found}", silent=silent)
     sizes = [
         f"{len(images):,} {name}"
         for name, images in (
@@ -214,7 +219,7 @@ def _tell_parts(parts: Parts, *, as_json: bool) -> None:
             ("to test on", parts.test),
         )
     ]
-    say(f"   {', '.join(sizes)}", as_json=as_json)
+    say(f"   {', '.join(sizes)}", silent=silent)
 
 
 def _head(job: Job, backbone: Any, train: ftk.ImageSet) -> Any:
