@@ -59,7 +59,8 @@ def train(
         str | None,
         typer.Option(
             help="probe: the head alone; lp-ft (default, without --blocks): the head first, then "
-            "the head and 2 blocks (or --blocks) at a lower rate."
+            "the head and 2 blocks (or --blocks) at a lower rate.",
+            metavar="lp-ft|probe",
         ),
     ] = None,
     epochs: Annotated[int, typer.Option(help="Epochs of all phases together.", min=1)] = 20,
@@ -76,7 +77,7 @@ def train(
         bool, typer.Option("--new-head", help="Replace the head of a trained model.")
     ] = False,
     class_weight: Annotated[
-        str | None, typer.Option(help="balanced: rare classes count more.")
+        str | None, typer.Option(help="Rare classes count more.", metavar="balanced")
     ] = None,
     patience: Annotated[
         int, typer.Option(help="Epochs without a lower validation loss before the end.", min=1)
@@ -149,7 +150,9 @@ def plan(
         str, typer.Argument(metavar="BACKBONE", help="As for `train`.", show_default=False)
     ],
     blocks: Annotated[str, typer.Option(help="Trailing blocks that train.", metavar="N")] = "0",
-    level: Annotated[str, typer.Option(help="stage, block or layer.")] = "block",
+    level: Annotated[
+        str, typer.Option(help="What a block is.", metavar="stage|block|layer")
+    ] = "block",
     image_size: opt.Size = 224,
     as_json: opt.Json = False,
 ) -> None:

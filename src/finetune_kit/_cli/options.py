@@ -89,13 +89,22 @@ GroupsFrom = Annotated[
         metavar="REGEX",
     ),
 ]
-PathColumn = Annotated[str, typer.Option(help="Column of the paths, of a .csv file.")]
-LabelColumn = Annotated[
-    str, typer.Option(help="Column of the labels; several with commas are multi-label.")
+PathColumn = Annotated[
+    str, typer.Option(help="Column of the paths, of a .csv file.", metavar="NAME")
 ]
-GroupColumn = Annotated[str | None, typer.Option(help="Column of the groups, of a .csv file.")]
+LabelColumn = Annotated[
+    str,
+    typer.Option(help="Column of the labels; several with commas are multi-label.", metavar="NAME"),
+]
+GroupColumn = Annotated[
+    str | None, typer.Option(help="Column of the groups, of a .csv file.", metavar="NAME")
+]
 OnError = Annotated[
-    str, typer.Option(help="What to do about files that cannot be read: raise or skip.")
+    str,
+    typer.Option(
+        help="What to do about files that cannot be read: end with an error, or skip them.",
+        metavar="raise|skip",
+    ),
 ]
 Duplicates = Annotated[
     bool, typer.Option(help="Search for copies of an image, and keep them on one side.")
