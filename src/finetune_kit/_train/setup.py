@@ -93,9 +93,7 @@ class Setup:
     @cached_property
     def images(self) -> ImageSet:
         """The training images, then the validation images."""
-        if self.validation is None:
-            return self.train
-        return _without_groups(self.train) + _without_groups(self.validation)
+        return joined_sets(self.train, self.validation)
 
     @property
     def _constant(self) -> list[tuple[Any, str]]:
@@ -166,6 +164,11 @@ class Setup:
 
 def _moving_paths(plan: FreezePlan) -> set[str]:
     return {*plan.trainable_variables, *plan.moving_statistics}
+
+
+def joined_sets(train: ImageSet, validation: ImageSet | None) -> ImageSet:
+    """Return the training images, then the validation images, as one set."""
+    return train if validation is None else _without_groups(train) + _without_groups(validation)
 
 
 def _without_groups(images: ImageSet) -> ImageSet:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -13,9 +13,12 @@ from finetune_kit._data.images import ImageSet
 from finetune_kit._features.cache import FeatureCache, as_cache, opened
 from finetune_kit._features.frozen import prefix_names
 from finetune_kit._model.spec import FineTuneSpec
+from finetune_kit._train.features import compute_features
 from finetune_kit._train.fine_tune import fine_tune
+from finetune_kit._train.setup import joined_sets
 from finetune_kit._train.start import starting_point
 from finetune_kit._train.tuned import FineTuned
+from finetune_kit._train.workers import check_executor, run_all
 
 
 def sweep(
@@ -24,6 +27,8 @@ def sweep(
     specs: Sequence[FineTuneSpec],
     train: ImageSet,
     validation: ImageSet | None = None,
+    *,
+    executor: Any = None,
     **options: Any,
 ) -> tuple[FineTuned, ...]:
     """Train one model for each spec, all from the same start: a depth study.
@@ -39,6 +44,11 @@ def sweep(
         specs: one for each run.
         train: see `fine_tune`.
         validation: see `fine_tune`.
+        executor: runs the trainings, several at a time: a
+            `ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn"))`, or another
+            `concurrent.futures.Executor` whose processes have the same packages and files. The
+            frozen part is computed here first. The results are those without an executor. Defaults
+            to None: one training after another.
         **options: keyword arguments of `fine_tune`, the same for each run. In `run_dir` each run
             has a folder of its own, named by its number from 1.
 
@@ -70,23 +80,51 @@ def sweep(
     cache, run_dir = as_cache(options.get("features")), options.get("run_dir")
     if run_dir is not None:
         check_folder("run_dir", run_dir)
+    if executor is not None:
+        check_executor(executor)
     # The spec that trains most comes first: the others start from its features.
     order = sorted(
         range(len(specs)), key=lambda i: len(prefix_names(specs[i].plan(start.backbone)))
     )
-    runs: dict[int, FineTuned] = {}
+    calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
     with opened(cache, run_dir) as folder:
         shared = (
             False if cache is None or folder is None else FeatureCache(folder, dtype=cache.dtype)
         )
         for i in order:
-            if options.get("verbose", "auto"):
-                blocks = specs[i].trainable_blocks
-                print(f"Spec {i + 1} of {len(specs)}: trainable_blocks={blocks!r}", flush=True)
             own: dict[str, Any] = {"features": shared}
             if run_dir is not None:
                 own["run_dir"] = os.path.join(run_dir, str(i + 1))
-            runs[i] = fine_tune(
-                start.trained or backbone, head, specs[i], train, validation, **{**options, **own}
-            )
-    return tuple(runs[i] for i in range(len(specs)))
+            name = f"Spec {i + 1} of {len(specs)}: trainable_blocks={specs[i].trainable_blocks!r}"
+            model = backbone if executor else start.trained or backbone
+            args = (model, head, specs[i], train, validation)
+            calls.append((name, args, {**options, **own}))
+        if executor is None:
+            runs = [_run(*call) for call in calls]
+        else:
+            if isinstance(shared, FeatureCache) and options.get("augmentation") is None:
+                _compute_features(backbone, head, specs, train, validation, shared, options)
+            runs = run_all(executor, calls)
+    return tuple(run for _, run in sorted(zip(order, runs, strict=True), key=lambda pair: pair[0]))
+
+
+def _run(name: str, args: tuple[Any, ...], options: Mapping[str, Any]) -> FineTuned:
+    if options.get("verbose", "auto"):
+        print(name, flush=True)
+    return fine_tune(*args, **options)
+
+
+def _compute_features(
+    backbone: Any,
+    head: Any,
+    specs: Sequence[FineTuneSpec],
+    train: ImageSet,
+    validation: ImageSet | None,
+    features: FeatureCache,
+    options: Mapping[str, Any],
+) -> None:
+    """Compute the frozen parts once, before several processes need them."""
+    names = ("preprocessing", "batch_size", "verbose")
+    given = {name: options[name] for name in names if name in options}
+    images = joined_sets(train, validation)
+    compute_features(backbone, specs, images, features, head=head, **given)
