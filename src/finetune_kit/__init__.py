@@ -5,7 +5,7 @@ The path, in the order of the names below:
     folder -> read_image_folder -> ImageSet -> split -> train, validation, test
     backbone -> conv_blocks -> FineTuneSpec.plan -> FreezePlan
     classification_head, preprocessing -> fine_tune, sweep -> FineTuned -> evaluate -> Report
-    FineTuned.save -> predict -> Predictions
+    FineTuned.save, push_to_hub -> predict -> Predictions
 
 Models are plain Keras models, before and after. What is saved loads with Keras alone.
 """
@@ -29,6 +29,7 @@ from finetune_kit._report.attribution import grad_cam, occlusion
 from finetune_kit._report.compare import compare
 from finetune_kit._report.estimate import Estimate
 from finetune_kit._report.evaluate import evaluate
+from finetune_kit._report.hub import push_to_hub
 from finetune_kit._report.overlay import overlay
 from finetune_kit._report.predict import predict
 from finetune_kit._report.predictions import Predictions
@@ -72,6 +73,7 @@ __all__ = [  # in the order of the path
     "compare",
     "predict",
     "Predictions",
+    "push_to_hub",
     "grad_cam",
     "occlusion",
     "overlay",
