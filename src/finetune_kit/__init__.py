@@ -5,7 +5,7 @@ The path, in the order of the names below:
     folder -> read_image_folder -> ImageSet -> split -> train, validation, test
     backbone -> conv_blocks -> FineTuneSpec.plan -> FreezePlan
     classification_head, preprocessing -> fine_tune, sweep -> FineTuned -> evaluate -> Report
-    FineTuned.save -> predict -> Predictions
+    FineTuned.save, push_to_hub -> predict -> Predictions
 
 Models are plain Keras models, before and after. What is saved loads with Keras alone.
 """
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from finetune_kit._report.compare import compare
     from finetune_kit._report.estimate import Estimate
     from finetune_kit._report.evaluate import evaluate
+    from finetune_kit._report.hub import push_to_hub
     from finetune_kit._report.overlay import overlay
     from finetune_kit._report.predict import predict
     from finetune_kit._report.predictions import Predictions
@@ -80,6 +81,7 @@ __all__ = [  # in the order of the path
     "compare",
     "predict",
     "Predictions",
+    "push_to_hub",
     "grad_cam",
     "occlusion",
     "overlay",
@@ -121,6 +123,7 @@ _HOMES = {
     "compare": "_report.compare",
     "predict": "_report.predict",
     "Predictions": "_report.predictions",
+    "push_to_hub": "_report.hub",
     "grad_cam": "_report.attribution",
     "occlusion": "_report.attribution",
     "overlay": "_report.overlay",

@@ -14,7 +14,8 @@ from finetune_kit._text import listed
 from finetune_kit._train.settings import changed_settings
 
 _MISSING = "[More information needed]"
-_LOAD = """```python
+FRONT = "---\nlibrary_name: keras\npipeline_tag: image-classification\n---"
+LOAD = """```python
 import keras
 
 model = keras.saving.load_model("model.keras")
@@ -22,11 +23,17 @@ probabilities = model.predict(pixels)  # uint8 or float RGB from 0 to 255
 ```"""
 
 
-def of_report(report: Results, title: str) -> str:
+def of_report(report: Results, title: str, front: str = FRONT, load: str = LOAD) -> str:
     """Return the card of a report.
 
     The metrics, the training settings and the cautions are filled in. What the report does not
     know, such as the intended use, is marked with `[More information needed]`.
+
+    Args:
+        report: the report.
+        title: the first heading.
+        front: the metadata, a block of YAML between two lines of `---`.
+        load: how to load the model, in Markdown.
     """
     about = report.about
     cautions = [f"- {_plain(text)}" for text in report.cautions()]
@@ -41,7 +48,7 @@ def of_report(report: Results, title: str) -> str:
         ("### Direct Use", _MISSING),
         ("### Out-of-Scope Use", _MISSING),
         ("## Bias, Risks, and Limitations", "\n".join(cautions)),
-        ("## How to Get Started with the Model", _LOAD),
+        ("## How to Get Started with the Model", load),
         ("## Training Details", ""),
         ("### Training Data", _list(about.get("data", {}))),
         ("### Training Procedure", _list(changed_settings(about.get("training", {})))),
@@ -51,7 +58,6 @@ def of_report(report: Results, title: str) -> str:
         ("## Technical Specifications", _list(about.get("environment", {}))),
         ("## Model Card Authors", _MISSING),
     ]
-    front = "---\nlibrary_name: keras\npipeline_tag: image-classification\n---"
     return "\n\n".join([front, *(text for part in parts for text in part if text)]) + "\n"
 
 

@@ -42,8 +42,10 @@ def predict(
     An image that cannot be read does not stop the others: the result holds the reason.
 
     Args:
-        model: the result of `fine_tune`, the path of a file that `FineTuned.save` wrote, or any
-            `keras.Model` that takes raw RGB pixels from 0 to 255 and returns probabilities.
+        model: the result of `fine_tune`; the path of a file that `FineTuned.save` wrote; a model
+            that `push_to_hub` uploaded, as `"hf://user/name"` or `"hf://user/name@revision"`, which
+            is downloaded once and kept in the Hub's cache; or any `keras.Model` that takes raw RGB
+            pixels from 0 to 255 and returns probabilities.
         images: a path; a folder, in which images are found at any depth; a pattern such as
             `"new/*.png"`; an open binary file; a PIL image; uint8 pixels `(n, h, w, 3)` or
             `(h, w, 3)`, or gray `(n, h, w, 1)` or `(h, w)`; an `ImageSet`; or a list of paths,
@@ -60,7 +62,9 @@ def predict(
         `Predictions`, in the order of the images; those of a folder are sorted by path.
 
     Raises:
-        FileNotFoundError: if the path of a model or of one image does not exist.
+        FileNotFoundError: if the path of a model or of one image, or a model on the Hub, does not
+            exist.
+        OSError: if a model cannot be downloaded.
         ValueError: if an argument does not fit the others, or class names are missing.
 
     Example:

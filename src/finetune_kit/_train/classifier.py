@@ -14,6 +14,7 @@ from finetune_kit._data.labels import unique_names
 from finetune_kit._model.archive import read_facts
 from finetune_kit._model.graph import functional, made_by
 from finetune_kit._text import shortened
+from finetune_kit._train.transfer import PREFIX, downloaded
 from finetune_kit._train.tuned import FineTuned
 
 
@@ -51,7 +52,8 @@ def as_classifier(
     """Return a trained model with what is known about it. A file is loaded after all checks.
 
     Args:
-        model: a `FineTuned`, the path of a saved model, a `keras.Model` or a `Classifier`.
+        model: a `FineTuned`, the path of a saved model or its `hf://` address, a `keras.Model` or a
+            `Classifier`.
         class_names: the classes of a model that has none with it.
         named: whether the classes must be known.
 
@@ -62,6 +64,8 @@ def as_classifier(
     given = None if class_names is None else unique_names(class_names)
     if isinstance(model, Classifier):
         return model
+    if isinstance(model, str) and model.startswith(PREFIX):
+        model = downloaded(model)
     if isinstance(model, FineTuned):
         _check_names(model.class_names, given)
         return Classifier(
