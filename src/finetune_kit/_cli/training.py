@@ -125,12 +125,12 @@ def run(job: Job, *, silent: bool) -> tuple[str, dict[str, Any]]:
     verbose = bars(silent=silent)
     runs = _train(job, [specs for _, specs in models], (backbone, head), sets, verbose)
     reports, entries = {}, []
-    for (name, specs), tuned in zip(models, runs, strict=True):
+    for (name, _), tuned in zip(models, runs, strict=True):
         report = ftk.evaluate(tuned, sets["test"], duplicates=parts.duplicates, heat_maps=24)
         page = report.save(out / name / "report", title=name or None) / "report.html"
         model = tuned.save(out / name / "model.keras")
         reports[name or "model"] = report
-        entries.append(_entry(name, specs, model, page, report))
+        entries.append(_entry(name, tuned, model, page, report))
     return _result(job, sets["test"], reports, entries)
 
 
@@ -268,12 +268,13 @@ def _train(
 
 
 def _entry(
-    name: str, specs: Sequence[ftk.FineTuneSpec], model: Path, page: Path, report: ftk.Report
+    name: str, tuned: ftk.FineTuned, model: Path, page: Path, report: ftk.Report
 ) -> dict[str, Any]:
     """Return what is known about a model, as plain values."""
     return {
         "name": name or "model",
-        "trainable_blocks": specs[-1].trainable_blocks,
+        "trainable_blocks": tuned.settings["specs"][-1]["trainable_blocks"],
+        "validation_loss": min(tuned.history.get("val_loss", ()), default=None),
         "model": str(model),
         "report": str(page),
         "metrics": {key: estimate.to_dict() for key, estimate in report.metrics.items()},
@@ -296,5 +297,11 @@ def _result(
         return "\n".join(lines), {**values, **entry}
     comparison = ftk.compare(reports)
     page = comparison.save(Path(job.out) / "comparison") / "comparison.html"
-    text = f"\n4. The results on {len(test):,} test images\n\n{comparison}\n\nComparison: {page}"
+    lines = [f"\n4. The results on {len(test):,} test images\n\n{comparison}\n"]
+    losses = {e["name"]: e["validation_loss"] for e in entries if e["validation_loss"] is not None}
+    if losses:
+        best = min(losses, key=lambda name: losses[name])
+        loss = f"{best} ({losses[best]:.4f})"
+        lines.append(f"Lowest validation loss: {loss}; choose by it, not by the test images")
+    text = "\n".join([*lines, f"Comparison: {page}"])
     return text, {**values, "models": entries, "comparison": str(page)}
