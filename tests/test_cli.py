@@ -23,8 +23,12 @@ from typer.testing import CliRunner
 import finetune_kit as ftk
 from finetune_kit._cli.app import app
 
+once = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="uses no backend, so once is enough"
+)
 BACKBONE = "MobileNetV2:alpha=0.35,weights=none"
 SMALL = ["--backbone", BACKBONE, "--image-size", "32", "--quiet"]
+RUN = [*SMALL, "--heat-maps", "0"]
 
 
 def run(*args: object, code: int = 0, stdin: bytes | None = None):
@@ -51,7 +55,7 @@ def photos(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def trained(photos, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
-    run("train", photos, "--out", out, *SMALL, "--epochs", "2")
+    run("train", photos, "--out", out, *RUN, "--epochs", "2")
     return out
 
 
@@ -73,17 +77,19 @@ def test_train_leaves_a_model_a_report_a_manifest_and_its_options(trained, photo
     assert report["about"]["data"]["manifest"] == sets["test"].manifest
 
 
+@once
 def test_the_same_command_again_returns_the_same_result(trained, photos):
     before = (
         (trained / "manifest.csv").read_bytes(),
         ftk.predict(trained / "model.keras", photos).probabilities,
     )
-    run("train", photos, "--out", trained, *SMALL, "--epochs", "2")
+    run("train", photos, "--out", trained, *RUN, "--epochs", "2")
     assert (trained / "manifest.csv").read_bytes() == before[0]
     after = ftk.predict(trained / "model.keras", photos).probabilities
     np.testing.assert_array_equal(after, before[1])
 
 
+@once
 def test_a_config_reproduces_a_run_in_another_folder(trained, photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = run("train", "--config", trained / "config.json", "--out", "again", "--json")
@@ -95,6 +101,7 @@ def test_a_config_reproduces_a_run_in_another_folder(trained, photos, tmp_path, 
     assert {**there, "out": 0} == {**here, "out": 0}
 
 
+@once
 def test_options_override_a_config(trained, tmp_path):
     config = trained / "config.json"
     run("train", "--config", config, "--out", tmp_path / "x", "--seed", "3", "--blocks", "1")
@@ -102,6 +109,7 @@ def test_options_override_a_config(trained, tmp_path):
     assert (written["seed"], written["blocks"], written["epochs"]) == (3, "1", 2)
 
 
+@once
 def test_a_trained_model_is_trained_further(trained, photos, tmp_path):
     model = trained / "model.keras"
     options = ["--backbone", model, "--blocks", "1", "--epochs", "1", "--quiet"]
@@ -114,24 +122,27 @@ def test_a_trained_model_is_trained_further(trained, photos, tmp_path):
     assert ftk.predict(tmp_path / "new" / "model.keras", other).class_names == ("blue", "crimson")
 
 
+@once
 def test_parts_that_are_there_stay(tmp_path):
     for part, count in (("train", 16), ("val", 4), ("test", 8)):
         pictures(tmp_path / "split" / part, count, seed=count)
-    run("train", tmp_path / "split", "--out", tmp_path / "run", *SMALL, "--recipe", "probe")
+    run("train", tmp_path / "split", "--out", tmp_path / "run", *RUN, "--recipe", "probe")
     sets = ftk.read_manifest(tmp_path / "run" / "manifest.csv")
     assert {name: len(images) for name, images in sets.items()} == {
         "train": 16, "validation": 4, "test": 8
     }  # fmt: skip
 
 
+@once
 def test_a_test_folder_is_not_trained_on(photos, tmp_path):
     test = pictures(tmp_path / "test", 8, seed=9)
-    run("train", photos, "--test", test, "--out", tmp_path / "run", *SMALL, "--epochs", "2")
+    run("train", photos, "--test", test, "--out", tmp_path / "run", *RUN, "--epochs", "2")
     sets = ftk.read_manifest(tmp_path / "run" / "manifest.csv")
     assert sorted(sets["test"].digests()) == sorted(ftk.read_image_folder(test).digests())
     assert len(sets["train"]) + len(sets["validation"]) == 40
 
 
+@once
 def test_split_writes_a_manifest_that_train_reads(photos, tmp_path):
     manifest = tmp_path / "manifest.csv"
     values = json.loads(
@@ -141,10 +152,11 @@ def test_split_writes_a_manifest_that_train_reads(photos, tmp_path):
     sets = ftk.read_manifest(manifest)
     groups = [set(images.groups) for images in sets.values()]
     assert not groups[0] & groups[1] | groups[0] & groups[2] | groups[1] & groups[2]
-    run("train", manifest, "--out", tmp_path / "run", *SMALL, "--recipe", "probe", "--epochs", "1")
+    run("train", manifest, "--out", tmp_path / "run", *RUN, "--recipe", "probe", "--epochs", "1")
     assert ftk.read_manifest(tmp_path / "run" / "manifest.csv")["test"].manifest
 
 
+@once
 def test_a_table_and_an_archive_are_data(photos, tmp_path):
     rows = [(str(p), p.parent.name) for p in sorted(photos.rglob("*.png"))]
     with open(tmp_path / "images.csv", "w", newline="") as file:
@@ -160,11 +172,12 @@ def test_a_table_and_an_archive_are_data(photos, tmp_path):
     assert one["test"].manifest == other["test"].manifest
 
 
+@once
 def test_sweep_trains_a_model_for_each_depth_and_compares_them(photos, tmp_path):
     out = tmp_path / "depth"
     values = json.loads(
         run(
-            "sweep", photos, "--out", out, "--blocks", "0,1", "--epochs", "1", *SMALL, "--json"
+            "sweep", photos, "--out", out, "--blocks", "0,1", "--epochs", "1", *RUN, "--json"
         ).stdout
     )
     assert [m["trainable_blocks"] for m in values["models"]] == [0, 1]
@@ -218,6 +231,7 @@ def test_plan_prints_the_plan_without_weights(tmp_path, trained):
     assert "block_16" in run("plan", trained / "model.keras", "--blocks", "1").stdout
 
 
+@once
 def test_duplicates_lists_copies_across_sets(photos, tmp_path):
     file = next(photos.rglob("*.png"))
     for name in ("red", "blue"):
@@ -232,6 +246,7 @@ def test_duplicates_lists_copies_across_sets(photos, tmp_path):
     assert str(file) in run("duplicates", photos, tmp_path).stdout
 
 
+@once
 def test_features_are_computed_for_a_later_training(photos, tmp_path):
     folder = tmp_path / "features"
     base = ["features", photos, "--to", folder, *SMALL, "--blocks", "0", "--json"]
@@ -240,7 +255,7 @@ def test_features_are_computed_for_a_later_training(photos, tmp_path):
     before = {entry.key: entry.images for entry in ftk.FeatureCache(folder).entries()}
     assert set(before.values()) == {40}
     options = ["--recipe", "probe", "--epochs", "1", "--features", folder]
-    run("train", photos, "--out", tmp_path / "run", *SMALL, *options)
+    run("train", photos, "--out", tmp_path / "run", *RUN, *options)
     assert before == {e.key: e.images for e in ftk.FeatureCache(folder).entries()}
 
 
@@ -261,9 +276,10 @@ def test_export_writes_a_file_of_another_runtime(trained, photos, tmp_path):
     )
 
 
+@once
 @pytest.mark.slow
 def test_an_interrupted_training_resumes(photos, tmp_path):
-    options = [*SMALL[:-1], "--epochs", "40", "--patience", "99", "--recipe", "probe"]
+    options = [*RUN, "--epochs", "15", "--patience", "99", "--recipe", "probe"]
     command = [
         sys.executable,
         "-m",
@@ -392,6 +408,7 @@ def contents(*folders: Path) -> dict[str, int]:
     return {str(p): p.stat().st_size for f in folders for p in f.rglob("*") if p.is_file()}
 
 
+@once
 @pytest.mark.filterwarnings("ignore:.*one class only")
 @pytest.mark.parametrize(("line", "text"), CASES, ids=[line for line, _ in CASES])
 def test_bad_input_is_named_and_leaves_nothing_behind(line, text, photos, trained, bad, tmp_path):
@@ -443,6 +460,7 @@ def test_a_missing_backend_is_named_with_the_command_that_installs_it():
     assert "Traceback" not in result.stderr
 
 
+@once
 def test_warnings_are_one_line_on_stderr(tmp_path):
     pictures(tmp_path / "data", 8)
     for i in range(20):
@@ -458,10 +476,11 @@ def test_version():
     assert io.StringIO(run("--help").stdout).readline().startswith("Usage: finetune-kit")
 
 
+@once
 def test_a_command_that_failed_is_corrected_in_the_same_folder(photos, tmp_path):
     out = tmp_path / "out"
     layers = [keras.Input((32, 32, 3)), keras.layers.Conv2D(4, 3), keras.layers.Flatten()]
     keras.Sequential(layers).save(tmp_path / "flat.keras")
     run("train", photos, "--out", out, "--backbone", tmp_path / "flat.keras", code=2)
-    run("train", photos, "--out", out, *SMALL, "--recipe", "probe", "--epochs", "1")
+    run("train", photos, "--out", out, *RUN, "--recipe", "probe", "--epochs", "1")
     assert json.loads((out / "config.json").read_text())["backbone"] == BACKBONE

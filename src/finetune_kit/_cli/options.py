@@ -113,5 +113,11 @@ Features = Annotated[
     str | None,
     typer.Option(help="Folder that keeps the features of the frozen part.", metavar="DIR"),
 ]
+HeatMaps = Annotated[
+    int,
+    typer.Option(
+        help="Images of the report that are shown with a heat map (needs the extra plots).", min=0
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress.")]

@@ -46,6 +46,7 @@ class Job:
         class_weight: `"balanced"` or None.
         patience: epochs without a lower validation loss after which a phase ends.
         features: folder that keeps the features, or None.
+        heat_maps: how many images of the report have one.
         seed: of split, head and shuffling.
     """
 
@@ -74,6 +75,7 @@ class Job:
     class_weight: str | None = None
     patience: int = 5
     features: str | None = None
+    heat_maps: int = 24
     seed: int = 0
 
 
@@ -126,7 +128,9 @@ def run(job: Job, *, silent: bool) -> tuple[str, dict[str, Any]]:
     runs = _train(job, [specs for _, specs in models], (backbone, head), sets, verbose)
     reports, entries = {}, []
     for (name, _), tuned in zip(models, runs, strict=True):
-        report = ftk.evaluate(tuned, sets["test"], duplicates=parts.duplicates, heat_maps=24)
+        report = ftk.evaluate(
+            tuned, sets["test"], duplicates=parts.duplicates, heat_maps=job.heat_maps
+        )
         page = report.save(out / name / "report", title=name or None) / "report.html"
         model = tuned.save(out / name / "model.keras")
         reports[name or "model"] = report
