@@ -136,11 +136,9 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/api/repos/create":
             return self.create(json.loads(body), self.hub.tokens[token])
         if path.endswith("/info/lfs/objects/batch"):
-            large = f"{self.hub.url}/large"
-            objects = [
-                {**one, "actions": {"upload": {"href": f"{large}/{one['oid']}"}}}
-                for one in json.loads(body)["objects"]
-            ]
+            store = f"{self.hub.url}/large/"
+            objects = [{**one, "actions": {"upload": {"href": store + one["oid"]}}}
+                       for one in json.loads(body)["objects"]]  # fmt: skip
             return self.reply(200, {"transfer": "basic", "objects": objects})
         repo_id, rest = MODELS.fullmatch(path).groups()
         if rest == "preupload/main":

@@ -42,6 +42,7 @@ NOTEBOOK = "docs/notebook.md"
 CELL = "{code-cell}"
 NOT_RUN = ("console", "{include}", "{toctree}", "{eval-rst}", "{figure}")
 DEVICES = "docs/howto/devices.md"
+ELSEWHERE = {DEVICES, "docs/howto/hub.md", "docs/howto/log_your_runs.md"}  # have tests of their own
 FLAGS = doctest.ELLIPSIS | doctest.DONT_ACCEPT_TRUE_FOR_1  # those of sphinx.ext.doctest
 # A number with its interval, in the output of a report.
 MEASURED = re.compile(r"(\d[\d.,]*|undefined)( \([^)]*\))?")
@@ -191,7 +192,7 @@ def offline(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in pages_with("python") if page != DEVICES])
+@pytest.mark.parametrize("page", [page for page in pages_with("python") if page not in ELSEWHERE])
 def test_code_of_the_pages_runs(page, offline):
     images = ftk.read_image_folder("data")
     train, validation, test = images.split(seed=0)

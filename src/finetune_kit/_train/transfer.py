@@ -101,10 +101,12 @@ def _explained(error: Exception, action: str, place: str, token: str | None) -> 
             f"Received: {place!r}{missing}"
         )
     if code in (401, 403):
-        rights = "; the account and the token must be allowed to write to the repository"
+        right, way = ("write to", "or pass token=...")
+        if action == "download":
+            right, way = ("read", "and ask for access on the repository's page")
         return PermissionError(
-            "The Hugging Face Hub must know who you are; log in with `hf auth login`"
-            f"{', or pass token=...' + rights if action == 'upload' else ''}. {received}"
+            f"The repository on the Hugging Face Hub must be one that your login can {right}; run "
+            f"`hf auth login`, {way}. {received}"
         )
     if code is not None:
         return OSError(f"The Hugging Face Hub must accept the request. {received}")
@@ -123,13 +125,13 @@ def _missing(kinds: set[str], code: int | None) -> str:
     if "EntryNotFoundError" in kinds and code == 404:
         return f", which has no file {MODEL}, such as push_to_hub writes"
     if "RepositoryNotFoundError" in kinds and "GatedRepoError" not in kinds:
-        return ", which does not exist or is private (for that, log in with `hf auth login`)"
+        return ", which does not exist or is private (for that, run `hf auth login`)"
     return ""
 
 
 def _reason(error: BaseException, token: str | None) -> str:
     """Describe an error in one line without the token."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
-    secret = r"\bhf_\w{20,}|Bearer \S+" + (f"|{re.escape(token)}" if token else "")
+    secret = r"\bhf_\w{20,}|Bearer \S+" + (rf"|(?<!\w){re.escape(token)}(?!\w)" if token else "")
     text = re.sub(secret, "***", text)
     return text if len(text) <= 300 else f"{text[:297]}..."
