@@ -20,6 +20,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 import keras
@@ -179,7 +180,13 @@ def offline(tmp_path, monkeypatch):
     """Change to a folder with what the pages read, and give MobileNetV2 random weights."""
     draw(tmp_path / "COVID-19_Radiography_Dataset", ("COVID", "Normal", "Viral Pneumonia"))
     draw(tmp_path / "data", ("ill", "well"))
-    draw(tmp_path / "new_images", ("unknown",))
+    for folder in ("new_images", "new"):
+        draw(tmp_path / folder, ("unknown",))
+    draw(tmp_path / "photos", ("ill", "well"))
+    with zipfile.ZipFile(tmp_path / "chest_xray.zip", "w") as archive:
+        for part in ("train", "val", "test"):
+            for path, *_ in draw(tmp_path / "parts" / part, ("ill", "well")):
+                archive.write(tmp_path / "parts" / path, f"chest_xray/{path}")
     with (tmp_path / "images.csv").open("w", newline="") as table:
         rows = draw(tmp_path / "xrays", ("ill", "well"))
         csv.writer(table).writerows([("file", "finding", "patient"), *rows])
