@@ -9,6 +9,8 @@ TORCH = torch==2.13.0
 # keras-hub's backbones are tested on one backend, which takes seconds. It is installed without its
 # dependencies, which include TensorFlow; these two are what it imports to build a backbone.
 HUB = keras-hub==0.32.* regex tokenizers
+# The experiment trackers of docs/howto/log_your_runs.md, likewise on one backend.
+TRACKERS = "mlflow-skinny>=3" sqlalchemy alembic "wandb>=0.31" "trackio>=0.43" tensorboard
 
 ifeq ($(filter $(BACKEND),tensorflow jax torch),)
 $(error BACKEND must be tensorflow, jax or torch. Received: BACKEND=$(BACKEND))
@@ -68,4 +70,5 @@ $(VENV)/.%: pyproject.toml
 	$(if $(filter torch,$(BACKEND)),$(BIN)/pip install -qq $(TORCH))
 	$(BIN)/pip install -qq -e '.[$(BACKEND),$*]'
 	$(if $(filter torch-test,$(BACKEND)-$*),$(BIN)/pip install -qq --no-deps $(HUB))
+	$(if $(filter tensorflow-test,$(BACKEND)-$*),$(BIN)/pip install -qq $(TRACKERS))
 	touch $@

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import hub_server
+import keras
 import numpy as np
 import pytest
 from PIL import Image
@@ -26,7 +27,12 @@ huggingface_hub = pytest.importorskip("huggingface_hub", reason="huggingface_hub
 constants = pytest.importorskip("huggingface_hub.constants")
 
 # huggingface_hub uploads to Git LFS in a way that its HTTP library deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning"),
+    pytest.mark.skipif(
+        keras.backend.backend() != "tensorflow", reason="uses no backend, so once is enough"
+    ),
+]
 
 TOKEN = "hf_" + "abcdefghijklmnopqrstuvwxyz0123456789"[:34]
 REPO = "ada/brightness"
