@@ -31,6 +31,7 @@ def document(title: str, top: str, sections: Sequence[tuple[str, str]]) -> str:
     """
     shown = [(heading, html) for heading, html in sections if html]
     links = "".join(f'<li><a href="#s{i}">{escape(h)}</a></li>' for i, (h, _) in enumerate(shown))
+    contents = f'<nav aria-label="Sections"><ul>{links}</ul></nav>' if len(shown) > 1 else ""
     body = "".join(
         f'<section id="s{i}" aria-labelledby="h{i}"><h2 id="h{i}">{escape(heading)}</h2>{html}'
         "</section>"
@@ -43,7 +44,7 @@ def document(title: str, top: str, sections: Sequence[tuple[str, str]]) -> str:
         "img-src data:; style-src 'unsafe-inline'\">"
         f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>"
         f"<header><h1>{escape(title)}</h1></header><main>{top}"
-        f'<nav aria-label="Sections"><ul>{links}</ul></nav>{body}</main></body></html>\n'
+        f"{contents}{body}</main></body></html>\n"
     )
 
 
