@@ -166,5 +166,5 @@ def test_files_that_hold_no_result_are_rejected(mobilenet, parts, tmp_path):
         "no.keras": "does not exist",
     }
     for name, text in cases.items():
-        with pytest.raises((ValueError, FileNotFoundError), match=text):
+        with pytest.raises((ValueError, FileNotFoundError), match=f"`backbone` must.*{text}"):
             ftk.fine_tune(tmp_path / name, None, ftk.FineTuneSpec(), *parts)

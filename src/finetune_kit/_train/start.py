@@ -10,9 +10,8 @@ from finetune_kit._data.images import ImageSet
 from finetune_kit._model.digest import fingerprint
 from finetune_kit._text import plural
 from finetune_kit._train.classifier import Classifier, as_classifier
+from finetune_kit._train.transfer import PREFIX
 from finetune_kit._train.tuned import FineTuned
-
-_TRAINED = (FineTuned, Classifier, str, os.PathLike)
 
 
 class Start(NamedTuple):
@@ -44,14 +43,17 @@ def starting_point(backbone: Any, head: Any, preprocessing: Any) -> Start:
         FileNotFoundError: if it is the path of a file that does not exist.
         ValueError: if the file is not one of `FineTuned.save`, or `preprocessing` is passed too.
     """
-    if not isinstance(backbone, _TRAINED):
+    if not _is_trained(backbone):
         return Start(backbone, head, preprocessing, None, False)
     if preprocessing != "auto":
         raise ValueError(
             "`preprocessing` must be left out for a trained model, which takes raw pixels. "
             f"Received: preprocessing={preprocessing!r}"
         )
-    trained = as_classifier(backbone)
+    try:
+        trained = as_classifier(backbone)
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(str(error).replace("`model`", "`backbone`", 1)) from error
     if trained.backbone is None:
         raise ValueError(
             "`backbone` must be a file that FineTuned.save wrote, the result of fine_tune, or a "
@@ -60,6 +62,13 @@ def starting_point(backbone: Any, head: Any, preprocessing: Any) -> Start:
         )
     front, old_head = trained.parts()
     return Start(front, old_head if head is None else head, None, trained, head is None)
+
+
+def _is_trained(backbone: Any) -> bool:
+    """Return whether a backbone is a trained model, or the path or address of one."""
+    if isinstance(backbone, str):
+        return backbone.endswith((".keras", ".h5")) or backbone.startswith(PREFIX)
+    return isinstance(backbone, (FineTuned, Classifier, os.PathLike))
 
 
 def check_start(start: Start, train: ImageSet, validation: ImageSet | None) -> None:
