@@ -135,6 +135,21 @@ def test_validation_images_that_the_model_was_trained_on_are_reported(tuned, par
         ftk.fine_tune(tuned, None, ftk.FineTuneSpec(), validation, train, verbose=0)
 
 
+@pytest.mark.parametrize("start", ["result", "file"])
+def test_images_of_an_earlier_training_are_reported(tuned, file, parts, start, tmp_path):
+    train, validation = parts
+    model = tuned if start == "result" else file
+    spec = ftk.FineTuneSpec(0)
+    with pytest.warns(UserWarning, match="trained on 18 images of `validation`"):
+        ftk.fine_tune(model, None, spec, validation, train, verbose=0)
+    again = ftk.fine_tune(model, None, spec, validation, verbose=0)
+    text = "18 of these images are images of an earlier training"
+    assert text in " ".join(ftk.evaluate(again, train).about["cautions"]).replace("All", "18 of")
+    saved = ftk.evaluate(again.save(tmp_path / "x.keras"), train + validation)
+    assert saved.about["data"]["test_images_in_earlier_training"] == 24
+    assert any("training images of the model" in text for text in saved.about["cautions"])
+
+
 def test_a_file_is_evaluated(tuned, file, parts):
     report, expected = ftk.evaluate(file, parts[1]), ftk.evaluate(tuned, parts[1])
     np.testing.assert_allclose(report.accuracy, expected.accuracy)

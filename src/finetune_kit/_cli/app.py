@@ -205,7 +205,7 @@ def split(
 ) -> None:
     """Split images into sets for training, validation and test, and write a manifest of them."""
     source = Data(data, groups_from, path_column, label_column, group_column, on_error)
-    parts = split_parts({"all": source.images()}, opt.shares(sizes), seed, duplicates=duplicates)
+    parts = split_parts(source.parts(), opt.shares(sizes), seed, duplicates=duplicates)
     named = {"train": parts.train, "validation": parts.validation, "test": parts.test}
     sets = ftk.write_manifest(out, **{n: images for n, images in named.items() if len(images)})
     counts = {name: len(images) for name, images in sets.items()}

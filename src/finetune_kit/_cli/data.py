@@ -50,9 +50,12 @@ class Data:
             for name in names
         }
 
-    def images(self, class_names: Sequence[str] | None = None) -> ftk.ImageSet:
-        """Read the images as one set."""
-        first, *others = self.parts(class_names).values()
+    def images(
+        self, class_names: Sequence[str] | None = None, *, part: str | None = None
+    ) -> ftk.ImageSet:
+        """Read the images as one set, or a part of them if they are split already."""
+        parts = self.parts(class_names)
+        first, *others = [parts[part]] if part in parts else parts.values()
         for other in others:
             first = first + other
         return first

@@ -84,12 +84,15 @@ def evaluate(
     batch_size: opt.Batch = 32,
     as_json: opt.Json = False,
 ) -> None:
-    """Measure how well a model classifies images with known labels."""
+    """Measure how well a model classifies images with known labels.
+
+    Of a manifest, or of a folder that is split already, these are the images of the test part.
+    """
     from finetune_kit._train.classifier import as_classifier
 
     classifier = as_classifier(model)
     source = Data(data, groups_from, path_column, label_column, None, on_error)
-    images = source.images(classifier.class_names or None)
+    images = source.images(classifier.class_names or None, part="test")
     report = ftk.evaluate(classifier, images, batch_size=batch_size)
     values = report.to_dict()
     text = str(report)

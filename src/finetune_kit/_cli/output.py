@@ -28,6 +28,8 @@ def command(function: F) -> F:
         warnings.showwarning = _show_warning
         try:
             return function(*args, **kwargs)
+        except typer.Exit:  # a RuntimeError
+            raise
         except KeyboardInterrupt as error:
             typer.echo(f"\n{error or 'interrupted'}", err=True)
             raise typer.Exit(130) from None

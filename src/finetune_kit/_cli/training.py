@@ -196,7 +196,7 @@ def _parts(job: Job) -> Parts:
     names = next(iter(parts.values())).class_names
     for part, path in (("validation", job.validation), ("test", job.test)):
         if path is not None:
-            parts[part] = Data(path, **options).images(names)
+            parts[part] = Data(path, **options).images(names, part=part)
     if "test" not in parts and not job.sizes[2]:
         raise ValueError(
             "The share of the test set must be above 0, or --test must name a folder. "

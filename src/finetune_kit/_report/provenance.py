@@ -84,6 +84,7 @@ def about(
             "seconds": {name: round(value, 1) for name, value in tuned.timings.items()},
         }
         cautions = _seen(tuned, digests, data) + cautions
+    cautions = _seen_before(classifier, digests, data) + cautions
     if duplicates is not None:
         data["duplicate_clusters"] = len(duplicates.clusters)
         if tuned is not None:
@@ -139,6 +140,25 @@ def _seen(tuned: FineTuned, digests: tuple[str, ...], data: dict[str, Any]) -> l
             "settings were chosen on them, the metrics are too optimistic."
         )
     return cautions
+
+
+def _seen_before(
+    classifier: Classifier, digests: tuple[str, ...], data: dict[str, Any]
+) -> list[str]:
+    """Count images that a model from a file, or the start of a training, was trained on."""
+    tuned = classifier.tuned
+    known = classifier.seen if tuned is None else tuned.seen_before
+    count = sum(digest[:16] in known for digest in digests)
+    if not known:
+        return []
+    data["test_images_in_earlier_training"] = count
+    if not count:
+        return []
+    words = ("an image", "images") if tuned else ("a training image", "training images")
+    source = " of an earlier training of the model" if tuned else " of the model"
+    return [
+        f"{_are(count, words[0] + source, words[1] + source)}, so the metrics are too optimistic."
+    ]
 
 
 def _near(

@@ -37,8 +37,7 @@ def make_setup(
     """Check all arguments of `fine_tune`, and return them as one value."""
     start = starting_point(backbone, head, options["preprocessing"])
     size, backbone, head = _check_models(start.backbone, start.head)
-    validation = _check_images(train, validation)
-    check_start(start, train, validation)
+    validation = check_start(start, train, _check_images(train, validation))
     phases = _check_specs(backbone, spec)
     _check_numbers(options)
     choices = as_choices(options["loss"], options["metrics"])
@@ -75,6 +74,7 @@ def make_setup(
         verbose=options["verbose"],
         digests=tuple(map(variable_digest, backbone.weights)),
         origin=start.origin,
+        seen_before=start.seen_before,
     )
 
 

@@ -29,6 +29,7 @@ class Classifier:
         backbone: name of the backbone, or None if `fine_tune` did not make the model.
         training: how it was trained, as plain values.
         tuned: the result of `fine_tune`, if the model was not loaded from a file.
+        seen: the training images, as the first 16 digits of their SHA-256; empty if unknown.
     """
 
     network: keras.Model
@@ -37,6 +38,7 @@ class Classifier:
     backbone: str | None = None
     training: Mapping[str, Any] | None = None
     tuned: FineTuned | None = None
+    seen: frozenset[str] = frozenset()
 
     def parts(self) -> tuple[keras.Model, keras.Layer]:
         """Return the model up to its head, and the head, which share their layers with it."""
@@ -75,6 +77,7 @@ def as_classifier(
             model.plan.backbone,
             model.settings,
             model,
+            model.seen,
         )
     if isinstance(model, (str, os.PathLike)):
         return _from_file(Path(model).expanduser(), given, named=named)
@@ -106,6 +109,7 @@ def _from_file(path: Path, given: tuple[str, ...] | None, *, named: bool) -> Cla
         facts.get("multi_label", _is_multi_label(network)),
         facts.get("backbone"),
         facts.get("training"),
+        seen=frozenset(facts.get("training_digests", ())),
     )
 
 

@@ -189,4 +189,5 @@ def _tuned(setup: Setup, progress: Progress, whole: keras.Model) -> FineTuned:
         train=setup.train,
         validation=setup.validation,
         settings=setup.settings(progress.kept_epoch),
+        seen_before=setup.seen_before,
     )

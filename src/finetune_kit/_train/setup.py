@@ -56,6 +56,7 @@ class Setup:
     verbose: str | int
     digests: tuple[str, ...]  # SHA-256 of the backbone's weights before training, in their order
     origin: Mapping[str, Any] | None  # the trained model that the training starts from
+    seen_before: frozenset[str]  # images of earlier trainings, by their shortened digests
 
     def copied(self) -> Setup:
         """Return the same settings with copies of backbone, head and augmentation.

@@ -24,6 +24,11 @@ class Start(NamedTuple):
     keeps_head: bool
 
     @property
+    def seen_before(self) -> frozenset[str]:
+        """The images that the trained model was trained on, by their shortened digests."""
+        return frozenset() if self.trained is None else self.trained.seen
+
+    @property
     def origin(self) -> dict[str, Any] | None:
         """The trained model as plain values, or None."""
         if self.trained is None:
@@ -71,14 +76,14 @@ def _is_trained(backbone: Any) -> bool:
     return isinstance(backbone, (FineTuned, Classifier, os.PathLike))
 
 
-def check_start(start: Start, train: ImageSet, validation: ImageSet | None) -> None:
-    """Check that the images have the classes of a trained model whose head is kept.
+def check_start(start: Start, train: ImageSet, validation: ImageSet | None) -> ImageSet | None:
+    """Return the validation images, after a check of the classes if a trained head is kept.
 
     Warns if the model was trained on images that it is validated on now.
     """
     trained = start.trained
     if trained is None:
-        return
+        return validation
     now = (train.class_names, train.multi_label)
     if start.keeps_head and now != (trained.class_names, trained.multi_label):
         raise ValueError(
@@ -87,13 +92,13 @@ def check_start(start: Start, train: ImageSet, validation: ImageSet | None) -> N
             f"{list(trained.class_names)}. Received: head=None, and images of "
             f"{list(train.class_names)}"
         )
-    if trained.tuned is None or validation is None:
-        return
-    seen = {*trained.tuned.train.digests()}
-    count = sum(digest in seen for digest in validation.digests())
+    if validation is None:
+        return None
+    count = sum(digest[:16] in trained.seen for digest in validation.digests())
     if count:
         warnings.warn(
             f"The model was trained on {plural(count, 'image')} of `validation`, so its metrics "
             "are too good; keep the sets of the first training",
             stacklevel=5,
         )
+    return validation

@@ -37,6 +37,8 @@ class FineTuned:
         validation: the images it was validated on, or None.
         settings: how it was trained, as plain values: specs, optimizer, batch size, seed, the epoch
             whose weights were kept, and so on.
+        seen_before: the images that earlier trainings of this model saw, as the first 16 digits of
+            their SHA-256.
     """
 
     model: keras.Model
@@ -46,6 +48,12 @@ class FineTuned:
     train: ImageSet
     validation: ImageSet | None
     settings: Mapping[str, Any]
+    seen_before: frozenset[str] = frozenset()
+
+    @property
+    def seen(self) -> frozenset[str]:
+        """The images of this and of earlier trainings, as the first 16 digits of their SHA-256."""
+        return self.seen_before | {digest[:16] for digest in self.train.digests()}
 
     @property
     def plan(self) -> FreezePlan:
@@ -88,6 +96,7 @@ class FineTuned:
             "training": dict(self.settings),
             "training_images": len(self.train),
             "manifest": self.manifest,
+            "training_digests": sorted(self.seen),
             "sha256_of_graph_and_weights": fingerprint(self.model),
             "versions": {
                 "finetune-kit": version("finetune-kit"),
