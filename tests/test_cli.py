@@ -211,6 +211,7 @@ def test_predict_ends_with_1_if_an_image_cannot_be_read(trained, photos, tmp_pat
     first, second = json.loads(result.stdout)["predictions"]
     assert first["labels"]
     assert second["error"] == "is not an image"
+    assert "error: " not in result.stderr
 
 
 def test_evaluate_gives_what_the_function_gives(trained, photos, tmp_path):
@@ -218,6 +219,9 @@ def test_evaluate_gives_what_the_function_gives(trained, photos, tmp_path):
     result = run("evaluate", trained / "model.keras", photos, "--out", tmp_path / "r", "--json")
     assert json.loads(result.stdout)["metrics"] == report.to_dict()["metrics"]
     assert (tmp_path / "r" / "report.html").is_file()
+    test = run("evaluate", trained / "model.keras", trained / "manifest.csv", "--json")
+    assert json.loads(test.stdout)["images"] == 6  # not those that it was trained on
+    assert any("training images" in text for text in json.loads(result.stdout)["cautions"])
 
 
 def test_plan_prints_the_plan_without_weights(tmp_path, trained):

@@ -32,7 +32,7 @@ def predict(
         list[str],
         typer.Argument(
             metavar="IMAGE...",
-            help="Files, a folder, a .zip file, or - for stdin.",
+            help="Files; or one folder, pattern or .zip file; or - for stdin.",
             show_default=False,
         ),
     ],
@@ -48,6 +48,8 @@ def predict(
     as_json: opt.Json = False,
 ) -> None:
     """Predict the classes of images. Ends with code 1 if some could not be read."""
+    if csv is not None and csv.is_dir():
+        raise ValueError(f"--csv must be a file. Received: --csv {csv}, which is a folder")
     chosen: Any = images[0] if len(images) == 1 else images
     found = ftk.predict(
         model,
