@@ -111,6 +111,15 @@ def test_no_name_leads_out_of_an_archive(tmp_path_factory, parts):
     assert len(names) == 2 + bool(listed)
 
 
+def test_a_single_folder_at_the_top_of_an_archive_is_entered(folder, tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
+        for path in sorted(folder.rglob("*.png")):
+            file.write(path, f"photos/{path.relative_to(folder).as_posix()}")
+    images = ftk.read_image_folder(tmp_path / "x.zip")
+    assert images.class_names == ("cat", "dog")
+    assert images.digests() == ftk.read_image_folder(tmp_path / "x.zip" / "photos").digests()
+
+
 def test_an_archive_among_images_is_not_opened(folder, archive, tmp_path):
     write(tmp_path / "cat" / "1.png")
     write(tmp_path / "dog" / "1.png")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import finetune_kit as ftk
-from finetune_kit._data.folders import parts_in
+from finetune_kit._data.folders import parts_in, top_folder
 from finetune_kit._data.paths import is_archive, is_folder, open_text
 
 
@@ -38,7 +38,7 @@ class Data:
         path = Path(self.path).expanduser()
         if not (is_folder(path) or is_archive(path)):
             return self._listed(path, class_names)
-        names: list[str | None] = [*parts_in(path)] or [None]
+        names: list[str | None] = [*parts_in(top_folder(path))] or [None]
         return {
             name or "all": ftk.read_image_folder(
                 path,

@@ -48,6 +48,14 @@ def checked_folder(path: Any) -> Path:
             "`path` must be a folder with one folder per class. "
             f"Received: {str(root)!r}, which {reason}{pattern}"
         )
+    return top_folder(root)
+
+
+def top_folder(root: Path) -> Path:
+    """Return the only folder in an archive if it holds folders, as many programs pack it."""
+    inside = entries(root) if is_archive(root) else []
+    if len(inside) == 1 and is_folder(inside[0]) and any(map(is_folder, entries(inside[0]))):
+        return inside[0]
     return root
 
 
