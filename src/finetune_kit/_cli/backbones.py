@@ -25,7 +25,7 @@ def backbone_of(text: str, image_size: int, *, weights: bool = True, seed: int =
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if there is no such application, an option does not fit, or the weights cannot
+        ValueError: if the application is unknown, an option does not fit, or the weights cannot
             be downloaded.
     """
     if text.endswith(".keras"):

@@ -60,7 +60,7 @@ def as_classifier(
         named: whether the classes must be known.
 
     Raises:
-        FileNotFoundError: if there is no such file.
+        FileNotFoundError: if the file does not exist.
         ValueError: if the model is of another kind, knows other classes or cannot be loaded.
     """
     given = None if class_names is None else unique_names(class_names)

@@ -27,7 +27,7 @@ def downloaded(address: str) -> Path:
     Raises:
         ValueError: if the address is malformed.
         ImportError: if huggingface_hub is not installed.
-        FileNotFoundError: if there is no such repository, revision or model.
+        FileNotFoundError: if the repository, the revision or the model does not exist.
         PermissionError: if the login does not have access.
         ConnectionError: if the Hub cannot be reached.
     """
