@@ -154,6 +154,11 @@ def test_other_requests_are_answered(server):
     assert ask(server, "DELETE")[0] == 501
 
 
+def test_a_port_in_use_is_named(server, model):
+    with pytest.raises(OSError, match=f"another --port.*127.0.0.1:{server.server_port}"):
+        make_server(as_classifier(model, NAMES), "127.0.0.1", server.server_port)
+
+
 def test_it_listens_on_this_machine_alone(server):
     assert server.server_address[0] == "127.0.0.1"
 

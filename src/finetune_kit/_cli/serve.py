@@ -49,7 +49,14 @@ def make_server(classifier: Classifier, host: str, port: int) -> ThreadingHTTPSe
     """
     local = host in ("127.0.0.1", "localhost", "::1")
     names = None if host in ("0.0.0.0", "::") else _LOCAL if local else (*_LOCAL, host)
-    return ThreadingHTTPServer((host, port), partial(_Handler, _Page(classifier), names))
+    try:
+        return ThreadingHTTPServer((host, port), partial(_Handler, _Page(classifier), names))
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            "The address must be free and belong to this machine; pass another --port or --host. "
+            f"Received: {host}:{port}, which fails with {error.strerror}",
+        ) from error
 
 
 class _Handler(BaseHTTPRequestHandler):
