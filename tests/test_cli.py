@@ -117,7 +117,7 @@ def test_a_trained_model_is_trained_further(trained, photos, tmp_path):
     other = pictures(tmp_path / "other", 16, seed=1)
     (other / "red").rename(other / "crimson")
     result = run("train", other, "--out", tmp_path / "no", *options, code=2)
-    assert "classification_head(2)" in result.stderr
+    assert "--new-head must be given if the classes change" in result.stderr
     run("train", other, "--out", tmp_path / "new", *options, "--new-head")
     assert ftk.predict(tmp_path / "new" / "model.keras", other).class_names == ("blue", "crimson")
 
@@ -134,9 +134,19 @@ def test_parts_that_are_there_stay(tmp_path):
 
 
 @once
+@pytest.mark.filterwarnings("default:Copies of an image")
 def test_a_test_folder_is_not_trained_on(photos, tmp_path):
     test = pictures(tmp_path / "test", 8, seed=9)
-    run("train", photos, "--test", test, "--out", tmp_path / "run", *RUN, "--epochs", "2")
+    copied = next(photos.rglob("*.png"))
+    (test / copied.parent.name / "copy.png").write_bytes(copied.read_bytes())
+    loud = [option for option in RUN if option != "--quiet"]
+    result = run("train", photos, "--test", test, "--out", tmp_path / "run", *loud, "--epochs", "2")
+    assert (
+        "warning: Copies of an image lie in more than one of the given sets (1 c" in result.stderr
+    )
+    assert "49 images: " in result.stdout
+    assert "Phase 1 of 2: the head, 1 epoch, learning rate 0.001\n" in result.stdout
+    assert "Phase 2 of 2: the head and 2 blocks, 1 epoch, learning rate 0.0001\n" in result.stdout
     sets = ftk.read_manifest(tmp_path / "run" / "manifest.csv")
     assert sorted(sets["test"].digests()) == sorted(ftk.read_image_folder(test).digests())
     assert len(sets["train"]) + len(sets["validation"]) == 40
@@ -204,6 +214,16 @@ def test_predict_reads_an_image_from_a_pipe(trained, photos):
     assert values["predictions"][0]["labels"] in (["blue"], ["red"])
 
 
+@once
+def test_predict_reads_several_folders(trained, photos):
+    result = run("predict", trained / "model.keras", photos / "red", photos / "blue", "--json")
+    paths = [each["path"] for each in json.loads(result.stdout)["predictions"]]
+    assert len(paths) == 40
+    assert paths == [
+        str(path) for name in ("red", "blue") for path in sorted((photos / name).iterdir())
+    ]
+
+
 def test_predict_ends_with_1_if_an_image_cannot_be_read(trained, photos, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"bad")
     good = next(photos.rglob("*.png"))
@@ -236,6 +256,21 @@ def test_plan_prints_the_plan_without_weights(tmp_path, trained):
 
 
 @once
+def test_the_result_alone_is_on_stdout_with_json(monkeypatch):
+    build = keras.applications.MobileNetV2
+
+    def downloads(**options):
+        print("Downloading data from https://example.org")
+        return build(**options)
+
+    downloads.__name__ = "MobileNetV2"
+    monkeypatch.setattr(keras.applications, "MobileNetV2", downloads)
+    result = run("plan", "MobileNetV2", "--json")
+    assert json.loads(result.stdout)["blocks"]
+    assert "Downloading" in result.stderr
+
+
+@once
 def test_duplicates_lists_copies_across_sets(photos, tmp_path):
     file = next(photos.rglob("*.png"))
     for name in ("red", "blue"):
@@ -245,9 +280,11 @@ def test_duplicates_lists_copies_across_sets(photos, tmp_path):
         )
     (tmp_path / "red" / "copy.png").write_bytes(file.read_bytes())
     result = run("duplicates", photos, tmp_path, "--json")
-    clusters = json.loads(result.stdout)["clusters"]
+    values = json.loads(result.stdout)
+    clusters = values["clusters"]
+    assert [str(file), str(tmp_path / "red" / "copy.png"), "bytes", 1.0] in values["pairs"]
     assert [str(file), str(tmp_path / "red" / "copy.png")] in clusters
-    assert str(file) in run("duplicates", photos, tmp_path).stdout
+    assert f"  bytes  1.00  {file}\n" in run("duplicates", photos, tmp_path).stdout
 
 
 @once
@@ -331,6 +368,9 @@ def bad(tmp_path_factory, photos, trained) -> Path:
     pictures(root / "one", 20)
     for file in (root / "one" / "blue").iterdir():
         file.unlink()
+    for color in ("blue", "green", "red"):
+        for i in range(6):
+            write(root / "three" / color / f"{i}.png", np.full((8, 8, 3), i, np.uint8))
     write(root / "unknown" / "green" / "1.png")
     write(root / "unknown" / "pink" / "1.png")
     layers = [keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(2)]
@@ -362,47 +402,55 @@ CASES = [
     (TRAIN + " --backbone {bad}/broken.keras", "zip archive"),
     (TRAIN + " --backbone " + BACKBONE + " --blocks 99", "must be between 0 and 19"),
     (TRAIN + " --backbone " + BACKBONE + " --blocks block_99", "block_99"),
-    (TRAIN + " --recipe magic", "`recipe` must be one of"),
+    (TRAIN + " --recipe magic", "Received: --recipe 'magic'"),
     (TRAIN + " --recipe probe --blocks 3", "leave out --blocks"),
     (TRAIN + " --epochs 1", "2 epochs or more"),
     (TRAIN + " --epochs 0", "greater than or equal to 1"),
-    (TRAIN + " --learning-rate -1", "`learning_rate` must be a number above 0"),
-    (TRAIN + " --dropout 2", "`dropout` must be from 0 to below 1"),
-    (TRAIN + " --units 10,x", "numbers separated by commas"),
+    (TRAIN + " --learning-rate -1", "--learning-rate must be a number above 0"),
+    (TRAIN + " --dropout 2", "--dropout must be from 0 to below 1"),
+    (TRAIN + " --units 10,x", "--units must be numbers separated by commas"),
     (TRAIN + " --sizes 0.5,0.5", "three shares"),
     (TRAIN + " --sizes 0.8,0.2,0", "must be above 0"),
     (TRAIN + " --groups-from (", "regular expression"),
-    (TRAIN + " --class-weight heavy", "`class_weight`"),
-    (TRAIN + " --on-error ignore", "`on_error` must be one of"),
+    (TRAIN + " --class-weight heavy", "--class-weight must be one of ('balanced',)"),
+    (TRAIN + " --on-error ignore", "--on-error must be one of"),
     (TRAIN + " --test {bad}/unknown", "green"),
     (TRAIN + " --config {bad}/no.json", "which does not"),
     (TRAIN + " --config {bad}/broken.json", "must be a JSON file"),
     (TRAIN + " --config {bad}/other.json", "that finetune-kit wrote"),
     (TRAIN + " --bloks 2", "No such option"),
     ("train {photos} --out {bad}/full", "holds other files"),
-    ("train {photos} --out {bad}/text.txt/x", "must be a folder that can be written"),
+    ("train {photos} --out {bad}/text.txt/x", "text.txt' is a file"),
+    ("train {photos} --out {bad}/text.txt", "--out must be a folder"),
+    (TRAIN + " --test {photos}", "of whose 40 images 40 are in them too"),
+    (TRAIN + " --validation {photos}/blue/../../{photos.name}", "--validation must hold other"),
+    (TRAIN + " --backbone {run}/model.keras --test {photos}", "--test must hold other images"),
+    ("train {bad}/three --out {out} --backbone {run}/model.keras", "--new-head must be given"),
+    ("train {bad}/missing.csv --out {out} --root {bad}/nowhere", "No file was found; pass --root"),
     ("train {photos} --out {run} --epochs 9", "epochs: 2 there, 9 now"),
     ("sweep {photos} --out {out} --blocks 1", "two or more"),
     ("sweep {photos} --out {out} --blocks 1,1", "two or more"),
     ("predict " + MODEL, "Missing argument"),
     ("predict {bad}/no.keras {photos}", "does not exist"),
     ("predict {bad}/broken.keras {photos}", "zip archive"),
-    ("predict {bad}/plain.keras {photos}", "no class names"),
-    ("predict " + MODEL + " {bad}/nowhere", "does not exist"),
+    ("predict {bad}/plain.keras {photos}", "pass --class-names A,B,... in the order"),
+    ("predict " + MODEL + " {bad}/nowhere", "IMAGE must be a file, a folder or a pattern"),
     ("predict " + MODEL + " {bad}/empty", "at least one image"),
     ("predict " + MODEL + " http://example.org/x.png", "on this machine"),
-    ("predict " + MODEL + " {photos} --class-names a,b", "must be left out"),
+    ("predict " + MODEL + " {photos} --class-names a,b", "--class-names must be left out"),
     ("predict " + MODEL + " {photos} --threshold 3", "from 0 to 1"),
     ("predict " + MODEL + " {photos} --top 0", "greater than or equal to 1"),
     ("evaluate " + MODEL + " {bad}/unknown", "green"),
     ("evaluate {bad}/plain.keras {photos}", "probabilities"),
     ("plan Nothing", "keras.applications"),
     ("plan MobileNetV2 --blocks 99", "must be between 0 and 19"),
-    ("plan MobileNetV2 --level atom", "`level` must be one of"),
-    ("duplicates {bad}/empty", "one folder per class"),
-    ("split {photos} --out {out}.txt", "must end in .json or .csv"),
+    ("plan MobileNetV2 --level atom", "--level must be one of"),
+    ("plan MobileNetV2 --blocks -1", "--blocks"),
+    ("duplicates {bad}/empty", "DATA must hold one folder per class"),
+    ("duplicates {photos} --threshold 2", "--threshold must be from -1 to 1"),
+    ("split {photos} --out {out}.txt", "--out must end in .json or .csv"),
     ("features {photos} --to {out} --shard x --backbone " + BACKBONE, "must be I/N"),
-    ("features {photos} --to {out} --shard 2/2 --backbone " + BACKBONE, "`shard` must be"),
+    ("features {photos} --to {out} --shard 2/2 --backbone " + BACKBONE, "--shard must be"),
     ("export " + MODEL + " {out}.docx", ".onnx, .tflite or .xml"),
     ("tarin {photos}", "No such command"),
 ]  # fmt: skip

@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -98,6 +99,17 @@ def test_indices_count_through_the_sets_in_order(planted, found):
     assert across.groups.tolist() == found.groups.tolist()
     assert "7 clusters in more than one set" in repr(across)
     assert ftk.find_duplicates(second).clusters == ()
+
+
+def test_the_order_of_the_images_does_not_matter(planted, found):
+    turned = planted.take(np.arange(len(planted))[::-1])
+    table = {"path": list(turned.paths), "label": [turned.class_names[i] for i in turned.labels]}
+    again = ftk.read_image_table(pandas.DataFrame(table))
+    pairs = [
+        {(frozenset({images.paths[i], images.paths[j]}), *rest) for i, j, *rest in result.pairs}
+        for images, result in ((planted, found), (again, ftk.find_duplicates(again)))
+    ]
+    assert pairs[0] == pairs[1]
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -311,3 +311,15 @@ def test_progress_says_what_is_computed(tuned, sets, capsys):
     printed = capsys.readouterr().out
     assert printed.startswith("Predicting 6 images\n")
     assert "Heat maps of 2 images\n" in printed
+
+
+def test_the_folder_names_the_data_whether_its_path_is_relative_or_not(
+    tuned, images, tmp_path, monkeypatch
+):
+    for i, (pixels, label) in enumerate(zip(images.load(), images.labels, strict=True)):
+        (tmp_path / "scans" / images.class_names[label]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "scans" / images.class_names[label] / f"{i}.png")
+    monkeypatch.chdir(tmp_path)
+    for path in ("scans", tmp_path / "scans"):
+        report = ftk.evaluate(tuned, ftk.read_image_folder(path))
+        assert report.about["data"]["name"] == "scans"

@@ -13,8 +13,9 @@ from finetune_kit._cli import models
 from finetune_kit._cli import options as opt
 from finetune_kit._cli.backbones import backbone_of, blocks_of
 from finetune_kit._cli.data import Data, split_parts
-from finetune_kit._cli.output import bars, command, show
-from finetune_kit._cli.training import Job, plan_of, run
+from finetune_kit._cli.job import Job
+from finetune_kit._cli.output import Result, bars, command
+from finetune_kit._cli.training import plan_of, run
 
 app = typer.Typer(
     name="finetune-kit",
@@ -84,6 +85,7 @@ def train(
     ] = 5,
     sizes: opt.Sizes = "0.7,0.15,0.15",
     groups_from: opt.GroupsFrom = None,
+    root: opt.Root = None,
     path_column: opt.PathColumn = "path",
     label_column: opt.LabelColumn = "label",
     group_column: opt.GroupColumn = None,
@@ -95,14 +97,14 @@ def train(
     config: opt.Config = None,
     as_json: opt.Json = False,
     quiet: opt.Quiet = False,
-) -> None:
+) -> Result:
     """Train a classifier, evaluate it on images kept aside, and save model and report.
 
     The folder OUT then holds model.keras, report/report.html, manifest.csv and config.json. If the
     training is interrupted, the same command resumes it.
     """
     given = {name: value for name, value in locals().items() if name in Job.__annotations__}
-    _run({**given, "verb": "train"}, as_json=as_json, quiet=quiet)
+    return _run({**given, "verb": "train"}, silent=as_json or quiet)
 
 
 @app.command(epilog="Example: finetune-kit sweep photos/ --out depth/ --blocks 0,1,2")
@@ -120,6 +122,7 @@ def sweep(
     image_size: opt.Size = 224,
     sizes: opt.Sizes = "0.7,0.15,0.15",
     groups_from: opt.GroupsFrom = None,
+    root: opt.Root = None,
     path_column: opt.PathColumn = "path",
     label_column: opt.LabelColumn = "label",
     group_column: opt.GroupColumn = None,
@@ -131,18 +134,17 @@ def sweep(
     config: opt.Config = None,
     as_json: opt.Json = False,
     quiet: opt.Quiet = False,
-) -> None:
+) -> Result:
     """Train one model for each number of blocks, and compare them on the same test images."""
     given = {name: value for name, value in locals().items() if name in Job.__annotations__}
-    _run({**given, "verb": "sweep"}, as_json=as_json, quiet=quiet)
+    return _run({**given, "verb": "sweep"}, silent=as_json or quiet)
 
 
-def _run(given: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
+def _run(given: dict[str, Any], *, silent: bool) -> Result:
     given["sizes"] = opt.shares(given["sizes"])
     if "units" in given:
-        given["units"] = opt.numbers(given["units"], int)
-    text, values = run(Job(**given), silent=as_json or quiet)
-    show(text, values, as_json=as_json)
+        given["units"] = opt.numbers("--units", given["units"], int)
+    return run(Job(**given), silent=silent)
 
 
 @app.command(epilog="Example: finetune-kit plan EfficientNetB0 --blocks 2")
@@ -157,7 +159,7 @@ def plan(
     ] = "block",
     image_size: opt.Size = 224,
     as_json: opt.Json = False,
-) -> None:
+) -> Result:
     """Print the blocks of a backbone, and which of them would train."""
     spec = ftk.FineTuneSpec(blocks_of(blocks), level=level)
     found = plan_of(backbone_of(backbone, image_size, weights=False), spec)
@@ -165,7 +167,7 @@ def plan(
         {"name": block.name, "trains": trains, "layers": list(block.layers)}
         for block, trains in zip(found.blocks, found.trainable, strict=True)
     ]
-    show(str(found), {"backbone": found.backbone, "blocks": rows}, as_json=as_json)
+    return Result(str(found), {"backbone": found.backbone, "blocks": rows})
 
 
 @app.command(epilog="Example: finetune-kit duplicates train/ test/")
@@ -174,16 +176,32 @@ def duplicates(
     data: Annotated[
         list[str], typer.Argument(metavar="DATA...", help="Sets of images.", show_default=False)
     ],
+    threshold: Annotated[
+        float, typer.Option(help="Similarity from which images are near duplicates, -1 to 1.")
+    ] = 0.86,
     as_json: opt.Json = False,
-) -> None:
-    """Find copies of an image, within a set of images or across several."""
+) -> Result:
+    """Find copies of an image, within a set of images or across several.
+
+    Each image of a cluster is listed with the kind of its closest copy there (bytes: equal files,
+    pixels: equal pixels, near: similar pictures) and the similarity.
+    """
     sets = [Data(path).images() for path in data]
-    found = ftk.find_duplicates(*sets)
+    found = ftk.find_duplicates(*sets, threshold=threshold)
     paths = [path for images in sets for path in images.paths]
-    clusters = [[paths[i] for i in cluster] for cluster in found.clusters]
-    text = "\n".join([repr(found), *("\n  ".join(["", *c]) for c in clusters)])
-    values = {"clusters": clusters, "crossing": [list(map(int, c)) for c in found.crossing]}
-    show(text, values, as_json=as_json)
+    closest: dict[int, tuple[float, str]] = {}
+    for i, j, kind, similarity in found.pairs:
+        for one in (i, j):
+            closest[one] = max(closest.get(one, (-1.0, "")), (similarity, kind))
+    lines = [repr(found)]
+    for cluster in found.clusters:
+        lines += ["", *(f"  {closest[i][1]:6} {closest[i][0]:.2f}  {paths[i]}" for i in cluster)]
+    values = {
+        "clusters": [[paths[i] for i in cluster] for cluster in found.clusters],
+        "crossing": [[paths[i] for i in cluster] for cluster in found.crossing],
+        "pairs": [[paths[i], paths[j], kind, value] for i, j, kind, value in found.pairs],
+    }
+    return Result("\n".join(lines), values)
 
 
 @app.command(epilog="Example: finetune-kit split photos/ --out manifest.csv --sizes 0.8,0.1,0.1")
@@ -195,6 +213,7 @@ def split(
     ],
     sizes: opt.Sizes = "0.7,0.15,0.15",
     groups_from: opt.GroupsFrom = None,
+    root: opt.Root = None,
     path_column: opt.PathColumn = "path",
     label_column: opt.LabelColumn = "label",
     group_column: opt.GroupColumn = None,
@@ -202,15 +221,15 @@ def split(
     duplicates: opt.Duplicates = True,
     seed: opt.Seed = 0,
     as_json: opt.Json = False,
-) -> None:
+) -> Result:
     """Split images into sets for training, validation and test, and write a manifest of them."""
-    source = Data(data, groups_from, path_column, label_column, group_column, on_error)
+    source = Data(data, groups_from, root, path_column, label_column, group_column, on_error)
     parts = split_parts(source.parts(), opt.shares(sizes), seed, duplicates=duplicates)
     named = {"train": parts.train, "validation": parts.validation, "test": parts.test}
     sets = ftk.write_manifest(out, **{n: images for n, images in named.items() if len(images)})
     counts = {name: len(images) for name, images in sets.items()}
     text = f"{', '.join(f'{count:,} {name}' for name, count in counts.items())}: {out}"
-    show(text, {"manifest": str(out), "images": counts}, as_json=as_json)
+    return Result(text, {"manifest": str(out), "images": counts})
 
 
 @app.command(epilog="Example: finetune-kit features photos/ --to features/ --shard 3/16")
@@ -227,15 +246,16 @@ def features(
     ] = "0/1",
     image_size: opt.Size = 224,
     batch_size: opt.Batch = 32,
+    root: opt.Root = None,
     path_column: opt.PathColumn = "path",
     label_column: opt.LabelColumn = "label",
     on_error: opt.OnError = "raise",
-    seed: opt.Seed = 0,
+    seed: Annotated[int, typer.Option(help="Seed of random weights.", min=0)] = 0,
     as_json: opt.Json = False,
     quiet: opt.Quiet = False,
-) -> None:
+) -> Result:
     """Compute the features of the frozen part, so that later trainings start at once."""
-    source = Data(data, None, path_column, label_column, None, on_error)
+    source = Data(data, None, root, path_column, label_column, None, on_error)
     part, _, parts = shard.partition("/")
     if not (part.isdecimal() and parts.isdecimal()):
         raise ValueError(f"--shard must be I/N, such as 0/4. Received: --shard {shard}")
@@ -249,7 +269,7 @@ def features(
         verbose=bars(silent=as_json or quiet),
     )
     text = f"{values['images']:,} images, {values['computed']:,} rows computed: {to}"
-    show(text, {"features": to, **values}, as_json=as_json)
+    return Result(text, {"features": to, **values})
 
 
 app.command(epilog="Example: finetune-kit predict run/model.keras new/*.jpg --csv predictions.csv")(

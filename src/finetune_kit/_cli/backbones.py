@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import difflib
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,8 @@ def backbone_of(text: str, image_size: int, *, weights: bool = True, seed: int =
     given |= {} if weights else {"weights": None}
     keras.utils.set_random_seed(seed)
     try:
-        return build(include_top=False, input_shape=(image_size, image_size, 3), **given)
+        with redirect_stdout(sys.stderr):  # the progress of a download is not a result
+            return build(include_top=False, input_shape=(image_size, image_size, 3), **given)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"The options of the backbone must fit keras.applications.{build.__name__}. "
@@ -64,7 +67,8 @@ def specs_of(
         epochs: of all phases together.
         learning_rate: of the last phase, or None for the usual one.
     """
-    check_choice("recipe", recipe, (None, *RECIPES))
+    if recipe is not None:
+        check_choice("recipe", recipe, RECIPES)
     if recipe is None and blocks is not None:
         return [ftk.FineTuneSpec(blocks_of(blocks), epochs=epochs, **_rate(learning_rate))]
     if recipe == "probe":

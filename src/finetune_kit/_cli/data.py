@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import finetune_kit as ftk
 from finetune_kit._data.folders import parts_in, top_folder
 from finetune_kit._data.paths import is_archive, is_folder, open_text
+from finetune_kit._text import plural
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class Data:
         path: a folder or zip archive with a folder for each class, or with the parts of a split;
             a CSV file; or a manifest.
         groups_from: regular expression that finds the group in the path of an image, or None.
+        root: folder that the paths of a CSV file are relative to, or None for its own folder.
         path_column: column of the paths of a CSV file.
         label_column: column of its labels; several, separated by commas, for multi-label images.
         group_column: column of its groups, or None.
@@ -28,6 +31,7 @@ class Data:
 
     path: str
     groups_from: str | None = None
+    root: str | None = None
     path_column: str = "path"
     label_column: str = "label"
     group_column: str | None = None
@@ -76,6 +80,7 @@ class Data:
             path=self.path_column,
             label=columns if len(columns) > 1 else columns[0],
             group=self.group_column,
+            root=self.root,
             class_names=class_names,
             on_error=self.on_error,
         )
@@ -115,6 +120,13 @@ def split_parts(
     shares = [0 if name in given else size for name, size in zip(names, sizes, strict=True)]
     shares = [share / sum(shares) for share in shares]
     found = ftk.find_duplicates(*rest, *given.values()) if duplicates else None
+    if given and found is not None and found.crossing:
+        warnings.warn(
+            "Copies of an image lie in more than one of the given sets "
+            f"({plural(len(found.crossing), 'cluster')}); `finetune-kit duplicates` lists them, "
+            "and the report counts them",
+            stacklevel=2,
+        )
     groups = None if found is None else found.groups[: len(rest[0])]
     made = rest[0].split(shares, groups=groups, seed=seed)
     sets = {**dict(zip(names, made, strict=True)), **given}

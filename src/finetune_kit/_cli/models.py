@@ -11,7 +11,7 @@ import typer
 import finetune_kit as ftk
 from finetune_kit._cli import options as opt
 from finetune_kit._cli.data import Data
-from finetune_kit._cli.output import command, say, show
+from finetune_kit._cli.output import Result, command, say
 
 Model = Annotated[
     str,
@@ -32,7 +32,7 @@ def predict(
         list[str],
         typer.Argument(
             metavar="IMAGE...",
-            help="Files; or one folder, pattern or .zip file; or - for stdin.",
+            help="Files, folders or .zip files; or one pattern; or - for stdin.",
             show_default=False,
         ),
     ],
@@ -46,7 +46,7 @@ def predict(
     ] = None,
     batch_size: opt.Batch = 32,
     as_json: opt.Json = False,
-) -> None:
+) -> Result:
     """Predict the classes of images. Ends with code 1 if some could not be read."""
     if csv is not None and csv.is_dir():
         raise ValueError(f"--csv must be a file. Received: --csv {csv}, which is a folder")
@@ -67,9 +67,8 @@ def predict(
         else {"path": p.path, "error": p.error}
         for p in found
     ]
-    show(str(found), {"class_names": found.class_names, "predictions": rows}, as_json=as_json)
-    if found.errors:
-        raise typer.Exit(1)
+    values = {"class_names": found.class_names, "predictions": rows}
+    return Result(str(found), values, code=1 if found.errors else 0)
 
 
 @command
@@ -79,13 +78,13 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for the report.", metavar="DIR")
     ] = None,
-    groups_from: opt.GroupsFrom = None,
+    root: opt.Root = None,
     path_column: opt.PathColumn = "path",
     label_column: opt.LabelColumn = "label",
     on_error: opt.OnError = "raise",
     batch_size: opt.Batch = 32,
     as_json: opt.Json = False,
-) -> None:
+) -> Result:
     """Measure how well a model classifies images with known labels.
 
     Of a manifest, or of a folder that is split already, these are the images of the test part.
@@ -93,7 +92,7 @@ def evaluate(
     from finetune_kit._train.classifier import as_classifier
 
     classifier = as_classifier(model)
-    source = Data(data, groups_from, path_column, label_column, None, on_error)
+    source = Data(data, None, root, path_column, label_column, None, on_error)
     images = source.images(classifier.class_names or None, part="test")
     report = ftk.evaluate(classifier, images, batch_size=batch_size)
     values = report.to_dict()
@@ -101,7 +100,7 @@ def evaluate(
     if out is not None:
         page = report.save(out) / "report.html"
         text, values = f"{text}\n\nReport: {page}", {**values, "report": str(page)}
-    show(text, values, as_json=as_json)
+    return Result(text, values)
 
 
 @command

@@ -7,20 +7,22 @@ from typing import Annotated, Any
 
 import typer
 
-from finetune_kit._cli.training import read_config
+from finetune_kit._cli.job import read_config
 
 
-def numbers(text: str, kind: type[float] | type[int]) -> tuple[Any, ...]:
-    """Return numbers separated by commas."""
+def numbers(option: str, text: str, kind: type[float] | type[int]) -> tuple[Any, ...]:
+    """Return the numbers of an option, separated by commas."""
     try:
         return tuple(kind(part) for part in text.split(",") if part.strip())
     except ValueError as error:
-        raise ValueError(f"Expected numbers separated by commas. Received: {text!r}") from error
+        raise ValueError(
+            f"{option} must be numbers separated by commas. Received: {option} {text}"
+        ) from error
 
 
 def shares(text: str) -> tuple[float, ...]:
     """Return the shares of three sets."""
-    sizes = numbers(text, float)
+    sizes = numbers("--sizes", text, float)
     if len(sizes) != 3 or min(sizes) < 0 or abs(sum(sizes) - 1) > 1e-6:
         raise ValueError(
             "--sizes must be three shares that sum to 1, such as 0.7,0.15,0.15. "
@@ -87,6 +89,13 @@ GroupsFrom = Annotated[
         help="Regular expression with one group in parentheses that finds the patient (or other "
         "group) in the path of an image; its images stay on one side of the split.",
         metavar="REGEX",
+    ),
+]
+Root = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder that the paths of a .csv file are relative to (default: its own folder).",
+        metavar="DIR",
     ),
 ]
 PathColumn = Annotated[

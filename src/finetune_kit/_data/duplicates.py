@@ -162,11 +162,11 @@ def _all_images(sets: tuple[ImageSet, ...]) -> tuple[Source, NDArray[np.int64]]:
 def _pairs(sets: tuple[ImageSet, ...], samples: tuple[str, ...], threshold: float) -> list[Pair]:
     """Return the pairs of duplicates, sorted.
 
-    Images are compared in the order of their source, because the similarity depends a little on
-    which of two images is aligned with the other. So a set and its parts have the same duplicates.
+    Images are compared in the order of their digests, because the similarity depends a little on
+    which of two images is aligned with the other. So the order of the images does not matter.
     """
     source, rows = _all_images(sets)
-    order = np.argsort(rows, kind="stable").tolist()
+    order = np.argsort(samples, kind="stable").tolist()
     first: dict[str, int] = {}
     found = [(first.setdefault(samples[i], i), i, "bytes", 1.0) for i in order]
     pairs = [pair for pair in found if pair[0] != pair[1]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ Load = Callable[[tuple[int, int]], NDArray[np.uint8]]
 
 _ACCEPTED = (
     "a path, a folder, a pattern such as 'new/*.png', an open binary file, a PIL image, uint8 "
-    "pixels (n, h, w, 3) or (h, w, 3), an ImageSet, or a list of these except sets and folders"
+    "pixels (n, h, w, 3) or (h, w, 3), an ImageSet, or a list of these except sets"
 )
 
 
@@ -52,13 +52,23 @@ def as_inputs(images: Any) -> tuple[tuple[str, ...], tuple[Load, ...]]:
     elif isinstance(images, np.ndarray):
         pairs = [_one(each, i) for i, each in enumerate(_separate(images))]
     elif isinstance(images, Sequence) and not isinstance(images, (bytes, bytearray)):
-        pairs = [_one(each, i) for i, each in enumerate(images)]
+        pairs = [pair for i, each in enumerate(images) for pair in _each(each, i)]
     else:
         pairs = [_one(images, 0)]
     if not pairs:
         raise ValueError("`images` must hold at least one image. Received: none")
     names, loads = zip(*pairs, strict=True)
     return names, loads
+
+
+def _each(image: Any, i: int) -> Iterator[tuple[str, Load]]:
+    """Yield the images of an element of a list: those in a folder, or a single one."""
+    if isinstance(image, (str, os.PathLike)):
+        path = os.path.expanduser(os.fspath(image))
+        if is_folder(path) or is_archive(path):
+            yield from (_one(file, 0) for file in _files(path))
+            return
+    yield _one(image, i)
 
 
 def _one(image: Any, i: int) -> tuple[str, Load]:
@@ -103,7 +113,8 @@ def _files(path: str | os.PathLike[str]) -> list[str]:
         files = sorted(file for file in glob.glob(text, recursive=True) if os.path.isfile(file))
     else:
         raise FileNotFoundError(
-            f"`images` must be {_ACCEPTED}. Received: images={text!r}, which does not exist"
+            "`images` must be a file, a folder or a pattern such as 'new/*.png'. "
+            f"Received: images={text!r}, which does not exist"
         )
     if not files:
         kind = "a folder without image files" if exists(text) else "which matches no file"

@@ -280,7 +280,8 @@ def _check_class_sizes(
     small = [f"class {name} with {n}" for name, n in zip(names, counts, strict=True) if n < parts]
     if small:
         raise ValueError(
-            f"Each class must have at least {parts} {noun}, one for each part with a size above 0; "
-            "add more, leave the class out, or give a part the size 0. "
+            f"Each class must have at least {parts} {noun}"
+            f"{' (which stay whole)' if noun == 'groups' else ''}, one for each part with a size "
+            "above 0; add more, leave the class out, or give a part the size 0. "
             f"Received: {listed(small, 10)}"
         )

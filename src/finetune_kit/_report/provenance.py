@@ -100,10 +100,9 @@ def data_name(images: ImageSet) -> str | None:
 
 def common_folder(images: ImageSet) -> str | None:
     """Return the deepest folder that holds all images; None for images in memory."""
-    paths = images.paths
-    if not paths or not all(os.path.isabs(path) for path in paths):
-        return None
-    return os.path.commonpath([os.path.dirname(path) for path in paths])
+    files = [images.source.file(row) for row in images.rows.tolist()]
+    folders = {os.path.dirname(os.path.abspath(file)) for file in files if file is not None}
+    return None if not folders or None in files else os.path.commonpath(folders)
 
 
 def _copies(digests: tuple[str, ...], data: dict[str, Any]) -> list[str]:

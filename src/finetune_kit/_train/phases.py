@@ -58,6 +58,7 @@ def train(
     if state is not None:
         progress.epochs.extend(state.position["epochs"])
         progress.kept_epoch = state.position["kept_epoch"]
+        progress.seconds |= state.position.get("seconds", {})
         current, ended = state.position["phase"], state.position["ended"]
         _announce(setup, ended and current == len(setup.phases), len(progress.epochs))
     if state is not None and ended and current == len(setup.phases):
@@ -68,6 +69,7 @@ def train(
         first = min(setup.phases, key=lambda phase: phase.plan.prefix_blocks)
         _trainee(run, _build(run, first), first)
     for phase in setup.phases[current - 1 :]:
+        _announce_phase(setup, phase)
         whole = _build(run, phase)
         if state is not None:
             restore_variables(setup.moving(whole, phase.number), state, "model")
@@ -90,6 +92,18 @@ def _announce(setup: Setup, finished: bool, epochs: int) -> None:
     _log.info(text)
     if setup.verbose:
         print(text, flush=True)
+
+
+def _announce_phase(setup: Setup, phase: Phase) -> None:
+    """Say what a phase trains, if there are several."""
+    if setup.verbose and len(setup.phases) > 1:
+        count, spec = sum(phase.plan.trainable), phase.spec
+        trained = f"the head and {plural(count, 'block')}" if count else "the head"
+        print(
+            f"Phase {phase.number} of {len(setup.phases)}: {trained}, "
+            f"{plural(spec.epochs, 'epoch')}, learning rate {spec.learning_rate:g}",
+            flush=True,
+        )
 
 
 def _build(run: _Run, phase: Phase) -> keras.Model:
@@ -162,7 +176,7 @@ def _fit(
     state: State | None,
 ) -> None:
     setup, progress = run.setup, run.progress
-    started, first = time.perf_counter(), len(progress.epochs)
+    first, clock = len(progress.epochs), _Clock(progress.seconds)
     last = sum(epoch["phase"] < phase.number for epoch in progress.epochs) + phase.spec.epochs
     if state is not None and state.position["stopped"]:
         last = first  # a callback had ended the phase
@@ -182,15 +196,30 @@ def _fit(
                 *on_whole_model(setup.callbacks, whole, trainee.model),
                 *rate_ratios(setup.callbacks, progress.optimizers.keep_ratios),
                 Planned(whole),
-                _Save(run, whole, phase, state),  # after the user's callbacks
+                _Save(run, whole, phase, state, clock),  # after the user's callbacks
             ],
             shuffle=False,  # `Batches` shuffles by itself, the same on every backend
             class_weight=setup.class_weight,
             verbose=setup.verbose,
         )
     progress.kept_epoch = kept_epoch(setup.callbacks, len(progress.epochs))
+    if setup.verbose and progress.kept_epoch != len(progress.epochs):
+        print(f"The weights of epoch {progress.kept_epoch} were restored", flush=True)
     _check_frozen(setup.backbone, frozen)
-    progress.seconds["fit"] += time.perf_counter() - started
+    clock.count()
+
+
+class _Clock:
+    """Counts the seconds of `fit`, such that each checkpoint holds those up to it."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self._seconds, self._since = seconds, time.perf_counter()
+
+    def count(self) -> None:
+        """Add the seconds since the last call."""
+        now = time.perf_counter()
+        self._seconds["fit"] += now - self._since
+        self._since = now
 
 
 def _batches(
@@ -217,8 +246,11 @@ def _save(run: _Run, whole: keras.Model, phase: Phase, *, ended: bool) -> None:
 class _Save(keras.callbacks.Callback):
     """Restores callbacks when `fit` starts, and records and saves each epoch."""
 
-    def __init__(self, run: _Run, whole: keras.Model, phase: Phase, state: State | None) -> None:
+    def __init__(
+        self, run: _Run, whole: keras.Model, phase: Phase, state: State | None, clock: _Clock
+    ) -> None:
         super().__init__()
+        self._clock = clock
         self._run, self._whole, self._phase, self._state = run, whole, phase, state
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -233,6 +265,7 @@ class _Save(keras.callbacks.Callback):
         progress = self._run.progress
         progress.epochs.append({**values, "epoch": epoch + 1, "phase": self._phase.number})
         progress.kept_epoch = epoch + 1
+        self._clock.count()
         _save(self._run, self._whole, self._phase, ended=False)
 
 

@@ -45,6 +45,7 @@ class Progress:
             "callbacks": states,
             "epochs": self.epochs,
             "kept_epoch": self.kept_epoch,
+            "seconds": dict(self.seconds),
             "began": list(self.optimizers.began.values()),
         }
         variables = {

@@ -32,7 +32,8 @@ class FineTuned:
             its `phase`, both from 1, and what callbacks add; nan where an epoch has no value.
         plans: what was frozen and what trained, for each phase.
         timings: seconds for `build` (copying and compiling), `prefix` (computing the features of
-            the frozen part, or finding them in the cache) and `fit`.
+            the frozen part, or finding them in the cache) and `fit`, with those before an
+            interruption.
         train: the images it was trained on.
         validation: the images it was validated on, or None.
         settings: how it was trained, as plain values: specs, optimizer, batch size, seed, the epoch
