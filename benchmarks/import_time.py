@@ -23,7 +23,8 @@ for name in finetune_kit.__all__:
     getattr(finetune_kit, name)
 seconds = time.process_time() - started
 new = {name.split('.')[0] for name in set(sys.modules) - before if not name.startswith('_')}
-print(1000 * first, 1000 * seconds, *sorted(new & {'scipy', 'sklearn', 'PIL', 'pandas', 'matplotlib', 'pydicom'}))
+large = {'scipy', 'sklearn', 'PIL', 'pandas', 'matplotlib', 'pydicom'}
+print(1000 * first, 1000 * seconds, *sorted(new & large))
 """
 
 

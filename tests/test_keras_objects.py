@@ -164,3 +164,42 @@ def test_a_run_with_another_function_as_loss_is_not_resumed(run, tmp_path):
         value = scaled(table) if option == "loss" else [scaled(table)]
         with pytest.raises(ValueError, match=f"`{option}` must be comparable.*captures other"):
             run(run_dir=tmp_path / option, **{option: value})
+
+
+CALLBACKS = {
+    "BackupAndRestore": lambda c, folder: c.BackupAndRestore(folder / "backup"),
+    "CSVLogger": lambda c, folder: c.CSVLogger(folder / "log.csv"),
+    "CallbackList": lambda c, folder: c.CallbackList([c.Callback()]),
+    "LambdaCallback": lambda c, folder: c.LambdaCallback(on_epoch_end=lambda epoch, logs: None),
+    "LearningRateScheduler": lambda c, folder: c.LearningRateScheduler(lambda epoch: 1e-3),
+    "ModelCheckpoint": lambda c, folder: c.ModelCheckpoint(folder / "{epoch}.keras"),
+    "OrbaxCheckpoint": lambda c, folder: c.OrbaxCheckpoint(folder / "orbax"),
+    "TensorBoard": lambda c, folder: c.TensorBoard(folder / "board"),
+}
+REJECTED_CALLBACKS = {
+    "BackupAndRestore": "pass run_dir= instead",
+    "SwapEMAWeights": "only in a run of one phase",
+}
+
+
+def test_every_callback_runs_over_phases_or_is_rejected_before_training(run, tmp_path):
+    """Those that run leave the training as it is."""
+    specs = [ftk.FineTuneSpec(epochs=2), ftk.FineTuneSpec(1, epochs=2)]
+    kinds = public(keras.callbacks, keras.callbacks.Callback)
+    kinds |= {"CallbackList": keras.callbacks.CallbackList}
+    del kinds["RemoteMonitor"]  # needs a server
+    expected, tried = run(*specs).history["loss"], 0
+    for name in kinds:
+        try:
+            make = CALLBACKS.get(name, lambda c, folder: getattr(c, name)())  # noqa: B023
+            callback = make(keras.callbacks, tmp_path)
+        except ImportError:
+            continue  # OrbaxCheckpoint and TensorBoard need other packages
+        if name in REJECTED_CALLBACKS:
+            with pytest.raises(ValueError, match=REJECTED_CALLBACKS[name]):
+                run(*specs, callbacks=[callback])
+        elif not (name == "TensorBoard" and keras.backend.backend() != "tensorflow"):
+            assert run(*specs, callbacks=[callback]).history["loss"] == expected, name
+            tried += 1
+    assert tried >= 10
+    assert len(list(tmp_path.glob("*.keras"))) == 4

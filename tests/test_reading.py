@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -281,16 +283,39 @@ def test_the_content_decides_and_not_the_name(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("start", "says"),
+    ("start", "plugin", "says"),
     [
-        (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIF images need pillow-heif.*pip install"),
-        (b"\0\0\0\x0cJXL \r\n\x87\n", "JXL images need pillow-jxl-plugin.*pip install"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "pillow_heif", "HEIF images need pillow-heif.*pip inst"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "pillow_jxl", "JXL images need pillow-jxl-plugin.*pip inst"),
     ],
 )
-def test_formats_that_need_a_plugin_are_named_with_it(two_classes, start, says):
+def test_formats_that_need_a_plugin_are_named_with_it(
+    two_classes, start, plugin, says, monkeypatch
+):
     (two_classes / "cat" / "photo").write_bytes(start + bytes(200))
+    with pytest.raises(ValueError, match="photo"):  # it is damaged
+        ftk.read_image_folder(two_classes)
+    monkeypatch.setitem(sys.modules, plugin, None)  # as if it were not installed
     with pytest.raises(ValueError, match=f"photo.*{says}"):
         ftk.read_image_folder(two_classes)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "plugin", "options"),
+    [
+        (".heic", "pillow_heif", {"format": "HEIF", "quality": -1}),
+        (".jxl", "pillow_jxl", {"format": "JXL", "lossless": True}),
+        ("", "pillow_jxl", {"format": "JXL", "lossless": True}),
+    ],
+)
+def test_images_of_a_format_with_a_plugin_are_read(two_classes, suffix, plugin, options):
+    getattr(importlib.import_module(plugin), "register_heif_opener", lambda: None)()
+    pixels = np.kron(np.random.default_rng(0).integers(0, 256, (4, 4, 3)), np.ones((8, 8, 1)))
+    pixels = pixels.astype(np.uint8)
+    Image.fromarray(pixels).save(two_classes / "cat" / f"photo{suffix}", **options)
+    images = ftk.read_image_folder(two_classes)
+    place = next(i for i, path in enumerate(images.paths) if "photo" in path)
+    np.testing.assert_allclose(images.load([place], (32, 32))[0].astype(int), pixels, atol=4)
 
 
 @pytest.mark.skipif(not features.check("avif"), reason="this Pillow does not read AVIF")

@@ -136,6 +136,12 @@ def backbone_with(name: str) -> keras.Model:
     return keras.Model(inputs, x, name="odd")
 
 
+def plain_backbone() -> keras.Model:
+    inputs = keras.Input((6, 6, 3))
+    x = L.Conv2D(4, 1, name="block1_conv")(inputs)
+    return keras.Model(inputs, L.Conv2D(4, 1, name="block2_conv")(x), name="plain")
+
+
 @pytest.fixture(scope="module")
 def images() -> ftk.ImageSet:
     x = np.random.default_rng(0).integers(0, 256, (6, 6, 6, 3), np.uint8)
@@ -177,7 +183,7 @@ def test_frozen_layers_with_a_state_stay_as_they_are_in_the_prefix(name, images)
     assert moved == moving(plan) == set()
 
 
-@pytest.mark.parametrize("name", ["norms", "LoRA", "int8"])
+@pytest.mark.parametrize("name", ["norms", "LoRA", "int8", "sequences"])
 def test_frozen_layers_behind_a_trainable_block_stay_as_they_are(name, images):
     moved, plan = trained(backbone_with(name), ftk.FineTuneSpec("block1"), images)
     assert moved == moving(plan) == {"block1_conv/kernel", "block1_conv/bias"}
@@ -190,6 +196,56 @@ def test_frozen_layers_that_would_move_are_an_error_before_training(name, images
         ftk.FineTuneSpec("block1").plan(backbone)
     with rejected("no frozen layer that changes its own variables.*pass no features=False"):
         ftk.fine_tune(backbone, head, ftk.FineTuneSpec(0), images, features=False)
+
+
+@pytest.mark.parametrize("rates", [{"dropout": 0.5}, {"recurrent_dropout": 0.5}])
+def test_a_frozen_recurrent_layer_with_dropout_is_an_error_before_training(rates, images):
+    inputs = keras.Input((6, 6, 3))
+    x = L.Conv2D(4, 1, name="block1_conv")(inputs)
+    x = L.LSTM(4, return_sequences=True, **rates)(L.Reshape((36, 4))(x))
+    backbone = keras.Model(inputs, L.Conv2D(4, 1, name="block2_conv")(L.Reshape((6, 6, 4))(x)))
+    with pytest.raises(ValueError, match="built with a dropout rate of 0"):
+        ftk.fine_tune(
+            backbone, ftk.classification_head(3), ftk.FineTuneSpec("block1"), images,
+            preprocessing=None,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("features", [None, False])
+@pytest.mark.parametrize(
+    "layer", [L.BatchNormalization, lambda: L.EinsumDense("abcd,de->abce", (None, None, 3))]
+)
+def test_preprocessing_stays_as_it_is(layer, features, images):
+    layer = layer()
+    layer(np.zeros((1, 6, 6, 3)))
+    spec, head = ftk.FineTuneSpec("all", epochs=2), ftk.classification_head(3)
+    options = {"preprocessing": layer, "features": features, "batch_size": 6, "verbose": 0}
+    tuned = ftk.fine_tune(plain_backbone(), head, spec, images, **options)
+    trained = next(x for x in tuned.model.layers if isinstance(x, type(layer)))
+    pairs = zip(layer.get_weights(), trained.get_weights(), strict=True)
+    assert all(np.array_equal(old, new) for old, new in pairs)
+
+
+@pytest.mark.parametrize("layer", [Counter, Codebook])
+def test_preprocessing_that_would_move_needs_features(layer, images):
+    backbone, head = plain_backbone(), ftk.classification_head(3)
+    layer = layer()
+    layer(np.zeros((1, 6, 6, 3)))
+    options = {"preprocessing": layer, "batch_size": 6, "verbose": 0}
+    with pytest.raises(ValueError, match="`preprocessing` must not change its own variables"):
+        ftk.fine_tune(backbone, head, ftk.FineTuneSpec(1), images, features=False, **options)
+    tuned = ftk.fine_tune(backbone, head, ftk.FineTuneSpec(1), images, **options)
+    trained = next(x for x in tuned.model.layers if isinstance(x, type(layer)))
+    assert all(map(np.array_equal, layer.get_weights(), trained.get_weights()))
+
+
+@pytest.mark.parametrize("layer", [Counter, L.BatchNormalization])
+def test_augmentation_that_changes_its_own_variables_is_an_error(layer, images):
+    with pytest.raises(ValueError, match="`augmentation` must not change its own variables"):
+        ftk.fine_tune(
+            plain_backbone(), ftk.classification_head(3), ftk.FineTuneSpec(1), images,
+            preprocessing=None, augmentation=layer(), verbose=0,
+        )  # fmt: skip
 
 
 def test_a_layer_that_changes_its_state_in_inference_is_an_error_before_training(rejected):

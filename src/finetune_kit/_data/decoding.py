@@ -254,5 +254,5 @@ def _opened_by_plugin(file: File, kind: str) -> Image.Image:
         plugin = importlib.import_module(module)
         getattr(plugin, "register_heif_opener", lambda: None)()
         return Image.open(_for_pillow(file), formats=[kind])
-    except (ImportError, KeyError, UnidentifiedImageError) as error:
+    except (ImportError, KeyError) as error:  # KeyError: the plugin lacks the format
         raise ImportError(f"{kind} images need {package} (pip install '{package}')") from error

@@ -71,13 +71,20 @@ def augmented(
     alone, so a copy is the same whenever it is made.
     """
     states = random_states(layer)
-    changed = []
+    changed: list[NDArray[Any]] = []
+    weights: list[NDArray[Any]] = []
     for image, (digest, view) in zip(pixels, keys, strict=True):
         rng = np.random.default_rng((seed, view, int(digest[:16], 16)))
         for state in states:
             state.assign(rng.integers(0, 2**31, 2, np.uint32))
         result = layer(keras.ops.cast(image[None], "float32"), training=True)
         changed.append(keras.ops.convert_to_numpy(result)[0])
+        weights = weights or layer.get_weights()
+    if not all(map(np.array_equal, weights, layer.get_weights())):
+        raise ValueError(
+            "`augmentation` must not change its own variables, because a copy would depend on the "
+            f"images before it. Received: {layer.name!r}, which does"
+        )
     copies = np.stack(changed)
     _check_copies(layer.name, pixels, copies)
     return np.clip(np.rint(copies), 0, 255).astype(np.uint8)

@@ -252,8 +252,17 @@ def is_layer(operation: Any) -> bool:
 
 
 def is_stochastic(operation: Any) -> bool:
-    """Return whether an operation or a layer in it uses random numbers in training (Dropout)."""
-    return is_layer(operation) and bool(random_states(operation))
+    """Return whether an operation or a layer in it uses random numbers in training (Dropout).
+
+    Recurrent layers have a random generator that they only use if one of their rates is above 0.
+    """
+    if not is_layer(operation):
+        return False
+    states = {id(state) for state in random_states(operation)}
+    for layer in layers_within(operation):
+        if [getattr(layer, name, None) for name in ("dropout", "recurrent_dropout")] == [0, 0]:
+            states -= {id(state) for state in random_states(layer)}
+    return bool(states)
 
 
 def random_states(layer: keras.Layer) -> list[Any]:

@@ -18,6 +18,7 @@ from finetune_kit._model.flattening import plain
 from finetune_kit._model.graph import is_stochastic
 from finetune_kit._model.head import check_not_swapped, misfit
 from finetune_kit._model.spec import FineTuneSpec, check_no_classifier, check_prefix_in_fit
+from finetune_kit._model.state import moved_by_layer
 from finetune_kit._text import listed, plural
 from finetune_kit._train.callbacks import as_callbacks, check_callbacks, check_monitors
 from finetune_kit._train.objective import Choices, as_choices, class_weights, objective
@@ -172,8 +173,24 @@ def _check_preprocessing(
             f"Received: {preprocessing.name!r}"
         )
     layer = None if preprocessing is None else copy(preprocessing)
+    if layer is not None:
+        layer.trainable = False  # also where it runs in `fit`
+        moved = [] if cached else _moved(layer, backbone)
+        if moved:
+            raise ValueError(
+                "`preprocessing` must not change its own variables in training, where Keras cannot "
+                "keep it in inference mode. Keep features: pass no features=False. Received: "
+                f"{layer.name!r}, which changes {listed(moved)}"
+            )
     pixel_conventions.warn_of_pixel_range(layer, backbone)
     return layer
+
+
+def _moved(layer: keras.Layer, backbone: keras.Model) -> list[str]:
+    """Return the paths of the variables that a layer changes when it gets pixels in training."""
+    probe = copy(layer)
+    probe(keras.Input(backbone.input_shape[1:]))
+    return [variable.path for variable in moved_by_layer(probe)]
 
 
 def _check_augmentation(augmentation: Any, cache: FeatureCache | None) -> Augmentation | None:
