@@ -48,6 +48,7 @@ specs = st.builds(
     epochs=st.integers(1, 100),
     learning_rate=st.floats(1e-6, 1.0),
     layer_decay=st.sampled_from([1.0, 0.5]),
+    keep=st.sampled_from(["best", "last"]),
 )
 
 

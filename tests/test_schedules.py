@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from functools import partial
 
 import keras
 import numpy as np
@@ -335,6 +337,71 @@ def test_early_stopping_ends_a_phase_and_restores_its_best_weights(tune):
     after_first_epoch = steps.steps[path][1]  # two steps in an epoch
     assert np.array_equal(keras.ops.convert_to_numpy(kernel), after_first_epoch)
     assert run.settings["kept_epoch"] == 4  # the best one of the last phase
+
+
+SPEC = ftk.FineTuneSpec(0, epochs=4, learning_rate=0.05)
+
+
+@pytest.fixture(scope="module")
+def misled(tune, sets):
+    """Validate on the training images with wrong labels, so that the validation loss rises."""
+    images = sets.train
+    wrong = ftk.ImageSet.from_arrays(images.load(size=(32, 32)), (images.labels + 1) % 3,
+                                     images.class_names)  # fmt: skip
+    return partial(tune, validation=wrong, optimizer="sgd")
+
+
+def kept_kernel(tune, path, specs, **options):
+    """Train; return the run, a kernel at the end, and the kernel after each epoch."""
+    steps = Steps(path)
+    run = tune(specs, callbacks=[steps], **options)
+    kernel = next(v for v in run.model.weights if v.path == path)
+    return run, keras.ops.convert_to_numpy(kernel), steps.steps[path][1::2]  # two steps an epoch
+
+
+@pytest.mark.parametrize("blocks", [0, 1])
+def test_the_weights_of_the_epoch_with_the_lowest_validation_loss_are_kept(misled, blocks):
+    path = "head/predictions/kernel"
+    spec = replace(SPEC, trainable_blocks=blocks)
+    run, kernel, after = kept_kernel(misled, path, spec)
+    best = int(np.argmin(run.history["val_loss"]))
+    assert best < 3, "the loss must rise, or the test shows nothing"
+    assert run.settings["kept_epoch"] == best + 1
+    assert np.array_equal(kernel, after[best])
+    last, kernel, after = kept_kernel(misled, path, replace(spec, keep="last"))
+    assert last.history == run.history
+    assert last.settings["kept_epoch"] == 4
+    assert np.array_equal(kernel, after[3])
+
+
+def test_each_phase_keeps_the_epoch_that_its_spec_asks_for(misled):
+    path = "head/predictions/kernel"
+    specs = [SPEC, ftk.FineTuneSpec(1, epochs=2, keep="last")]
+    run, kernel, after = kept_kernel(misled, path, specs)
+    assert run.settings["kept_epoch"] == 6
+    assert np.array_equal(kernel, after[5])
+    alone = misled(SPEC).model
+    begun = misled([SPEC, ftk.FineTuneSpec(1, learning_rate=1e-12)]).model
+    for one, other in zip(alone.weights, begun.weights, strict=True):
+        pair = map(keras.ops.convert_to_numpy, (one, other))
+        np.testing.assert_allclose(*pair, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"validation": None},
+        {"optimizer": keras.optimizers.SGD(0.05, use_ema=True)},
+        {"callbacks": keras.callbacks.EarlyStopping(
+            "val_loss", mode="max", patience=9, restore_best_weights=True)},
+    ],
+    ids=["no validation", "averages", "another choice"],
+)  # fmt: skip
+def test_the_last_epoch_is_kept_where_none_is_best(misled, options):
+    run = misled(SPEC, **options)
+    losses = run.history.get("val_loss", [0])
+    expected = int(np.argmax(losses)) + 1 if "callbacks" in options else 4
+    assert run.settings["kept_epoch"] == expected
 
 
 @pytest.mark.parametrize(

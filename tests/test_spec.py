@@ -261,6 +261,7 @@ def test_a_misspelt_block_is_an_error_with_the_nearest_names(mobilenet):
         ),
         ({"layer_decay": 0}, "`layer_decay` must be a number above 0 and up to 1"),
         ({"layer_decay": 1.1}, "`layer_decay` must be"),
+        ({"keep": "first"}, "`keep` must be one of"),
     ],
 )
 def test_a_value_out_of_range_is_an_error(options, message):

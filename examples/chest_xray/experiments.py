@@ -46,10 +46,11 @@ class Setting:
             batch_norm=self.batch_norm,
             epochs=epochs - self.probe_epochs,
             learning_rate=self.learning_rate,
+            keep="last",  # the best epoch is recorded too
         )
         if not self.probe_epochs:
             return [trained]
-        return [ftk.FineTuneSpec(0, epochs=self.probe_epochs), trained]
+        return [ftk.FineTuneSpec(0, epochs=self.probe_epochs, keep="last"), trained]
 
 
 def recommended(blocks: int) -> Setting:

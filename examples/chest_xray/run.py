@@ -164,7 +164,7 @@ class Recipe:
     pooling: str
     batch_norm: str
     preprocessing: str | keras.Layer
-    keep_best_epoch: bool
+    keep: str
 
 
 def recipe(name: str) -> Recipe:
@@ -175,11 +175,11 @@ def recipe(name: str) -> Recipe:
     epoch.
     """
     if name == "recommended":
-        return Recipe("avg", "frozen", "auto", keep_best_epoch=True)
+        return Recipe("avg", "frozen", "auto", keep="best")
     rgb = keras.Input((None, None, 3))
     scaled = keras.layers.Rescaling(1 / 255)(keras.ops.flip(rgb, axis=-1))
     bgr = keras.Model(rgb, scaled, name="preprocessing")
-    return Recipe("flatten", "train", bgr, keep_best_epoch=False)
+    return Recipe("flatten", "train", bgr, keep="last")
 
 
 def load_backbone(weights: str, image_size: int) -> keras.Model:
@@ -232,7 +232,9 @@ def train_models(
     backbone = load_backbone(args.weights, args.image_size)
     head = ftk.classification_head(train.class_names, units=(1024, 512), pooling=chosen.pooling)
     specs = [
-        ftk.FineTuneSpec(number - 1, batch_norm=chosen.batch_norm, epochs=args.epochs)
+        ftk.FineTuneSpec(
+            number - 1, batch_norm=chosen.batch_norm, epochs=args.epochs, keep=chosen.keep
+        )
         for number in args.models
     ]
     deepest = max(args.models)
@@ -248,9 +250,6 @@ def train_models(
     if not args.verbose:
         order = sorted(args.models, reverse=True)  # `sweep` begins with the deepest
         callbacks.append(TrainingBars([f"Model {number}" for number in order], args.epochs))
-    if chosen.keep_best_epoch:  # patience as long as the training: nothing stops early
-        best = keras.callbacks.EarlyStopping(patience=args.epochs, restore_best_weights=True)
-        callbacks.append(best)
     return ftk.sweep(
         backbone,
         head,

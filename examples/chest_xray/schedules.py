@@ -44,7 +44,6 @@ def compare_schedules(
     """Train each schedule with each seed and return the results by schedule."""
     backbone = load_backbone(args.weights, 224)
     head = ftk.classification_head(images.class_names, units=(1024, 512))
-    best = keras.callbacks.EarlyStopping(patience=args.epochs, restore_best_weights=True)
     results: dict[str, list[dict[str, Any]]] = {}
     for seed in args.seeds:
         train, validation, test = images.split(seed=seed)
@@ -56,7 +55,6 @@ def compare_schedules(
                 train,
                 validation,
                 batch_size=64,
-                callbacks=best,
                 features=features,
                 seed=seed,
                 verbose=0,

@@ -168,11 +168,11 @@ def _train(
     import keras
 
     validation = sets.get("validation")
-    best = keras.callbacks.EarlyStopping(patience=job.patience, restore_best_weights=True)
+    stop = keras.callbacks.EarlyStopping(patience=job.patience)
     options: dict[str, Any] = {
         "batch_size": job.batch_size,
         "class_weight": job.class_weight,
-        "callbacks": () if validation is None else [best],
+        "callbacks": () if validation is None else [stop],
         "features": job.features,
         "run_dir": Path(job.out) / CHECKPOINTS,
         "seed": job.seed,

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune_kit._checks import check_count
-from finetune_kit._model.graph import random_states
+from finetune_kit._model.state import random_states
 
 
 @dataclass(frozen=True, eq=False)

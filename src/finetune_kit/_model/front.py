@@ -12,7 +12,8 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune_kit._model.graph import fresh_inputs, is_layer, is_stochastic, rewire
+from finetune_kit._model.graph import fresh_inputs, is_layer, rewire
+from finetune_kit._model.state import is_stochastic
 
 Values: TypeAlias = NDArray[Any]
 

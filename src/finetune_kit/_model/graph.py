@@ -251,26 +251,6 @@ def is_layer(operation: Any) -> bool:
     return isinstance(operation, keras.Layer)
 
 
-def is_stochastic(operation: Any) -> bool:
-    """Return whether an operation or a layer in it uses random numbers in training (Dropout).
-
-    Recurrent layers have a random generator that they only use if one of their rates is above 0.
-    """
-    if not is_layer(operation):
-        return False
-    states = {id(state) for state in random_states(operation)}
-    for layer in layers_within(operation):
-        if [getattr(layer, name, None) for name in ("dropout", "recurrent_dropout")] == [0, 0]:
-            states -= {id(state) for state in random_states(layer)}
-    return bool(states)
-
-
-def random_states(layer: keras.Layer) -> list[Any]:
-    """Return the states of a layer's random generators: in its `variables`, not its `weights`."""
-    weights = {id(weight) for weight in layer.weights}
-    return [variable for variable in layer.variables if id(variable) not in weights]
-
-
 def is_composite(operation: Any) -> bool:
     """Return whether an operation is a layer made of several weighted ones (an encoder layer)."""
     return is_layer(operation) and count_kernels(operation) > 1

@@ -21,16 +21,16 @@ from finetune_kit._model.graph import (
     functional,
     give_distinct_names,
     is_layer,
-    is_stochastic,
     layers_within,
     rewire,
 )
 from finetune_kit._model.head import check_not_swapped, misfit
 from finetune_kit._model.plan import FreezePlan
-from finetune_kit._model.state import check_frozen, set_trainable, updated_variables
+from finetune_kit._model.state import check_frozen, is_stochastic, set_trainable, updated_variables
 from finetune_kit._text import plural
 
 BATCH_NORM = ("frozen", "train")
+KEEP = ("best", "last")
 
 
 @hints(
@@ -71,6 +71,8 @@ class FineTuneSpec:
             up to 1 (default: 1, the same rate everywhere). The head has the full rate, the last
             block `layer_decay` times that rate, the block before it `layer_decay ** 2` times (as in
             BEiT: Bao et al., ICLR 2022).
+        keep: `"best"` (default) keeps the weights of the epoch with the lowest validation loss,
+            where there are validation images; `"last"` those of the last epoch.
 
     Raises:
         ValueError: if a value is outside its range. Whether `trainable_blocks` fits a backbone is
@@ -90,10 +92,12 @@ class FineTuneSpec:
     epochs: int = 1
     learning_rate: float = 1e-3
     layer_decay: float = 1.0
+    keep: str = "best"
 
     def __post_init__(self) -> None:
         check_choice("level", self.level, LEVELS)
         check_choice("batch_norm", self.batch_norm, BATCH_NORM)
+        check_choice("keep", self.keep, KEEP)
         check_count("epochs", self.epochs)
         values = {
             "trainable_blocks": _blocks(self.trainable_blocks),

@@ -12,15 +12,8 @@ import keras
 
 from finetune_kit._model.blocks import chosen_blocks, partition
 from finetune_kit._model.flattening import flattened
-from finetune_kit._model.graph import (
-    fresh_inputs,
-    functional,
-    is_layer,
-    is_stochastic,
-    made_by,
-    read,
-    rewire,
-)
+from finetune_kit._model.graph import fresh_inputs, functional, is_layer, made_by, read, rewire
+from finetune_kit._model.state import is_stochastic
 
 
 def cut(

@@ -15,12 +15,16 @@ from finetune_kit._model import preprocessing as pixel_conventions
 from finetune_kit._model.copying import copy
 from finetune_kit._model.digest import variable_digest
 from finetune_kit._model.flattening import plain
-from finetune_kit._model.graph import is_stochastic
 from finetune_kit._model.head import check_not_swapped, misfit
 from finetune_kit._model.spec import FineTuneSpec, check_no_classifier, check_prefix_in_fit
-from finetune_kit._model.state import moved_by_layer
+from finetune_kit._model.state import is_stochastic, moved_by_layer
 from finetune_kit._text import listed, plural
-from finetune_kit._train.callbacks import as_callbacks, check_callbacks, check_monitors
+from finetune_kit._train.callbacks import (
+    as_callbacks,
+    check_callbacks,
+    check_monitors,
+    with_best_epoch,
+)
 from finetune_kit._train.objective import Choices, as_choices, class_weights, objective
 from finetune_kit._train.optimizer import Optimizers
 from finetune_kit._train.setup import Phase, Setup
@@ -43,9 +47,8 @@ def make_setup(
     _check_numbers(options)
     choices = as_choices(options["loss"], options["metrics"])
     _check_run_dir(options["run_dir"], choices)
-    callbacks = as_callbacks(options["callbacks"])
-    check_callbacks(callbacks, once=len(phases) == 1 and options["run_dir"] is None)
-    check_monitors(callbacks, choices.names, validated=validation is not None)
+    once = len(phases) == 1 and options["run_dir"] is None
+    callbacks = _callbacks(options, choices.names, once=once, validated=validation is not None)
     cache = _check_features(options["features"], backbone, phases)
     factors = [
         dict(zip(p.plan.trainable_variables, p.plan.rate_factors, strict=True)) for p in phases
@@ -77,6 +80,17 @@ def make_setup(
         origin=start.origin,
         seen_before=start.seen_before,
     )
+
+
+def _callbacks(
+    options: Mapping[str, Any], names: Sequence[str], *, once: bool, validated: bool
+) -> list[keras.callbacks.Callback]:
+    """Return the callbacks, and with them what keeps the best epoch."""
+    callbacks = as_callbacks(options["callbacks"])
+    check_callbacks(callbacks, once=once)
+    check_monitors(callbacks, names, validated=validated)
+    averaged = bool(Optimizers(options["optimizer"]).config.get("use_ema"))
+    return with_best_epoch(callbacks, validated=validated, averaged=averaged)
 
 
 def _check_numbers(options: Mapping[str, Any]) -> None:

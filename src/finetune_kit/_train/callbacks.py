@@ -14,7 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from finetune_kit._model.graph import random_states
+from finetune_kit._model.state import random_states
 
 # The state that Keras' own callbacks keep from epoch to epoch.
 _STATE = {
@@ -122,6 +122,31 @@ def rate_ratios(
     if not any(isinstance(callback, kinds) for callback in callbacks):
         return []
     return [keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: keep_ratios())]
+
+
+class BestEpoch(keras.callbacks.EarlyStopping):
+    """Restores the weights of the epoch with the lowest validation loss at the end of a phase."""
+
+    def __init__(self) -> None:
+        super().__init__(monitor="val_loss", patience=10**9, restore_best_weights=True)
+
+
+def with_best_epoch(
+    callbacks: Sequence[keras.callbacks.Callback], *, validated: bool, averaged: bool
+) -> list[keras.callbacks.Callback]:
+    """Return callbacks that keep the best epoch, unless the user's choose which weights to keep.
+
+    Args:
+        callbacks: those of the user.
+        validated: whether there are validation images.
+        averaged: whether the optimizer ends with averages of the weights, which no epoch has.
+    """
+    chosen = any(
+        isinstance(callback, keras.callbacks.SwapEMAWeights)
+        or getattr(callback, "restore_best_weights", False)
+        for callback in callbacks
+    )
+    return [*callbacks, *([BestEpoch()] if validated and not chosen and not averaged else [])]
 
 
 def as_callbacks(callbacks: Any) -> list[keras.callbacks.Callback]:

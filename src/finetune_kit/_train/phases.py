@@ -21,6 +21,7 @@ from finetune_kit._features.frozen import FeatureSource, Trainee
 from finetune_kit._model.digest import variable_digest
 from finetune_kit._text import listed, plural
 from finetune_kit._train.callbacks import (
+    BestEpoch,
     FiniteLoss,
     Planned,
     epoch_seeds,
@@ -176,6 +177,9 @@ def _fit(
     state: State | None,
 ) -> None:
     setup, progress = run.setup, run.progress
+    for callback in setup.callbacks:
+        if isinstance(callback, BestEpoch):
+            callback.restore_best_weights = phase.spec.keep == "best"
     first, clock = len(progress.epochs), _Clock(progress.seconds)
     last = sum(epoch["phase"] < phase.number for epoch in progress.epochs) + phase.spec.epochs
     if state is not None and state.position["stopped"]:
