@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from finetune_kit._report.predict import predict
     from finetune_kit._report.predictions import Predictions
     from finetune_kit._report.report import Report
-    from finetune_kit._train.features import compute_features
+    from finetune_kit._train.features import compute_features, extract_features
     from finetune_kit._train.fine_tune import fine_tune
     from finetune_kit._train.sweep import sweep
     from finetune_kit._train.tuned import FineTuned
@@ -72,6 +72,7 @@ __all__ = [  # in the order of the path
     "Augmentation",
     "FeatureCache",
     "FineTuned",
+    "extract_features",
     "compute_features",
     "fine_tune",
     "sweep",
@@ -114,6 +115,7 @@ _HOMES = {
     "Augmentation": "_features.augmentation",
     "FeatureCache": "_features.cache",
     "FineTuned": "_train.tuned",
+    "extract_features": "_train.features",
     "compute_features": "_train.features",
     "fine_tune": "_train.fine_tune",
     "sweep": "_train.sweep",

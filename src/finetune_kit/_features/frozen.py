@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,17 +165,36 @@ class FeatureSource:
         names = prefix_names(plan)
         prefix, suffix = _split(whole, names, plan)
         entry = self._entry(cache, prefix, names, rows)
-        for _ in range(3):  # a damaged chunk is noticed when it is read, and computed again
+        for missing in self._attempts(entry, rows):
+            model, start = self._nearest(cache, whole, plan, missing) or (prefix, inputs)
+            if self.verbose and model is not None:
+                noun = "augmented image" if isinstance(inputs, Views) else "image"
+                count = plural(len(missing), noun)
+                print(f"Computing the frozen part, once for each of {count}:", flush=True)
+            entry.fill(model, start, self.batch_size, self.verbose)
+        return suffix, entry.features()
+
+    def outputs(self, model: keras.Model) -> Features:
+        """Return the outputs of a model that takes pixels, computed once for each image."""
+        rows = dict(enumerate(self.digests))
+        entry = self._entry(Path(self.folder or "."), model, frozenset(), rows)
+        for missing in self._attempts(entry, rows):
+            if self.verbose:
+                count = plural(len(missing), "image")
+                print(f"Computing features, once for each of {count}:", flush=True)
+            entry.fill(model, Decode(self.images, self.size), self.batch_size, self.verbose)
+        return entry.features()
+
+    def _attempts(self, entry: Entry, rows: Mapping[int, str]) -> Iterator[dict[int, str]]:
+        """Yield the rows that are missing, until the entry is complete.
+
+        A damaged chunk is noticed when it is read, and computed again.
+        """
+        for _ in range(3):
             if entry.is_complete():
-                return suffix, entry.features()
-            missing = {i: rows[i] for i in entry.missing.tolist()}
-            if missing:
-                model, start = self._nearest(cache, whole, plan, missing) or (prefix, inputs)
-                if self.verbose and model is not None:
-                    noun = "augmented image" if isinstance(inputs, Views) else "image"
-                    count = plural(len(missing), noun)
-                    print(f"Computing the frozen part, once for each of {count}:", flush=True)
-                entry.fill(model, start, self.batch_size, self.verbose)
+                return
+            if len(entry.missing):
+                yield {i: rows[i] for i in entry.missing.tolist()}
         raise OSError(f"The feature cache does not keep what is written to it: {entry.folder}")
 
     def _nearest(

@@ -17,7 +17,6 @@ from finetune_kit._model.blocks import LEVELS, Partition, as_block, chosen_block
 from finetune_kit._model.flattening import flattened
 from finetune_kit._model.graph import (
     distinct_paths,
-    fresh_inputs,
     functional,
     give_distinct_names,
     is_layer,
@@ -27,6 +26,7 @@ from finetune_kit._model.graph import (
 from finetune_kit._model.head import check_not_swapped, misfit
 from finetune_kit._model.plan import FreezePlan
 from finetune_kit._model.state import check_frozen, is_stochastic, set_trainable, updated_variables
+from finetune_kit._model.surgery import rgb_inputs
 from finetune_kit._text import plural
 
 BATCH_NORM = ("frozen", "train")
@@ -192,7 +192,7 @@ class FineTuneSpec:
             for operation in part.operations
             if not trains
         )
-        inputs, pixels = _rgb_inputs(graph.input)
+        inputs, pixels = rgb_inputs(graph.input)
         pixels = preprocessing(pixels) if preprocessing else pixels
         call = partial(_call_without_randomness, frozen)
         features = rewire(graph.input, pixels, graph.output, call)
@@ -295,15 +295,6 @@ def _call_without_randomness(
             f"{plural(len(operation.weights), 'weight')}"
         )
     return x
-
-
-def _rgb_inputs(taken: Any) -> tuple[Any, Any]:
-    """Return the inputs of a model for RGB images, and the tensors that its backbone takes."""
-    inputs = fresh_inputs(taken)
-    if len(getattr(taken, "shape", ())) != 4 or taken.shape[-1] != 1:
-        return inputs, inputs
-    rgb = keras.Input((*taken.shape[1:3], 3), dtype=taken.dtype)
-    return rgb, keras.ops.image.rgb_to_grayscale(rgb, data_format="channels_last")
 
 
 def _predictions(head: keras.Layer, features: Any, backbone: keras.Model) -> Any:

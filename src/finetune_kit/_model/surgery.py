@@ -7,6 +7,7 @@ training one part trains the same layers in the whole.
 from __future__ import annotations
 
 from collections.abc import Container
+from typing import Any
 
 import keras
 
@@ -55,6 +56,17 @@ def cut(
 def cut_after(model: keras.Model, names: Container[str]) -> tuple[keras.Model, keras.Model]:
     """Cut a model behind the operations of these names, which must be downward-closed."""
     graph = flattened(model)
+    crossing = _crossing(graph, names)
+    # A tuple: `fit` on TensorFlow takes no list of tensors from a generator.
+    boundary = tuple(crossing) if len(crossing) > 1 else crossing[0]
+    prefix = functional(graph.input, boundary, f"{model.name}_prefix")
+    inputs = fresh_inputs(boundary)
+    outputs = rewire(boundary, inputs, graph.output)
+    return prefix, functional(inputs, outputs, f"{model.name}_suffix")
+
+
+def _crossing(graph: keras.Model, names: Container[str]) -> list[Any]:
+    """Return the tensors that operations of these names make and others read, in their order."""
     crossing, pending, seen = [], list(graph.outputs), set()
     while pending:
         tensor = pending.pop()
@@ -67,13 +79,7 @@ def cut_after(model: keras.Model, names: Container[str]) -> tuple[keras.Model, k
         else:
             pending += node.input_tensors
     order = {id(operation): i for i, operation in enumerate(graph.operations)}
-    crossing.sort(key=lambda tensor: order[id(made_by(tensor)[0])])
-    # A tuple: `fit` on TensorFlow takes no list of tensors from a generator.
-    boundary = tuple(crossing) if len(crossing) > 1 else crossing[0]
-    prefix = functional(graph.input, boundary, f"{model.name}_prefix")
-    inputs = fresh_inputs(boundary)
-    outputs = rewire(boundary, inputs, graph.output)
-    return prefix, functional(inputs, outputs, f"{model.name}_suffix")
+    return sorted(crossing, key=lambda tensor: order[id(made_by(tensor)[0])])
 
 
 def extend_prefix(prefix: keras.Model, suffix: keras.Model) -> tuple[keras.Model, keras.Model]:
@@ -124,3 +130,52 @@ def stitch(prefix: keras.Model, suffix: keras.Model) -> keras.Model:
     boundary = rewire(prefix.input, inputs, prefix.output)
     outputs = rewire(suffix.input, boundary, suffix.output)
     return functional(inputs, outputs, prefix.name.removesuffix("_prefix"))
+
+
+def rgb_inputs(taken: Any) -> tuple[Any, Any]:
+    """Return the inputs of a model for RGB images, and the tensors that its backbone takes."""
+    inputs = fresh_inputs(taken)
+    if len(getattr(taken, "shape", ())) != 4 or taken.shape[-1] != 1:
+        return inputs, inputs
+    rgb = keras.Input((*taken.shape[1:3], 3), dtype=taken.dtype)
+    return rgb, keras.ops.image.rgb_to_grayscale(rgb, data_format="channels_last")
+
+
+def features_model(
+    backbone: keras.Model, preprocessing: keras.Layer | None, at: Any, pooling: str | None
+) -> tuple[tuple[str, ...], keras.Model]:
+    """Return the names of blocks, and a model from pixels to their pooled outputs.
+
+    Args:
+        backbone: the model, whose layers are shared.
+        preprocessing: a layer for the raw pixels, or None.
+        at: the names of the blocks, `"all"`, or None for the output of the backbone.
+        pooling: see `classification_head`.
+    """
+    graph, parts = flattened(backbone), partition(backbone).parts
+    chosen = chosen_blocks("at", 1 if at is None else at, parts, backbone.name, "block")
+    tensors: list[Any] = []
+    before: set[str] = set()
+    for part, is_chosen in zip(parts, chosen, strict=True):
+        before |= {operation.name for operation in part.operations}
+        if is_chosen:
+            tensors.append(_crossing(graph, before)[-1])
+    inputs, pixels = rgb_inputs(graph.input)
+    pixels = preprocessing(pixels) if preprocessing else pixels
+    outputs = [_pooled(x, pooling) for x in rewire(graph.input, pixels, tensors)]
+    names = tuple(part.name for part, is_chosen in zip(parts, chosen, strict=True) if is_chosen)
+    boundary = tuple(outputs) if len(outputs) > 1 else outputs[0]
+    return names, functional(inputs, boundary, f"{backbone.name}_features")
+
+
+def _pooled(x: Any, pooling: str | None) -> Any:
+    """Return a feature map `(n, h, w, c)`, or tokens `(n, t, c)`, as a vector for each image."""
+    if pooling is None or len(x.shape) == 2:
+        return x
+    if pooling == "flatten":
+        return keras.layers.Flatten()(x)
+    axes = tuple(range(1, len(x.shape) - 1))
+    kinds = {"avg": [keras.ops.mean], "max": [keras.ops.max]}
+    chosen = kinds.get(pooling, [keras.ops.mean, keras.ops.max])
+    vectors = [reduce(x, axis=axes) for reduce in chosen]
+    return vectors[0] if len(vectors) == 1 else keras.ops.concatenate(vectors, axis=-1)

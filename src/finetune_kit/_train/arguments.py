@@ -82,6 +82,17 @@ def make_setup(
     )
 
 
+def checked_backbone(
+    backbone: Any, preprocessing: Any
+) -> tuple[tuple[int, int], keras.Model, keras.Layer | None]:
+    """Return height and width of the images, the backbone alone, and its preprocessing."""
+    start = starting_point(backbone, None, preprocessing)
+    check_kind("backbone", start.backbone, keras.Model, "such as keras.applications.MobileNetV2()")
+    front = plain(start.backbone)
+    size = image_size("backbone", front, channels=(1, 3))
+    return size, front, _check_preprocessing(start.preprocessing, front, cached=True)
+
+
 def _callbacks(
     options: Mapping[str, Any], names: Sequence[str], *, once: bool, validated: bool
 ) -> list[keras.callbacks.Callback]:

@@ -1,4 +1,4 @@
-"""Compute the features of the frozen part ahead of a training: `compute_features`."""
+"""Features of a backbone: as arrays for other tools, or kept ahead of a training."""
 
 from __future__ import annotations
 
@@ -8,15 +8,99 @@ from dataclasses import replace
 from typing import Any
 
 import keras
+import numpy as np
+from numpy.typing import NDArray
 
-from finetune_kit._checks import is_count
+from finetune_kit._checks import check_choice, check_count, check_kind, is_count
 from finetune_kit._data.images import ImageSet
 from finetune_kit._features.cache import FeatureCache, as_cache, opened
-from finetune_kit._model.head import classification_head
+from finetune_kit._features.frozen import FeatureSource
+from finetune_kit._model.blocks import chosen_blocks, partition
+from finetune_kit._model.copying import copy
+from finetune_kit._model.head import POOLING, classification_head
 from finetune_kit._model.spec import FineTuneSpec
+from finetune_kit._model.surgery import features_model
 from finetune_kit._quiet import quiet
-from finetune_kit._train.arguments import make_setup
+from finetune_kit._train.arguments import checked_backbone, make_setup
 from finetune_kit._train.tuned import FineTuned
+
+
+@quiet()
+def extract_features(
+    backbone: keras.Model | FineTuned | str | os.PathLike[str],
+    images: ImageSet,
+    *,
+    at: str | Sequence[str] | None = None,
+    pooling: str | None = "avg",
+    features: FeatureCache | str | os.PathLike[str] | None = None,
+    preprocessing: str | keras.layers.Layer | None = "auto",
+    batch_size: int = 32,
+    verbose: str | int = "auto",
+) -> NDArray[np.float32] | dict[str, NDArray[np.float32]]:
+    """Return what a backbone puts out for images, as arrays.
+
+    Use it to train a model of scikit-learn on the features, to search for similar images, or to
+    plot them. The backbone runs in inference mode, once for each image, also for several blocks.
+
+    Args:
+        backbone: see `fine_tune`; of a trained model, the part in front of its head.
+        images: the images.
+        at: the block whose output is returned, see `conv_blocks`; a list of blocks; or `"all"`.
+            Defaults to None: the output of the backbone.
+        pooling: how a feature map becomes a vector: `"avg"` (default), `"max"`, `"avgmax"` (both)
+            or `"flatten"`, see `classification_head`; None returns the map as it is.
+        features: a `FeatureCache`, or a folder, that keeps the features for later calls. Defaults
+            to none.
+        preprocessing: see `fine_tune`.
+        batch_size: images in each step. Defaults to 32.
+        verbose: `"auto"` (default), 0, 1 or 2, as in `fit`.
+
+    Returns:
+        An array `(n, channels)` in the order of the images; with a list of blocks or `"all"`, such
+        an array for each block, by its name.
+
+    Raises:
+        ValueError: if an argument does not fit the others, or the backbone has no such block.
+
+    Example:
+        >>> x = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
+        >>> images = ImageSet.from_arrays(x, ["cat", "dog"] * 4)
+        >>> backbone = keras.applications.MobileNetV2(
+        ...     alpha=0.35, include_top=False, weights=None, input_shape=(32, 32, 3))
+        >>> extract_features(backbone, images, verbose=0).shape
+        (8, 1280)
+        >>> found = extract_features(backbone, images, at=["block_3", "block_15"], verbose=0)
+        >>> {name: values.shape for name, values in found.items()}
+        {'block_3': (8, 16), 'block_15': (8, 56)}
+    """
+    check_kind("images", images, ImageSet, "see read_image_folder")
+    check_choice("pooling", pooling, POOLING)
+    check_count("batch_size", batch_size)
+    if at is not None and not at:
+        raise ValueError(f"`at` must name at least one block. Received: at={at!r}")
+    cache = as_cache(features) or FeatureCache()
+    size, plain, layer = checked_backbone(backbone, preprocessing)
+    parts = partition(plain).parts  # a block that is not there is an error before the copy
+    chosen_blocks("at", 1 if at is None else at, parts, plain.name, "block")
+    names, model = features_model(copy(plain), layer, at, pooling)
+    with opened(cache, None) as folder:
+        source = FeatureSource(
+            images=images,
+            train_count=len(images),
+            size=size,
+            batch_size=batch_size,
+            verbose=verbose,
+            folder=folder,
+            dtype=cache.dtype,
+            augmentation=None,
+            seed=0,
+            digests=images.digests(),
+            weights={},
+        )
+        found = source.outputs(model).load(np.arange(len(images)))
+    arrays = found if isinstance(found, tuple) else (found,)
+    by_name = {n: a.astype(np.float32, copy=False) for n, a in zip(names, arrays, strict=True)}
+    return by_name[names[0]] if at is None or at in names else by_name
 
 
 @quiet()
