@@ -116,6 +116,24 @@ def test_callbacks_keep_their_state(tune, stopped, tmp_path, number, when):
     assert "epoch 3 of 6 kept" in repr(again)
 
 
+@pytest.mark.parametrize("extra", [[], [keras.callbacks.ReduceLROnPlateau(patience=9)]])
+def test_the_best_epoch_is_known_after_an_interruption(tune, sets, tmp_path, caplog, extra):
+    """Also if the user's own callbacks are others now: it lies before the interruption."""
+    images = sets.train  # with wrong labels, so that the validation loss rises
+    wrong = ftk.ImageSet.from_arrays(
+        images.load(size=(32, 32)), (images.labels + 1) % 3, images.class_names
+    )
+    spec = ftk.FineTuneSpec(0, epochs=4, learning_rate=0.05)
+    options = {"validation": wrong, "optimizer": "sgd"}
+    whole = tune(spec, **options)
+    interrupt(tune, spec, 3, run_dir=tmp_path, **options)
+    resumed = tune(spec, run_dir=tmp_path, callbacks=extra, **options)
+    assert whole.settings["kept_epoch"] == resumed.settings["kept_epoch"] < 4
+    pairs = zip(whole.model.weights, resumed.model.weights, strict=True)
+    assert all(np.array_equal(*map(keras.ops.convert_to_numpy, pair)) for pair in pairs)
+    assert ("their state starts anew" in caplog.text) == bool(extra)
+
+
 def test_callbacks_of_other_kinds_start_anew(tune, tmp_path, caplog):
     interrupt(tune, SPECS[:1], 1, callbacks=careful(), run_dir=tmp_path)
     tune(SPECS[:1], run_dir=tmp_path, callbacks=careful()[1:])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import keras
@@ -16,8 +17,19 @@ import numpy as np
 
 from finetune_kit._model.state import random_states
 
-# The state that Keras' own callbacks keep from epoch to epoch.
+
+class BestEpoch(keras.callbacks.EarlyStopping):
+    """Restores the weights of the epoch with the lowest validation loss at the end of a phase."""
+
+    keeps_best = True  # part of its state, which is thereby told from that of early stopping
+
+    def __init__(self) -> None:
+        super().__init__(monitor="val_loss", patience=10**9, restore_best_weights=True)
+
+
+# The state that Keras' own callbacks, and ours, keep from epoch to epoch.
 _STATE = {
+    BestEpoch: ("keeps_best", "best", "best_epoch", "best_weights"),
     keras.callbacks.EarlyStopping: ("best", "best_epoch", "best_weights", "wait", "stopped_epoch"),
     keras.callbacks.ReduceLROnPlateau: ("best", "wait", "cooldown_counter"),
     keras.callbacks.ModelCheckpoint: ("best",),
@@ -124,13 +136,6 @@ def rate_ratios(
     return [keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: keep_ratios())]
 
 
-class BestEpoch(keras.callbacks.EarlyStopping):
-    """Restores the weights of the epoch with the lowest validation loss at the end of a phase."""
-
-    def __init__(self) -> None:
-        super().__init__(monitor="val_loss", patience=10**9, restore_best_weights=True)
-
-
 def with_best_epoch(
     callbacks: Sequence[keras.callbacks.Callback], *, validated: bool, averaged: bool
 ) -> list[keras.callbacks.Callback]:
@@ -204,13 +209,24 @@ def callback_states(callbacks: Sequence[keras.callbacks.Callback]) -> list[dict[
 def restore_states(
     callbacks: Sequence[keras.callbacks.Callback], states: Sequence[Mapping[str, Any]]
 ) -> bool:
-    """Restore the state of callbacks; return False if they are not of the same kinds."""
-    if [*map(_names, callbacks)] != [tuple(values) for values in states]:
-        return False
-    for callback, values in zip(callbacks, states, strict=True):
-        for name, value in values.items():
-            setattr(callback, name, value)
-    return True
+    """Restore the state of callbacks; return False if the user's are of other kinds now."""
+    own = _STATE[BestEpoch]
+    now = [(_names(callback), callback) for callback in callbacks if _names(callback)]
+    then = [(tuple(values), values) for values in states if values]
+    fits = [kind for kind, _ in now if kind != own] == [kind for kind, _ in then if kind != own]
+    for (kind, callback), (_, values) in product(now[-1:], then[-1:]):  # ours is the last
+        if kind == own == tuple(values):
+            _set(callback, values)
+    if fits:
+        users = ([each for kind, each in pairs if kind != own] for pairs in (now, then))
+        for callback, values in zip(*users, strict=True):
+            _set(callback, values)
+    return fits
+
+
+def _set(callback: Any, values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        setattr(callback, name, value)
 
 
 def _names(callback: keras.callbacks.Callback) -> tuple[str, ...]:
