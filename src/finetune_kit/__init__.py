@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from finetune_kit._model.surgery import cut, stitch
     from finetune_kit._report.attribution import grad_cam, occlusion
     from finetune_kit._report.compare import compare
+    from finetune_kit._report.cross_validation import cross_validate
     from finetune_kit._report.estimate import Estimate
     from finetune_kit._report.evaluate import evaluate
     from finetune_kit._report.hub import push_to_hub
@@ -77,6 +78,7 @@ __all__ = [  # in the order of the path
     "fine_tune",
     "sweep",
     "evaluate",
+    "cross_validate",
     "Report",
     "Estimate",
     "compare",
@@ -119,6 +121,7 @@ _HOMES = {
     "compute_features": "_train.features",
     "fine_tune": "_train.fine_tune",
     "sweep": "_train.sweep",
+    "cross_validate": "_report.cross_validation",
     "evaluate": "_report.evaluate",
     "Report": "_report.report",
     "Estimate": "_report.estimate",

@@ -89,7 +89,7 @@ def about(
         data["duplicate_clusters"] = len(duplicates.clusters)
         if tuned is not None:
             cautions += _near(duplicates, tuned, digests, data)
-    return {**found, "environment": _environment(), "cautions": cautions}
+    return {**found, "environment": environment(), "cautions": cautions}
 
 
 def data_name(images: ImageSet) -> str | None:
@@ -180,7 +180,7 @@ def _are(count: int, one: str, several: str) -> str:
     return f"{count:,} of these images {f'is {one}' if count == 1 else f'are {several}'}"
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     backend = keras.backend.backend()
     return {
         "finetune-kit": version("finetune-kit"),
