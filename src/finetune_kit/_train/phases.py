@@ -59,7 +59,8 @@ def train(
     if state is not None:
         progress.epochs.extend(state.position["epochs"])
         progress.kept_epoch = state.position["kept_epoch"]
-        progress.seconds |= state.position.get("seconds", {})
+        for name, value in state.position.get("seconds", {}).items():
+            progress.seconds[name] += value
         current, ended = state.position["phase"], state.position["ended"]
         _announce(setup, ended and current == len(setup.phases), len(progress.epochs))
     if state is not None and ended and current == len(setup.phases):
