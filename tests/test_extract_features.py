@@ -109,7 +109,7 @@ def test_the_backbone_is_not_changed(backbone, images):
     assert len(backbone.layers[-1]._inbound_nodes) == 1
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(order=st.permutations(range(7)))
 def test_each_image_has_the_features_of_its_own(backbone, images, order, tmp_path_factory):
     folder = tmp_path_factory.getbasetemp() / "own"
