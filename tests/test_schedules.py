@@ -426,7 +426,8 @@ def test_the_kept_epoch_is_the_one_whose_weights_the_model_has(tune, stops, kept
     path = "head/predictions/kernel"
     steps = Steps(path)
     callbacks = [*(keras.callbacks.EarlyStopping(**stop) for stop in stops), steps]
-    run = tune(ftk.FineTuneSpec(0, epochs=4), callbacks=callbacks, optimizer="sgd")
+    spec = ftk.FineTuneSpec(0, epochs=4, keep="last")
+    run = tune(spec, callbacks=callbacks, optimizer="sgd")
     assert run.settings["kept_epoch"] == kept
     kernel = keras.ops.convert_to_numpy(next(v for v in run.model.weights if v.path == path))
     after = steps.steps[path][1::2]  # two steps in an epoch

@@ -21,10 +21,9 @@ from finetune_kit._model.state import random_states
 class BestEpoch(keras.callbacks.EarlyStopping):
     """Restores the weights of the epoch with the lowest validation loss at the end of a phase."""
 
-    keeps_best = True  # part of its state, which is thereby told from that of early stopping
-
     def __init__(self) -> None:
         super().__init__(monitor="val_loss", patience=10**9, restore_best_weights=True)
+        self.keeps_best = True  # by this its state differs from that of early stopping
 
 
 # The state that Keras' own callbacks, and ours, keep from epoch to epoch.

@@ -27,7 +27,7 @@ def changed_settings(training: Mapping[str, Any]) -> dict[str, Any]:
             shown["optimizer"] = kind
     spec = FineTuneSpec()
     if "specs" in training:
-        left_out = {"level": spec.level, "layer_decay": spec.layer_decay}
+        left_out = {name: getattr(spec, name) for name in ("level", "layer_decay", "keep")}
         shown["specs"] = [
             {name: value for name, value in one.items() if left_out.get(name, ()) != value}
             for one in training["specs"]
