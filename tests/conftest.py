@@ -26,6 +26,25 @@ settings.register_profile(
 )
 settings.load_profile("default")
 
+# Their tests use no backend: one run of them, on TensorFlow, is enough.
+WITHOUT_BACKEND = {
+    f"test_{name}.py"
+    for name in (
+        "compare", "decoding", "duplicates", "images", "manifest", "page", "reading", "report",
+        "split",
+    )
+}  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests without a backend on all backends but one."""
+    if keras.backend.backend() != "tensorflow":
+        skip = pytest.mark.skip(reason="uses no backend, so once is enough")
+        for item in items:
+            if item.path.name in WITHOUT_BACKEND:
+                item.add_marker(skip)
+
+
 SHARED = Path(__file__).parents[2] / "shared"
 WEIGHTS = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.5_224_no_top.h5"
 
