@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from finetune_kit._report.report import Report
     from finetune_kit._train.features import compute_features, extract_features
     from finetune_kit._train.fine_tune import fine_tune
+    from finetune_kit._train.recommend import recommend
+    from finetune_kit._train.recommendation import Recommendation
     from finetune_kit._train.sweep import sweep
     from finetune_kit._train.tuned import FineTuned
 
@@ -75,6 +77,8 @@ __all__ = [  # in the order of the path
     "FineTuned",
     "extract_features",
     "compute_features",
+    "recommend",
+    "Recommendation",
     "fine_tune",
     "sweep",
     "evaluate",
@@ -119,6 +123,8 @@ _HOMES = {
     "FineTuned": "_train.tuned",
     "extract_features": "_train.features",
     "compute_features": "_train.features",
+    "recommend": "_train.recommend",
+    "Recommendation": "_train.recommendation",
     "fine_tune": "_train.fine_tune",
     "sweep": "_train.sweep",
     "cross_validate": "_report.cross_validation",

@@ -60,8 +60,9 @@ def train(
         str | None,
         typer.Option(
             help="probe: the head alone; lp-ft (default, without --blocks): the head first, then "
-            "the head and 2 blocks (or --blocks) at a lower rate.",
-            metavar="lp-ft|probe",
+            "the head and 2 blocks (or --blocks) at a lower rate; recommend: the best of several "
+            "depths and rates, which are tried first.",
+            metavar="lp-ft|probe|recommend",
         ),
     ] = None,
     epochs: Annotated[int, typer.Option(help="Epochs of all phases together.", min=1)] = 20,

@@ -12,7 +12,7 @@ from typing import Any
 import finetune_kit as ftk
 from finetune_kit._checks import check_choice
 
-RECIPES = ("lp-ft", "probe")
+RECIPES = ("lp-ft", "probe", "recommend")
 
 
 def backbone_of(text: str, image_size: int, *, weights: bool = True, seed: int = 0) -> Any:
@@ -59,7 +59,7 @@ def backbone_of(text: str, image_size: int, *, weights: bool = True, seed: int =
 def specs_of(
     blocks: str | None, recipe: str | None, epochs: int, learning_rate: float | None
 ) -> list[ftk.FineTuneSpec]:
-    """Return the phases of a training.
+    """Return the phases of a training; none where they are to be recommended.
 
     Args:
         blocks: what trains of the backbone, see `blocks_of`, or None.
@@ -69,6 +69,13 @@ def specs_of(
     """
     if recipe is not None:
         check_choice("recipe", recipe, RECIPES)
+    if recipe == "recommend":
+        if blocks is not None or learning_rate is not None:
+            raise ValueError(
+                "The recipe 'recommend' chooses blocks and learning rate; leave out --blocks and "
+                f"--learning-rate. Received: --blocks {blocks} --learning-rate {learning_rate}"
+            )
+        return []
     if recipe is None and blocks is not None:
         return [ftk.FineTuneSpec(blocks_of(blocks), epochs=epochs, **_rate(learning_rate))]
     if recipe == "probe":

@@ -29,18 +29,23 @@ def run(job: Job, *, silent: bool) -> Result:
     say("1. The images", silent=silent)
     parts = _parts(job)
     _show_parts(parts, silent=silent)
-    head = _head(job, backbone, parts.train)
-    plan = plan_of(backbone, models[-1][1][-1])
+    recommends = job.recipe == "recommend"
+    head = None if recommends else _head(job, backbone, parts.train)
+    plan = None if recommends else plan_of(backbone, models[-1][1][-1])
     make_folder("--out", out)  # all options are checked now
     write_whole(out / CONFIG, json.dumps(config, indent=2) + "\n")
     named = {"train": parts.train, "validation": parts.validation, "test": parts.test}
     named = {name: images for name, images in named.items() if len(images)}
     sets = ftk.write_manifest(out / MANIFEST, **named)
+    verbose = bars(silent=silent)
+    more: dict[str, Any] = {}
+    if recommends:
+        head, models, more = _recommended(job, backbone, sets, silent=silent)
+        plan = plan_of(backbone, models[0][1][-1])
     which = f" of {models[-1][0]}; the others train other blocks" if len(models) > 1 else ""
     say(f"\n2. The plan{which}\n\n{plan}", silent=silent)
     say("\n3. The training", silent=silent)
-    verbose = bars(silent=silent)
-    runs = _train(job, [specs for _, specs in models], (backbone, head), sets, verbose)
+    runs = _train(job, [specs for _, specs in models], (backbone, head), sets, verbose, more)
     reports, entries = {}, []
     for (name, _), tuned in zip(models, runs, strict=True):
         report = ftk.evaluate(
@@ -51,6 +56,29 @@ def run(job: Job, *, silent: bool) -> Result:
         reports[name or "model"] = report
         entries.append(_entry(name, tuned, model, page, report))
     return _result(job, sets["test"], reports, entries)
+
+
+def _recommended(
+    job: Job, backbone: Any, sets: dict[str, ftk.ImageSet], *, silent: bool
+) -> tuple[Any, list[tuple[str, list[ftk.FineTuneSpec]]], dict[str, Any]]:
+    """Return the head, the phases and other arguments that are recommended."""
+    if job.units or job.dropout:
+        raise ValueError(
+            "The recipe 'recommend' makes a head of a single dense layer; leave out --units and "
+            f"--dropout. Received: {job.units}, {job.dropout}"
+        )
+    say("\n   Which recipe? Each is tried on images that it was not trained on.", silent=silent)
+    found = ftk.recommend(
+        backbone,
+        sets["train"],
+        sets.get("validation"),
+        batch_size=job.batch_size,
+        features=job.features or Path(job.out) / CHECKPOINTS / "features",
+        seed=job.seed,
+        verbose=bars(silent=silent),
+    )
+    say(f"\n{found}", silent=silent)
+    return found.head, [("", list(found.specs))], dict(found.keywords)
 
 
 def _models(job: Job) -> list[tuple[str, list[ftk.FineTuneSpec]]]:
@@ -163,6 +191,7 @@ def _train(
     start: tuple[Any, Any],
     sets: dict[str, ftk.ImageSet],
     verbose: int,
+    more: dict[str, Any],
 ) -> tuple[ftk.FineTuned, ...]:
     """Train the models; a run that was interrupted resumes."""
     import keras
@@ -177,6 +206,7 @@ def _train(
         "run_dir": Path(job.out) / CHECKPOINTS,
         "seed": job.seed,
         "verbose": verbose,
+        **more,
     }
     if job.verb == "train":
         return (ftk.fine_tune(*start, schedules[0], sets["train"], validation, **options),)

@@ -19,6 +19,7 @@ from finetune_kit._model.head import check_not_swapped, misfit
 from finetune_kit._model.spec import FineTuneSpec, check_no_classifier, check_prefix_in_fit
 from finetune_kit._model.state import is_stochastic, moved_by_layer
 from finetune_kit._text import listed, plural
+from finetune_kit._train.calibration import check_calibrate
 from finetune_kit._train.callbacks import (
     as_callbacks,
     check_callbacks,
@@ -55,6 +56,7 @@ def make_setup(
     ]
     Optimizers(options["optimizer"]).check(factors)
     _check_head(backbone, head, train, choices)
+    check_calibrate(options["calibrate"], head, validated=validation is not None)
     class_weight = class_weights(options["class_weight"], train.labels, train.class_names)
     augmentation = _check_augmentation(options["augmentation"], cache)
     # Last, because a random layer that is copied draws its seed.
@@ -74,12 +76,24 @@ def make_setup(
         callbacks=callbacks,
         augmentation=augmentation,
         cache=cache,
+        calibrate=options["calibrate"],
         seed=options["seed"],
         verbose=options["verbose"],
         digests=tuple(map(variable_digest, backbone.weights)),
         origin=start.origin,
         seen_before=start.seen_before,
     )
+
+
+def unused_options() -> dict[str, Any]:
+    """Return the options of `fine_tune` that do not matter where only features are computed."""
+    return {
+        **dict.fromkeys(("optimizer", "loss", "metrics", "class_weight", "augmentation")),
+        "callbacks": (),
+        "calibrate": False,
+        "run_dir": None,
+        "seed": 0,
+    }
 
 
 def checked_backbone(

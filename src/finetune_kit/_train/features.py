@@ -21,7 +21,7 @@ from finetune_kit._model.head import POOLING, classification_head
 from finetune_kit._model.spec import FineTuneSpec
 from finetune_kit._model.surgery import features_model
 from finetune_kit._quiet import quiet
-from finetune_kit._train.arguments import checked_backbone, make_setup
+from finetune_kit._train.arguments import checked_backbone, make_setup, unused_options
 from finetune_kit._train.tuned import FineTuned
 
 
@@ -162,10 +162,7 @@ def compute_features(
             f"Received: features={features!r}"
         )
     options: Mapping[str, Any] = {
-        **dict.fromkeys(("optimizer", "loss", "metrics", "class_weight", "augmentation")),
-        "callbacks": (),
-        "run_dir": None,
-        "seed": 0,
+        **unused_options(),
         "batch_size": batch_size,
         "preprocessing": preprocessing,
         "features": cache,

@@ -18,6 +18,7 @@ from finetune_kit._model.spec import FineTuneSpec
 from finetune_kit._quiet import quiet
 from finetune_kit._train import phases
 from finetune_kit._train.arguments import make_setup
+from finetune_kit._train.calibration import calibrated
 from finetune_kit._train.checkpoints import Checkpoints
 from finetune_kit._train.optimizer import Optimizers
 from finetune_kit._train.progress import Progress
@@ -52,6 +53,7 @@ def fine_tune(
     preprocessing: str | keras.layers.Layer | None = "auto",
     augmentation: Augmentation | keras.layers.Layer | None = None,
     features: FeatureCache | str | os.PathLike[str] | bool | None = None,
+    calibrate: bool | float = False,
     run_dir: str | os.PathLike[str] | None = None,
     seed: int = 0,
     verbose: str | int = "auto",
@@ -104,6 +106,10 @@ def fine_tune(
             later run with the same frozen part and images starts to train at once. None (default):
             a temporary folder (with `run_dir`: one in it), removed after the run. False: no
             features; the frozen part is computed in each epoch.
+        calibrate: True divides the logits of the trained model by the temperature with the lowest
+            validation loss, so that its probabilities are as high as its accuracy (Guo et al., ICML
+            2017); a number is that temperature. The predicted classes stay the same, and so does
+            the history. Defaults to False.
         run_dir: a folder of its own for this run, in which each epoch leaves a checkpoint. After an
             interruption the same call resumes from the last one, and ends with the weights and
             history of a run that was not interrupted; after the end it returns at once. A call that
@@ -146,6 +152,7 @@ def fine_tune(
         "preprocessing": preprocessing,
         "augmentation": augmentation,
         "features": features,
+        "calibrate": calibrate,
         "run_dir": run_dir,
         "seed": seed,
         "verbose": verbose,
@@ -162,7 +169,8 @@ def fine_tune(
             whole = phases.train(setup, source, progress, checkpoints)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(_interrupted(progress, run_dir)) from None
-    return _tuned(setup, progress, whole)
+        temperature = calibrated(setup, source, whole)
+    return _tuned(setup, progress, whole, temperature)
 
 
 def _interrupted(progress: Progress, run_dir: Any) -> str:
@@ -172,7 +180,9 @@ def _interrupted(progress: Progress, run_dir: Any) -> str:
     return f"interrupted in epoch {epoch}; the same call resumes there"
 
 
-def _tuned(setup: Setup, progress: Progress, whole: keras.Model) -> FineTuned:
+def _tuned(
+    setup: Setup, progress: Progress, whole: keras.Model, temperature: float | None
+) -> FineTuned:
     # Uncompiled: a file with torch's own Adam cannot be loaded on another backend, and a model for
     # prediction needs no moments.
     model = keras.Model(whole.input, whole.output, name=whole.name)
@@ -188,6 +198,6 @@ def _tuned(setup: Setup, progress: Progress, whole: keras.Model) -> FineTuned:
         timings=dict(progress.seconds),
         train=setup.train,
         validation=setup.validation,
-        settings=setup.settings(progress.kept_epoch),
+        settings={**setup.settings(progress.kept_epoch), "temperature": temperature},
         seen_before=setup.seen_before,
     )

@@ -52,6 +52,7 @@ class Setup:
     callbacks: Sequence[keras.callbacks.Callback]
     augmentation: Augmentation | None
     cache: FeatureCache | None
+    calibrate: bool | float
     seed: int
     verbose: str | int
     digests: tuple[str, ...]  # SHA-256 of the backbone's weights before training, in their order

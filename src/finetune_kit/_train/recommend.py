@@ -1,0 +1,219 @@
+"""Choose head, depth and learning rate from the features of one pass: `recommend`."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from finetune_kit._checks import check_choice
+from finetune_kit._data.folds import StratifiedFolds
+from finetune_kit._data.images import ImageSet
+from finetune_kit._features.cache import FeatureCache, as_cache, opened
+from finetune_kit._model.blocks import conv_blocks
+from finetune_kit._model.spec import FineTuneSpec
+from finetune_kit._quiet import quiet
+from finetune_kit._text import plural
+from finetune_kit._train.arguments import checked_backbone, make_setup, unused_options
+from finetune_kit._train.probe import Parts, Validated, fitted, validated
+from finetune_kit._train.recommendation import Recommendation, recommendation
+from finetune_kit._train.setup import Setup
+from finetune_kit._train.trials import Candidate, Task, Trial, candidates, head_for, run
+from finetune_kit._train.tuned import FineTuned
+
+_BUDGETS = ("fast", "thorough")
+_FOLDS = 5
+_ADVANCING = {"fast": 1, "thorough": 3}  # candidates that are tried on all folds
+_STILL = 1e-6  # a learning rate that leaves a head as it is, up to three digits
+
+
+@quiet()
+def recommend(
+    backbone: keras.Model | FineTuned | str | os.PathLike[str],
+    train: ImageSet,
+    validation: ImageSet | None = None,
+    *,
+    budget: str = "fast",
+    preprocessing: str | keras.layers.Layer | None = "auto",
+    batch_size: int = 32,
+    features: FeatureCache | str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    verbose: str | int = "auto",
+) -> Recommendation:
+    """Choose what to train, from the images: the head's weights, the blocks, rate and length.
+
+    1. The backbone computes its features once for each image.
+    2. Logistic regressions on the pooled features, with penalties of several strengths, are
+       validated. The best one becomes the head: what a linear probe would train, but solved
+       (as the few-shot evaluation in Kolesnikov et al., "Big Transfer", ECCV 2020, does).
+    3. Trailing blocks are trained from that head (LP-FT: Kumar et al., ICLR 2022) with smoothed
+       labels, at several depths and learning rates, on features of the part in front of them. All
+       are tried on the first fold, the best ones on the others (successive halving: Jamieson and
+       Talwalkar, AISTATS 2016).
+    4. Of the recipes whose validation loss is within one standard error of the lowest, the simplest
+       is recommended (Breiman et al., Classification and Regression Trees, 1984); the standard
+       error is that of the paired difference. The losses are compared after temperature scaling
+       (Guo et al., ICML 2017).
+
+    Keep a test set out of it: no step needs one.
+
+    Args:
+        backbone: see `fine_tune`. Of a trained model, the part in front of its head.
+        train: the images to train on.
+        validation: the images to validate on. Defaults to none: five folds of `train`, or fewer
+            where a class has fewer images, validate each recipe on all images. The images of a
+            group (see `ImageSet.groups`) are in one fold.
+        budget: `"fast"` (default) tries three ways to train blocks, `"thorough"` seven.
+        preprocessing: see `fine_tune`.
+        batch_size: images in each step. Defaults to 32.
+        features: see `fine_tune`. With a folder, the training that follows starts at once.
+        seed: of folds, dropout and shuffling. Defaults to 0.
+        verbose: `"auto"` (default), 0, 1 or 2, as in `fit`.
+
+    Returns:
+        A `Recommendation`. Print it to see the evidence.
+
+    Raises:
+        ValueError: if a class has a single image (or group) and there is no `validation`, or an
+            argument does not fit the others.
+
+    Example:
+        >>> x = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
+        >>> images = ImageSet.from_arrays(x, ["cat", "dog"] * 6)
+        >>> backbone = keras.applications.MobileNetV2(
+        ...     alpha=0.35, include_top=False, weights=None, input_shape=(32, 32, 3))
+        >>> found = recommend(backbone, images, verbose=0)
+        >>> found.specs[0].trainable_blocks
+        0
+        >>> tuned = fine_tune(
+        ...     backbone, found.head, found.specs, images, **found.keywords, verbose=0)
+    """
+    check_choice("budget", budget, _BUDGETS)
+    plain = checked_backbone(backbone, preprocessing)[1]
+    _check_backbone(plain)
+    chosen = candidates(len(conv_blocks(plain)), budget)
+    deepest = max(chosen, key=lambda each: each.blocks)
+    specs = [FineTuneSpec(0, learning_rate=_STILL), deepest.spec]
+    options = {
+        **unused_options(),
+        "batch_size": batch_size,
+        "preprocessing": preprocessing,
+        "features": as_cache(features) or FeatureCache(),
+        "seed": seed,
+        "verbose": verbose,
+    }
+    head = head_for(plain.output_shape, train)
+    setup = make_setup(backbone, head, specs, train, validation, options)
+    parts = _parts(train, setup.validation, seed)
+    _warn_if_seen(setup)
+    with opened(setup.cache, None) as folder:
+        started = time.perf_counter()
+        keras.utils.set_random_seed(seed)
+        setup = setup.copied()
+        task = Task(setup, setup.source(folder), parts, folder)
+        values = _features(task)
+        probes = validated(values, setup.images.labels, parts, len(train.class_names))
+        tried = [_probe_trial(task, probes, time.perf_counter() - started)]
+        tried += _tried(task, chosen, probes, budget)
+    strength, count = probes.strength, len(train)
+    head = task.head(fitted(values[:count], train.labels, len(train.class_names), strength))
+    used: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
+    used |= {} if preprocessing == "auto" else {"preprocessing": preprocessing}
+    used |= {} if features is None else {"features": features}
+    groups = task.groups(train.groups)
+    return recommendation(tried, groups, head, used, validated=len(parts) == 1)
+
+
+def _check_backbone(backbone: keras.Model) -> None:
+    shape = backbone.output_shape
+    if not isinstance(shape, tuple) or len(shape) not in (2, 3, 4):
+        raise ValueError(
+            "`backbone` must have one output: a feature map (n, h, w, c), tokens (n, t, c) or a "
+            f"vector (n, c). Received: {backbone.name!r} with the output shape {shape}"
+        )
+
+
+def _parts(train: ImageSet, validation: ImageSet | None, seed: int) -> Parts:
+    """Return the indices to train and to validate on: of one split, or of each fold."""
+    if validation is not None:
+        count = len(train) + len(validation)
+        return [(np.arange(len(train)), np.arange(len(train), count))]
+    groups = np.arange(len(train)) if train.groups is None else train.groups
+    classes = range(len(train.class_names))
+    counts = [len(np.unique(groups[_members(train, label)])) for label in classes]
+    fewest = min(counts)
+    if fewest < 2:
+        noun = "image" if train.groups is None else "group"
+        name = train.class_names[counts.index(fewest)]
+        raise ValueError(
+            f"Each class must have at least two {noun}s, one to train on and one to validate on; "
+            f"or pass `validation`. Received: {plural(fewest, noun)} of {name!r}"
+        )
+    folds = StratifiedFolds(min(_FOLDS, fewest), seed=seed)
+    return list(folds.split(None, train.labels, train.groups))
+
+
+def _members(images: ImageSet, label: int) -> NDArray[np.bool_]:
+    return images.labels[:, label] == 1 if images.multi_label else images.labels == label
+
+
+def _warn_if_seen(setup: Setup) -> None:
+    count = sum(digest[:16] in setup.seen_before for digest in setup.train.digests())
+    if count and setup.validation is None:
+        warnings.warn(
+            f"The backbone was trained on {plural(count, 'image')} of `train`, so the losses of "
+            "the folds are too good; pass `validation` images that it has not seen",
+            stacklevel=4,
+        )
+
+
+def _features(task: Task) -> NDArray[Any]:
+    """Compute what is frozen in all trials, and return what the head alone takes."""
+    setup = task.setup
+    for phase in sorted(setup.phases, key=lambda phase: phase.plan.prefix_blocks):
+        whole = phase.spec.build(setup.backbone, setup.head, preprocessing=setup.preprocessing)
+        trainee = task.source.trainee(whole, phase.plan)
+    return np.asarray(trainee.validation.load(np.arange(len(setup.images)), 0))
+
+
+def _probe_trial(task: Task, probes: Validated, seconds: float) -> Trial:
+    """Return the trial of the head alone, which needs no further training."""
+    return Trial(
+        name="the head alone",
+        spec=FineTuneSpec(0, learning_rate=_STILL),
+        keywords={},
+        scores=probes.scores,
+        labels=task.labels(task.parts),
+        kept_epochs=(1,) * len(task.parts),
+        seconds=seconds,
+    )
+
+
+def _tried(task: Task, chosen: Sequence[Candidate], probes: Validated, budget: str) -> list[Trial]:
+    """Try candidates on the first part, and the best of them on the others."""
+    tried = []
+    for candidate in chosen:
+        tried.append(run(task, candidate, probes.probes[:1], task.parts[:1]))
+        _announce(tried[-1], task, 1)
+    if len(task.parts) == 1:
+        return tried
+    best = np.argsort([trial.loss for trial in tried])[: _ADVANCING[budget]]
+    for i in sorted(best.tolist()):
+        more = run(task, chosen[i], probes.probes[1:], task.parts[1:])
+        tried[i] = tried[i].followed_by(more)
+        _announce(tried[i], task, len(task.parts))
+    return tried
+
+
+def _announce(trial: Trial, task: Task, parts: int) -> None:
+    if task.setup.verbose:
+        where = (
+            "" if len(task.parts) == 1 else f" (fold 1 to {parts})" if parts > 1 else " (fold 1)"
+        )
+        print(f"{trial.name}: validation loss {trial.loss:.4f}{where}", flush=True)

@@ -1,0 +1,195 @@
+"""Candidate recipes, each validated on images that its models were not trained on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from finetune_kit._data.images import ImageSet
+from finetune_kit._features.cache import FeatureCache
+from finetune_kit._features.frozen import FeatureSource
+from finetune_kit._model.head import classification_head
+from finetune_kit._model.spec import FineTuneSpec
+from finetune_kit._train.calibration import best_temperature, losses, tempered, validation_scores
+from finetune_kit._train.fine_tune import fine_tune
+from finetune_kit._train.probe import Parts, Probe
+from finetune_kit._train.setup import Setup
+
+_SMOOTHING = 0.1  # of the labels while blocks train
+_EPOCHS = 12
+# Share of the blocks that train, learning rate. The simplest comes first.
+_FAST = ((0.25, 3e-4), (0.5, 1e-4), (0.5, 3e-4))
+_THOROUGH = ((0.25, 1e-4), *_FAST, (0.5, 5e-4), (0.75, 1e-4), (0.75, 3e-4))
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """A recipe, and how well it predicted images that its models were not trained on.
+
+    Attributes:
+        name: what it trains.
+        spec: how.
+        keywords: further arguments of `fine_tune`.
+        scores: predicted probabilities `(n, classes)`.
+        labels: the true classes `(n,)`, or 0 and 1 for each label `(n, classes)`.
+        kept_epochs: the epoch with the lowest validation loss, for each part of the images.
+        seconds: how long it took.
+    """
+
+    name: str
+    spec: FineTuneSpec
+    keywords: Mapping[str, Any]
+    scores: NDArray[np.float64] = field(repr=False)
+    labels: NDArray[np.int64] = field(repr=False)
+    kept_epochs: tuple[int, ...]
+    seconds: float
+
+    @cached_property
+    def temperature(self) -> float:
+        """The temperature with the lowest loss, see `fine_tune(calibrate=...)`."""
+        return best_temperature(self.scores, self.labels)
+
+    @cached_property
+    def losses(self) -> NDArray[np.float64]:
+        """The cross-entropy of each image after temperature scaling, `(n,)`."""
+        softmax = self.labels.ndim == 1
+        return losses(tempered(self.scores, self.temperature, softmax=softmax), self.labels)
+
+    @property
+    def loss(self) -> float:
+        """Mean of the losses."""
+        return float(self.losses.mean())
+
+    @property
+    def accuracy(self) -> float:
+        """Share of images (or of their labels) that are predicted right."""
+        if self.labels.ndim == 1:
+            return float((self.scores.argmax(axis=1) == self.labels).mean())
+        return float(((self.scores > 0.5) == self.labels).mean())
+
+    def followed_by(self, other: Trial) -> Trial:
+        """Return the trial over the images of this one and of another of the same recipe."""
+        return replace(
+            self,
+            scores=np.concatenate([self.scores, other.scores]),
+            labels=np.concatenate([self.labels, other.labels]),
+            kept_epochs=self.kept_epochs + other.kept_epochs,
+            seconds=self.seconds + other.seconds,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What candidates are tried on.
+
+    Attributes:
+        setup: backbone, images and options.
+        source: what their features are computed from.
+        parts: the indices of images to train on and to validate on, one pair for each part.
+        folder: where the features are kept.
+    """
+
+    setup: Setup
+    source: FeatureSource
+    parts: Parts
+    folder: Path | None
+
+    def head(self, probe: Probe) -> keras.Layer:
+        """Return a head with the weights of a probe."""
+        shape = self.setup.backbone.output_shape
+        head = head_for(shape, self.setup.train)
+        head.build((None, *shape[1:]))
+        head.layers[-1].set_weights([probe.kernel, probe.bias])
+        return head
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of `fine_tune` that all trials have."""
+        setup = self.setup
+        return {
+            "preprocessing": setup.preprocessing,
+            "batch_size": setup.batch_size,
+            "features": FeatureCache(self.folder, dtype=self.source.dtype),
+            "seed": setup.seed,
+            "verbose": 0,
+        }
+
+    def labels(self, parts: Parts) -> NDArray[np.int64]:
+        """Return the labels of the validation images of some parts."""
+        return np.concatenate([self.setup.images.labels[after] for _, after in parts])
+
+    def groups(self, groups: NDArray[np.str_] | None) -> NDArray[np.int64]:
+        """Return the number of the group of each validation image, in the order of the parts."""
+        order = np.concatenate([after for _, after in self.parts])
+        if groups is None or len(self.parts) == 1:
+            return np.arange(len(order))
+        return np.unique(groups, return_inverse=True)[1][order]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A number of trailing blocks, and the learning rate."""
+
+    blocks: int
+    learning_rate: float
+
+    @property
+    def spec(self) -> FineTuneSpec:
+        """What `fine_tune` is given."""
+        return FineTuneSpec(self.blocks, epochs=_EPOCHS, learning_rate=self.learning_rate)
+
+    @property
+    def name(self) -> str:
+        """What the table calls it."""
+        return f"{self.blocks} blocks at {self.learning_rate:g}"
+
+
+def head_for(shape: tuple[int | None, ...], images: ImageSet) -> keras.Sequential:
+    """Return a head of one dense layer for a backbone with this output shape."""
+    names, multi_label = images.class_names, images.multi_label
+    pooling = "avg" if len(shape) == 4 else None
+    head = classification_head(names, pooling=pooling, multi_label=multi_label)
+    if len(shape) != 3:
+        return head
+    pool = keras.layers.GlobalAveragePooling1D(name="pooling")  # tokens of a transformer
+    return keras.Sequential([pool, *head.layers], name="head")
+
+
+def candidates(blocks: int, budget: str) -> list[Candidate]:
+    """Return what is tried for a backbone with so many blocks, the simplest first."""
+    grid = _THOROUGH if budget == "thorough" else _FAST
+    chosen = {Candidate(max(1, round(share * blocks)), rate) for share, rate in grid}
+    return sorted(chosen, key=lambda each: (each.blocks, each.learning_rate))
+
+
+def run(task: Task, candidate: Candidate, probes: Sequence[Probe], parts: Parts) -> Trial:
+    """Train a candidate on each part, from the head of its probe, and predict the other images."""
+    started = time.perf_counter()
+    setup = task.setup
+    keywords: dict[str, Any] = {}
+    if not setup.train.multi_label:
+        keywords = {"loss": keras.losses.CategoricalCrossentropy(label_smoothing=_SMOOTHING)}
+    scores, epochs = [], []
+    for probe, (before, after) in zip(probes, parts, strict=True):
+        sets = setup.images.take(before), setup.images.take(after)
+        options = {**task.options, **keywords}
+        tuned = fine_tune(setup.backbone, task.head(probe), candidate.spec, *sets, **options)
+        scores.append(validation_scores(task.source, tuned.model, tuned.plan, after))
+        epochs.append(tuned.settings["kept_epoch"])
+    return Trial(
+        name=candidate.name,
+        spec=candidate.spec,
+        keywords=keywords,
+        scores=np.concatenate(scores),
+        labels=task.labels(parts),
+        kept_epochs=tuple(epochs),
+        seconds=time.perf_counter() - started,
+    )

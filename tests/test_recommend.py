@@ -1,0 +1,371 @@
+"""`recommend`: a head that is fitted, candidates that are validated, and the simplest good one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
+
+import finetune_kit as ftk
+from finetune_kit._train.calibration import best_temperature, losses, tempered
+from finetune_kit._train.probe import _STRENGTHS, fitted, validated
+from finetune_kit._train.recommendation import choose, paired, recommendation
+from finetune_kit._train.trials import Trial, candidates
+
+
+def network(outputs: str = "map", size: int = 16, channels: int = 3) -> keras.Model:
+    """A small backbone with random weights: four blocks, then a map, a vector or tokens."""
+    keras.utils.set_random_seed(1)
+    x = inputs = keras.Input((size, size, channels))
+    for i, filters in enumerate((4, 6, 8, 8), start=1):
+        strides = 2 if i < 4 else 1
+        x = keras.layers.Conv2D(filters, 3, strides, "same", name=f"block{i}_conv")(x)
+        x = keras.layers.ReLU(name=f"block{i}_relu")(x)
+    if outputs == "vector":
+        x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+    if outputs == "tokens":
+        x = keras.layers.Reshape((-1, 8), name="tokens")(x)
+    if outputs == "two":
+        return keras.Model(inputs, [x, x], name="net")
+    return keras.Model(inputs, x, name="net")
+
+
+def pictures(counts: tuple[int, ...], size: int = 16, seed: int = 0) -> ftk.ImageSet:
+    """Noise with a brightness and a stripe that depend on the class."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(len(counts)), counts)
+    x = rng.integers(0, 120, (len(labels), size, size, 3))
+    x[:, :, : size // 2] += 30 * labels[:, None, None, None]
+    names = [f"class {i}" for i in range(len(counts))]
+    return ftk.ImageSet.from_arrays(x.clip(0, 255).astype(np.uint8), labels, class_names=names)
+
+
+def outputs(layer: keras.Layer, x: np.ndarray) -> np.ndarray:
+    return keras.ops.convert_to_numpy(layer(keras.ops.convert_to_tensor(x)))
+
+
+OPTIONS = {"preprocessing": None, "verbose": 0}
+
+
+@pytest.fixture(scope="module")
+def images() -> ftk.ImageSet:
+    return pictures((14, 14, 14))
+
+
+@pytest.fixture(scope="module")
+def found(images):
+    return ftk.recommend(network(), images, **OPTIONS)
+
+
+def test_the_head_is_a_logistic_regression_on_the_features(found, images):
+    features = ftk.extract_features(network(), images, **OPTIONS)
+    scores = outputs(found.head, features[:, None, None, :])
+    scaled = (features - features.mean(0)) / np.where(features.std(0) > 0, features.std(0), 1)
+    gaps = []
+    for strength in _STRENGTHS:
+        model = LogisticRegression(C=strength, max_iter=2000, tol=1e-8).fit(scaled, images.labels)
+        gaps.append(np.abs(model.predict_proba(scaled) - scores).max())
+    assert min(gaps) < 1e-3
+
+
+def test_what_is_recommended_trains_in_one_call(found, images):
+    tuned = ftk.fine_tune(network(), found.head, found.specs, images, **found.keywords, verbose=0)
+    accuracy = (
+        tuned.model.predict(images.load(size=(16, 16)), verbose=0).argmax(1) == images.labels
+    ).mean()
+    assert accuracy > 0.5
+    assert found.keywords["preprocessing"] is None
+
+
+def test_a_head_that_needs_no_training_stays_as_it_is(images):
+    found = ftk.recommend(network(), images, **OPTIONS)
+    still = ftk.FineTuneSpec(0, learning_rate=1e-6)
+    tuned = ftk.fine_tune(network(), found.head, still, images, **OPTIONS)
+    features = ftk.extract_features(network(), images, pooling=None, **OPTIONS)
+    before = outputs(found.head, features)
+    after = tuned.model.predict(images.load(size=(16, 16)), verbose=0)
+    np.testing.assert_allclose(after, before, atol=2e-3)
+
+
+def test_the_same_call_recommends_the_same(found, images):
+    again = ftk.recommend(network(), images, **OPTIONS)
+    assert again.specs == found.specs
+    assert [e.loss for e in again.evidence] == [e.loss for e in found.evidence]
+    for one, other in zip(again.head.get_weights(), found.head.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_evidence_is_a_table_and_a_view(found, images):
+    first, *others = found.evidence
+    assert first.recipe == "the head alone"
+    assert first.images == len(images)
+    assert sum(e.recommended for e in found.evidence) == 1
+    assert any(e.images < len(images) for e in others)  # tried on the first fold alone
+    for text in (str(found), found._repr_html_()):
+        assert all(e.recipe in text for e in found.evidence)
+        assert found.reason[:40] in text
+    assert str(found).count("\n* ") == 1
+
+
+def test_validation_images_take_the_place_of_folds(images):
+    more = pictures((6, 6, 6), seed=1)
+    found = ftk.recommend(network(), images, more, **OPTIONS)
+    assert {e.images for e in found.evidence} == {len(more)}
+    whole = ftk.recommend(network(), images, more, budget="thorough", **OPTIONS)
+    assert len(whole.evidence) > len(found.evidence)
+
+
+def test_features_in_a_folder_serve_the_training(images, tmp_path, monkeypatch):
+    found = ftk.recommend(network(), images, features=tmp_path, **OPTIONS)
+    head = ftk.classification_head(3)
+    options = {**found.keywords, "calibrate": False, "verbose": 0}
+    monkeypatch.setattr(ftk.ImageSet, "load", None)  # no image is decoded again
+    for specs in (found.specs, ftk.FineTuneSpec(0), ftk.FineTuneSpec(1)):
+        ftk.fine_tune(network(), head, specs, images, **options)
+
+
+@pytest.mark.parametrize("outputs", ["vector", "tokens"])
+def test_other_outputs_of_a_backbone(outputs, images):
+    found = ftk.recommend(network(outputs), images, **OPTIONS)
+    tuned = ftk.fine_tune(
+        network(outputs), found.head, found.specs, images, **found.keywords, verbose=0
+    )
+    assert tuned.model.output_shape == (None, 3)
+
+
+def test_a_trained_model(images):
+    head = ftk.classification_head(3)
+    trained = ftk.fine_tune(network(), head, ftk.FineTuneSpec(1), images, **OPTIONS)
+    found = ftk.recommend(trained, pictures((8, 8, 8), seed=5), verbose=0)
+    more = pictures((8, 8, 8), seed=5)
+    ftk.fine_tune(trained, found.head, found.specs, more, **found.keywords, verbose=0)
+    with pytest.warns(UserWarning, match="trained on 42 images of `train`"):
+        ftk.recommend(trained, images, verbose=0)
+
+
+def test_a_gray_backbone(images):
+    assert ftk.recommend(network(channels=1), images, **OPTIONS).specs
+
+
+def test_several_labels_per_image():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, (24, 3))
+    labels[:3] = np.eye(3)
+    labels[:, 2] = 0  # a label that a part lacks
+    labels[:4, 2] = 1
+    x = rng.integers(0, 200, (24, 16, 16, 3))
+    x[:, :8] += 50 * labels[:, :1, None, None]
+    images = ftk.ImageSet.from_arrays(x.clip(0, 255).astype(np.uint8), labels)
+    found = ftk.recommend(network(), images, **OPTIONS)
+    tuned = ftk.fine_tune(network(), found.head, found.specs, images, **found.keywords, verbose=0)
+    assert tuned.model.output_shape == (None, 3)
+    assert all(math.isfinite(e.loss) for e in found.evidence)
+
+
+@pytest.mark.parametrize("counts", [(2, 2), (40, 2), (2,) * 12])
+def test_few_images_of_a_class(counts):
+    images = pictures(counts)
+    found = ftk.recommend(network(), images, **OPTIONS)
+    assert all(math.isfinite(e.loss) for e in found.evidence)
+    assert found.head.output_shape == (None, len(counts))
+
+
+def test_images_that_are_all_alike():
+    """The features are constant, so the head predicts the shares of the classes."""
+    x = (
+        np.full((12, 16, 16, 3), 128, np.uint8)
+        + np.arange(12, dtype=np.uint8)[:, None, None, None] * 0
+    )
+    images = ftk.ImageSet.from_arrays(x, [0] * 8 + [1] * 4, class_names=["a", "b"])
+    found = ftk.recommend(network(), images, **OPTIONS)
+    features = ftk.extract_features(network(), images, pooling=None, **OPTIONS)
+    scores = outputs(found.head, features)
+    np.testing.assert_allclose(scores, [[2 / 3, 1 / 3]] * 12, atol=0.02)
+
+
+def test_a_class_that_the_training_images_lack(images):
+    part = images.take(np.flatnonzero(images.labels < 2))  # two classes of three
+    with pytest.raises(ValueError, match=r"images of every class.*none of: \['class 2'\]"):
+        ftk.recommend(network(), part, pictures((5, 5, 5), seed=2), **OPTIONS)
+
+
+def test_a_class_that_cannot_be_validated():
+    with pytest.raises(ValueError, match=r"at least two images.*1 image of 'class 1'"):
+        ftk.recommend(network(), pictures((9, 1)), **OPTIONS)
+    x = pictures((6, 6)).load(size=(16, 16))
+    groups = ["a", "b"] * 3 + ["c"] * 6
+    images = ftk.ImageSet.from_arrays(x, [0] * 6 + [1] * 6, groups=groups)
+    with pytest.raises(ValueError, match=r"at least two groups.*1 group of"):
+        ftk.recommend(network(), images, **OPTIONS)
+
+
+def test_a_group_is_in_one_fold():
+    """Copies of an image in several folds would make the validation loss too low."""
+    rng = np.random.default_rng(0)
+    noise = np.repeat(rng.integers(0, 256, (12, 16, 16, 3)), 4, axis=0)  # four copies of each
+    noise += rng.integers(0, 2, noise.shape) * (noise < 255)
+    labels = np.repeat(np.arange(12) % 2, 4)
+    options = {"class_names": ["a", "b"]}
+    alone = ftk.ImageSet.from_arrays(noise.astype(np.uint8), labels, **options)
+    grouped = ftk.ImageSet.from_arrays(
+        noise.astype(np.uint8), labels, groups=np.repeat(np.arange(12), 4), **options
+    )
+    leaky, honest = (
+        ftk.recommend(network(), s, **OPTIONS).evidence[0].loss for s in (alone, grouped)
+    )
+    assert leaky < honest
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"budget": "huge"}, "budget"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_arguments_that_do_not_fit(images, change, message):
+    with pytest.raises(ValueError, match=message):
+        ftk.recommend(network(), images, **OPTIONS, **change)
+
+
+def test_a_backbone_with_several_outputs(images):
+    with pytest.raises(ValueError, match="`backbone` must have one output"):
+        ftk.recommend(network("two"), images, **OPTIONS)
+
+
+# The choice
+
+
+def trial(name: str, values: list[float]) -> Trial:
+    """A trial with these losses: of class 0, by its probability."""
+    p = np.exp(-np.array(values))
+    made = Trial(
+        name=name,
+        spec=ftk.FineTuneSpec(),
+        keywords={},
+        scores=np.column_stack([p, 1 - p]),
+        labels=np.zeros(len(values), np.int64),
+        kept_epochs=(3,),
+        seconds=1.0,
+    )
+    vars(made)["temperature"] = 1.0
+    return made
+
+
+loss_lists = st.lists(st.lists(st.floats(0.01, 5), min_size=8, max_size=8), min_size=2, max_size=5)
+
+
+@given(loss_lists)
+@settings(deadline=None)
+def test_the_simplest_within_one_standard_error_wins(lists):
+    tried = [trial(str(i), values) for i, values in enumerate(lists)]
+    groups = np.arange(8)
+    chosen, lowest = choose(tried, groups)
+    assert tried[lowest].loss == min(t.loss for t in tried)
+    difference, error = paired(tried[chosen], tried[lowest], groups)
+    assert chosen == lowest or difference <= error
+    for simpler in tried[:chosen]:
+        difference, error = paired(simpler, tried[lowest], groups)
+        assert difference > error
+    result = recommendation(tried, groups, keras.layers.Dense(2), {}, validated=True)
+    assert result.evidence[chosen].recommended
+    assert "calibrate" in result.keywords or chosen == 0
+
+
+@given(st.lists(st.floats(0.01, 5), min_size=6, max_size=6), st.integers(2, 4))
+@settings(deadline=None)
+def test_copies_of_an_image_do_not_make_the_evidence_stronger(values, copies):
+    one, zero = trial("a", values), trial("b", [1.0] * 6)
+    many, none = trial("a", values * copies), trial("b", [1.0] * 6 * copies)
+    apart = paired(one, zero, np.arange(6))
+    together = paired(many, none, np.tile(np.arange(6), copies))
+    np.testing.assert_allclose(together, apart, rtol=1e-9, atol=1e-12)
+
+
+def test_the_reason_says_how_sure_it_is():
+    clear = [trial("the head alone", [1.0, 1.1] * 20), trial("two blocks", [0.1, 0.2] * 20)]
+    close = [trial("the head alone", [0.5, 0.9] * 20), trial("two blocks", [0.8, 0.5] * 20)]
+
+    def reason(tried):
+        made = recommendation(tried, np.arange(40), keras.layers.Dense(2), {}, validated=True)
+        return made.reason
+
+    assert "two blocks: it has the lowest validation loss" in reason(clear)
+    assert "above two standard errors" in reason(clear)
+    assert "the head alone: the simplest recipe within one standard error" in reason(close)
+    assert "cannot be told apart" in reason(close)
+
+
+def test_candidates_fit_any_depth():
+    for blocks in (1, 2, 3, 19, 200):
+        for budget in ("fast", "thorough"):
+            found = candidates(blocks, budget)
+            assert found
+            assert len(set(found)) == len(found)
+            assert all(1 <= each.blocks <= blocks for each in found)
+            assert found == sorted(found, key=lambda each: each.blocks)
+
+
+def test_without_validation_images_the_length_comes_from_the_folds():
+    tried = [
+        trial("the head alone", [2.0] * 9),
+        replace(trial("b", [0.1] * 9), kept_epochs=(4, 9, 5)),
+    ]
+    for each in tried:
+        vars(each)["temperature"] = 0.7
+    groups = np.arange(9)
+    made = recommendation(tried, groups, keras.layers.Dense(2), {}, validated=False)
+    assert made.specs[0].epochs == 5
+    assert made.keywords["calibrate"] == 0.7
+    made = recommendation(tried, groups, keras.layers.Dense(2), {}, validated=True)
+    assert made.specs[0].epochs == 1  # of the spec; the best epoch is kept
+    assert made.keywords["calibrate"] is True
+
+
+# The probe
+
+
+def test_the_penalty_is_the_one_with_the_lowest_validation_loss():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(60, 5)) * [1, 10, 0.1, 1, 1] + 3, rng.integers(0, 3, 60)
+    x[:, 0] += y
+    parts = [(np.arange(40), np.arange(40, 60)), (np.arange(20, 60), np.arange(20))]
+    found = validated(x, y, parts, 3)
+    truth = np.concatenate([y[40:], y[:20]])
+
+    def loss(strength):
+        scores = [
+            fitted(x[before], y[before], 3, strength).scores(x[after], multi_label=False)
+            for before, after in parts
+        ]
+        return losses(np.concatenate(scores), truth).mean()
+
+    best = min(map(loss, _STRENGTHS))
+    np.testing.assert_allclose(losses(found.scores, truth).mean(), best, rtol=1e-3)
+
+
+# Temperatures
+
+
+@given(st.floats(0.3, 3.0), st.booleans(), st.integers(0, 9))
+@settings(deadline=None, max_examples=30)
+def test_the_temperature_undoes_a_scale_of_the_logits(scale, softmax, seed):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(4000, 3))
+    if softmax:
+        p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        labels = (p.cumsum(1) > rng.random((4000, 1))).argmax(1)
+    else:
+        p = 1 / (1 + np.exp(-logits))
+        labels = (rng.random(p.shape) < p).astype(int)
+    wrong = tempered(p, 1 / scale, softmax=softmax)
+    assert best_temperature(wrong, labels) == pytest.approx(scale, rel=0.15)
+    right = tempered(wrong, scale, softmax=softmax)
+    np.testing.assert_allclose(right, p, atol=1e-2)  # tiny ones are cut off
