@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
 import finetune_kit as ftk
+from finetune_kit._train import trials
 from finetune_kit._train.calibration import best_temperature, losses, tempered
 from finetune_kit._train.probe import _STRENGTHS, fitted, validated
-from finetune_kit._train.recommendation import choose, paired, recommendation
+from finetune_kit._train.recommendation import Probed, choose, paired, recommendation
 from finetune_kit._train.trials import Trial, candidates
 
 
@@ -63,6 +64,13 @@ def found(images):
     return ftk.recommend(network(), images, **OPTIONS)
 
 
+@pytest.fixture
+def quick(monkeypatch):
+    """One candidate for one epoch, where other candidates would show nothing more."""
+    monkeypatch.setattr(trials, "_FAST", ((0.25, 3e-4),))
+    monkeypatch.setattr(trials, "_EPOCHS", 1)
+
+
 def test_the_head_is_a_logistic_regression_on_the_features(found, images):
     features = ftk.extract_features(network(), images, **OPTIONS)
     scores = outputs(found.head, features[:, None, None, :])
@@ -83,7 +91,7 @@ def test_what_is_recommended_trains_in_one_call(found, images):
     assert found.keywords["preprocessing"] is None
 
 
-def test_a_head_that_needs_no_training_stays_as_it_is(images):
+def test_a_head_that_needs_no_training_stays_as_it_is(quick, images):
     found = ftk.recommend(network(), images, **OPTIONS)
     still = ftk.FineTuneSpec(0, learning_rate=1e-6)
     tuned = ftk.fine_tune(network(), found.head, still, images, **OPTIONS)
@@ -113,6 +121,16 @@ def test_the_evidence_is_a_table_and_a_view(found, images):
     assert str(found).count("\n* ") == 1
 
 
+def test_a_learning_curve_has_a_row_for_each_share(found, images):
+    curve = found.learning_curve()
+    quarter, half, whole = curve.evidence
+    assert whole.loss == pytest.approx(found.evidence[0].loss, rel=1e-4)
+    assert quarter.images == half.images == whole.images == len(images)
+    assert math.isnan(whole.error)
+    assert "With half of the images" in str(curve)
+    assert str(curve) == str(found.learning_curve())
+
+
 def test_validation_images_take_the_place_of_folds(images):
     more = pictures((6, 6, 6), seed=1)
     found = ftk.recommend(network(), images, more, **OPTIONS)
@@ -121,7 +139,7 @@ def test_validation_images_take_the_place_of_folds(images):
     assert len(whole.evidence) > len(found.evidence)
 
 
-def test_features_in_a_folder_serve_the_training(images, tmp_path, monkeypatch):
+def test_features_in_a_folder_serve_the_training(quick, images, tmp_path, monkeypatch):
     found = ftk.recommend(network(), images, features=tmp_path, **OPTIONS)
     head = ftk.classification_head(3)
     options = {**found.keywords, "calibrate": False, "verbose": 0}
@@ -131,15 +149,15 @@ def test_features_in_a_folder_serve_the_training(images, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("outputs", ["vector", "tokens"])
-def test_other_outputs_of_a_backbone(outputs, images):
-    found = ftk.recommend(network(outputs), images, **OPTIONS)
+def test_other_outputs_of_a_backbone(quick, outputs, images):
+    found = ftk.recommend(network(outputs), images, pictures((4, 4, 4), seed=1), **OPTIONS)
     tuned = ftk.fine_tune(
         network(outputs), found.head, found.specs, images, **found.keywords, verbose=0
     )
     assert tuned.model.output_shape == (None, 3)
 
 
-def test_a_trained_model(images):
+def test_a_trained_model(quick, images):
     head = ftk.classification_head(3)
     trained = ftk.fine_tune(network(), head, ftk.FineTuneSpec(1), images, **OPTIONS)
     found = ftk.recommend(trained, pictures((8, 8, 8), seed=5), verbose=0)
@@ -149,11 +167,12 @@ def test_a_trained_model(images):
         ftk.recommend(trained, images, verbose=0)
 
 
-def test_a_gray_backbone(images):
-    assert ftk.recommend(network(channels=1), images, **OPTIONS).specs
+def test_a_gray_backbone(quick, images):
+    more = pictures((4, 4, 4), seed=1)
+    assert ftk.recommend(network(channels=1), images, more, **OPTIONS).specs
 
 
-def test_several_labels_per_image():
+def test_several_labels_per_image(quick):
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, (24, 3))
     labels[:3] = np.eye(3)
@@ -169,14 +188,14 @@ def test_several_labels_per_image():
 
 
 @pytest.mark.parametrize("counts", [(2, 2), (40, 2), (2,) * 12])
-def test_few_images_of_a_class(counts):
+def test_few_images_of_a_class(quick, counts):
     images = pictures(counts)
     found = ftk.recommend(network(), images, **OPTIONS)
     assert all(math.isfinite(e.loss) for e in found.evidence)
     assert found.head.output_shape == (None, len(counts))
 
 
-def test_images_that_are_all_alike():
+def test_images_that_are_all_alike(quick):
     """The features are constant, so the head predicts the shares of the classes."""
     x = (
         np.full((12, 16, 16, 3), 128, np.uint8)
@@ -205,7 +224,7 @@ def test_a_class_that_cannot_be_validated():
         ftk.recommend(network(), images, **OPTIONS)
 
 
-def test_a_group_is_in_one_fold():
+def test_a_group_is_in_one_fold(quick):
     """Copies of an image in several folds would make the validation loss too low."""
     rng = np.random.default_rng(0)
     noise = np.repeat(rng.integers(0, 256, (12, 16, 16, 3)), 4, axis=0)  # four copies of each
@@ -259,6 +278,14 @@ def trial(name: str, values: list[float]) -> Trial:
     return made
 
 
+def recommended(tried: list[Trial], *, validated: bool) -> ftk.Recommendation:
+    """Return the recommendation for trials on images without groups."""
+    count = len(tried[0].losses)
+    parts = [(np.arange(0), np.arange(count))]
+    nothing = Probed(np.zeros((count, 1)), tried[0].labels, parts, np.arange(count), 1.0, 2)
+    return recommendation(tried, nothing, keras.layers.Dense(2), {}, validated=validated)
+
+
 loss_lists = st.lists(st.lists(st.floats(0.01, 5), min_size=8, max_size=8), min_size=2, max_size=5)
 
 
@@ -274,7 +301,7 @@ def test_the_simplest_within_one_standard_error_wins(lists):
     for simpler in tried[:chosen]:
         difference, error = paired(simpler, tried[lowest], groups)
         assert difference > error
-    result = recommendation(tried, groups, keras.layers.Dense(2), {}, validated=True)
+    result = recommended(tried, validated=True)
     assert result.evidence[chosen].recommended
     assert "calibrate" in result.keywords or chosen == 0
 
@@ -294,8 +321,7 @@ def test_the_reason_says_how_sure_it_is():
     close = [trial("the head alone", [0.5, 0.9] * 20), trial("two blocks", [0.8, 0.5] * 20)]
 
     def reason(tried):
-        made = recommendation(tried, np.arange(40), keras.layers.Dense(2), {}, validated=True)
-        return made.reason
+        return recommended(tried, validated=True).reason
 
     assert "two blocks: it has the lowest validation loss" in reason(clear)
     assert "above two standard errors" in reason(clear)
@@ -320,11 +346,10 @@ def test_without_validation_images_the_length_comes_from_the_folds():
     ]
     for each in tried:
         vars(each)["temperature"] = 0.7
-    groups = np.arange(9)
-    made = recommendation(tried, groups, keras.layers.Dense(2), {}, validated=False)
+    made = recommended(tried, validated=False)
     assert made.specs[0].epochs == 5
     assert made.keywords["calibrate"] == 0.7
-    made = recommendation(tried, groups, keras.layers.Dense(2), {}, validated=True)
+    made = recommended(tried, validated=True)
     assert made.specs[0].epochs == 1  # of the spec; the best epoch is kept
     assert made.keywords["calibrate"] is True
 

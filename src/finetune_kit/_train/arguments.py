@@ -51,10 +51,7 @@ def make_setup(
     once = len(phases) == 1 and options["run_dir"] is None
     callbacks = _callbacks(options, choices.names, once=once, validated=validation is not None)
     cache = _check_features(options["features"], backbone, phases)
-    factors = [
-        dict(zip(p.plan.trainable_variables, p.plan.rate_factors, strict=True)) for p in phases
-    ]
-    Optimizers(options["optimizer"]).check(factors)
+    _check_optimizer(options["optimizer"], phases)
     _check_head(backbone, head, train, choices)
     check_calibrate(options["calibrate"], head, validated=validation is not None)
     class_weight = class_weights(options["class_weight"], train.labels, train.class_names)
@@ -116,6 +113,12 @@ def _callbacks(
     check_monitors(callbacks, names, validated=validated)
     averaged = bool(Optimizers(options["optimizer"]).config.get("use_ema"))
     return with_best_epoch(callbacks, validated=validated, averaged=averaged)
+
+
+def _check_optimizer(optimizer: Any, phases: Sequence[Phase]) -> None:
+    plans = [phase.plan for phase in phases]
+    factors = [dict(zip(p.trainable_variables, p.rate_factors, strict=True)) for p in plans]
+    Optimizers(optimizer).check(factors)
 
 
 def _check_numbers(options: Mapping[str, Any]) -> None:

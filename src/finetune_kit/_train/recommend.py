@@ -22,7 +22,7 @@ from finetune_kit._quiet import quiet
 from finetune_kit._text import plural
 from finetune_kit._train.arguments import checked_backbone, make_setup, unused_options
 from finetune_kit._train.probe import Parts, Validated, fitted, validated
-from finetune_kit._train.recommendation import Recommendation, recommendation
+from finetune_kit._train.recommendation import Probed, Recommendation, recommendation
 from finetune_kit._train.setup import Setup
 from finetune_kit._train.trials import Candidate, Task, Trial, candidates, head_for, run
 from finetune_kit._train.tuned import FineTuned
@@ -121,13 +121,14 @@ def recommend(
         probes = validated(values, setup.images.labels, parts, len(train.class_names))
         tried = [_probe_trial(task, probes, time.perf_counter() - started)]
         tried += _tried(task, chosen, probes, budget)
-    strength, count = probes.strength, len(train)
-    head = task.head(fitted(values[:count], train.labels, len(train.class_names), strength))
+    classes, count = len(train.class_names), len(train)
+    head = task.head(fitted(values[:count], train.labels, classes, probes.strength))
     used: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
     used |= {} if preprocessing == "auto" else {"preprocessing": preprocessing}
     used |= {} if features is None else {"features": features}
-    groups = task.groups(train.groups)
-    return recommendation(tried, groups, head, used, validated=len(parts) == 1)
+    groups = _groups(train, len(setup.images))
+    probed = Probed(values, setup.images.labels, parts, groups, probes.strength, classes)
+    return recommendation(tried, probed, head, used, validated=validation is not None)
 
 
 def _check_backbone(backbone: keras.Model) -> None:
@@ -157,6 +158,14 @@ def _parts(train: ImageSet, validation: ImageSet | None, seed: int) -> Parts:
         )
     folds = StratifiedFolds(min(_FOLDS, fewest), seed=seed)
     return list(folds.split(None, train.labels, train.groups))
+
+
+def _groups(train: ImageSet, count: int) -> NDArray[np.int64]:
+    """Return the number of the group of each image; each validation image is one of its own."""
+    if train.groups is None:
+        return np.arange(count)
+    groups = np.unique(train.groups, return_inverse=True)[1]
+    return np.concatenate([groups, np.arange(len(train), count)])
 
 
 def _members(images: ImageSet, label: int) -> NDArray[np.bool_]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,8 +15,10 @@ from numpy.typing import NDArray
 from finetune_kit import _html
 from finetune_kit._model.spec import FineTuneSpec
 from finetune_kit._text import aligned, plural
+from finetune_kit._train.probe import Parts, fitted
 from finetune_kit._train.trials import Trial
 
+_SHARES = (0.25, 0.5, 1.0)  # of the training images, in a learning curve
 _HEADINGS = ("recipe", "loss", "above the lowest", "accuracy", "images", "epochs", "seconds")
 
 
@@ -47,6 +50,62 @@ class Evidence:
 
 
 @dataclass(frozen=True, eq=False)
+class Probed:
+    """What a learning curve is computed from.
+
+    Attributes:
+        features: of all images, `(n, features)`.
+        labels: of all images.
+        parts: the indices to train on and to validate on.
+        groups: number of the group of each image.
+        strength: inverse strength of the penalty.
+        classes: number of classes.
+    """
+
+    features: NDArray[Any]
+    labels: NDArray[np.int64]
+    parts: Parts
+    groups: NDArray[np.int64]
+    strength: float
+    classes: int
+
+    def fitted_on(self, share: float) -> Trial:
+        """Return how well probes do that are fitted on a share of each part's training images."""
+        started = time.perf_counter()
+        scores = []
+        for before, after in self.parts:
+            chosen = before[_share_of(self.groups[before], share)]
+            probe = fitted(self.features[chosen], self.labels[chosen], self.classes, self.strength)
+            multi_label = self.labels.ndim == 2
+            scores.append(probe.scores(self.features[after], multi_label=multi_label))
+        return Trial(
+            name=f"{share:.0%} of the images",
+            spec=FineTuneSpec(),
+            keywords={},
+            scores=np.concatenate(scores),
+            labels=np.concatenate([self.labels[after] for _, after in self.parts]),
+            kept_epochs=(1,),
+            seconds=time.perf_counter() - started,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class LearningCurve:
+    """How well the head alone does with fewer images.
+
+    Attributes:
+        evidence: an `Evidence` for each share of the training images.
+        reason: what it says about more images.
+    """
+
+    evidence: tuple[Evidence, ...]
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{_table(self.evidence)}\n\n{self.reason}"
+
+
+@dataclass(frozen=True, eq=False)
 class Recommendation:
     """A recipe for `fine_tune`, and the evidence for it. Made by `recommend`.
 
@@ -57,6 +116,7 @@ class Recommendation:
         keywords: further arguments of `fine_tune`.
         evidence: an `Evidence` for each recipe that was tried, the simplest first.
         reason: why this recipe, how sure that is, and what it would cost to know more.
+        probed: features and labels, for `learning_curve`.
     """
 
     head: keras.Layer = field(repr=False)
@@ -64,13 +124,28 @@ class Recommendation:
     keywords: Mapping[str, Any]
     evidence: tuple[Evidence, ...] = field(repr=False)
     reason: str
+    probed: Probed = field(repr=False)
+
+    def learning_curve(self) -> LearningCurve:
+        """Return how well the head alone does with a quarter, a half and all of the images.
+
+        It says whether more images would help. Print it for a table. It takes a few logistic
+        regressions, no training.
+        """
+        trials = [self.probed.fitted_on(share) for share in _SHARES]
+        order = np.concatenate([after for _, after in self.probed.parts])
+        groups = self.probed.groups[order]
+        rows = _evidence(trials, groups, lowest=len(trials) - 1, recommended=-1)
+        difference, error = paired(trials[-2], trials[-1], groups)
+        helps = difference > 2 * error
+        return LearningCurve(
+            rows,
+            f"With half of the images the loss is higher by {difference:.4f} ± {error:.4f}, so "
+            f"more images {'will probably help' if helps else 'may not help'} the head alone.",
+        )
 
     def __str__(self) -> str:
-        rows = [
-            (f"{'* ' if e.recommended else '  '}{e.recipe}", *cells)
-            for e, cells in zip(self.evidence, map(_cells, self.evidence), strict=True)
-        ]
-        return f"{aligned([('  ' + _HEADINGS[0], *_HEADINGS[1:]), *rows])}\n\n{self.reason}"
+        return f"{_table(self.evidence)}\n\n{self.reason}"
 
     def _repr_html_(self) -> str:
         rows = [
@@ -87,6 +162,19 @@ class Recommendation:
             _html.table(_HEADINGS, rows, "Recipes that were tried"),
             _html.note(self.reason),
         )
+
+
+def _table(evidence: Sequence[Evidence]) -> str:
+    rows = [(f"{'* ' if e.recommended else '  '}{e.recipe}", *_cells(e)) for e in evidence]
+    return aligned([("  " + _HEADINGS[0], *_HEADINGS[1:]), *rows])
+
+
+def _share_of(groups: NDArray[np.int64], share: float) -> NDArray[np.int64]:
+    """Return the indices of a share of the images, whole groups, the same on each call."""
+    names = np.unique(groups)
+    order = np.random.default_rng(0).permutation(names)
+    chosen = order[: max(1, round(share * len(names)))]
+    return np.flatnonzero(np.isin(groups, chosen))
 
 
 def _cells(evidence: Evidence) -> tuple[str, ...]:
@@ -136,7 +224,7 @@ def choose(tried: Sequence[Trial], groups: NDArray[np.int64]) -> tuple[int, int]
 
 def recommendation(
     tried: Sequence[Trial],
-    groups: NDArray[np.int64],
+    probed: Probed,
     head: keras.Layer,
     used: Mapping[str, Any],
     *,
@@ -146,11 +234,12 @@ def recommendation(
 
     Args:
         tried: the trials, the simplest first; the first trains the head alone.
-        groups: number of the group of each validation image.
+        probed: what the head was fitted on.
         head: the head that was fitted on all training images.
         used: arguments of `fine_tune` that the trials had.
         validated: whether there are validation images to choose the epoch by.
     """
+    groups = probed.groups[np.concatenate([after for _, after in probed.parts])]
     number, lowest = choose(tried, groups)
     trial = tried[number]
     spec, keywords = trial.spec, {**used, **trial.keywords}
@@ -158,25 +247,36 @@ def recommendation(
         keywords["calibrate"] = True if validated else trial.temperature
         if not validated:
             spec = replace(spec, epochs=_median(trial.kept_epochs))
-    evidence = []
-    for i, each in enumerate(tried):
-        difference, error = paired(each, tried[lowest], groups)
-        evidence.append(
-            Evidence(
-                recipe=each.name,
-                loss=each.loss,
-                difference=difference,
-                error=math.nan if i == lowest else error,
-                accuracy=each.accuracy,
-                images=len(each.losses),
-                epochs=_median(each.kept_epochs),
-                seconds=each.seconds,
-                recommended=i == number,
-            )
-        )
     return Recommendation(
-        head, (spec,), keywords, tuple(evidence), _reason(tried, number, lowest, groups)
+        head=head,
+        specs=(spec,),
+        keywords=keywords,
+        evidence=_evidence(tried, groups, lowest, number),
+        reason=_reason(tried, number, lowest, groups),
+        probed=probed,
     )
+
+
+def _evidence(
+    tried: Sequence[Trial], groups: NDArray[np.int64], lowest: int, recommended: int
+) -> tuple[Evidence, ...]:
+    """Return a row for each trial, compared with one of them."""
+    rows = []
+    for i, trial in enumerate(tried):
+        difference, error = paired(trial, tried[lowest], groups)
+        row = Evidence(
+            recipe=trial.name,
+            loss=trial.loss,
+            difference=difference,
+            error=math.nan if i == lowest else error,
+            accuracy=trial.accuracy,
+            images=len(trial.losses),
+            epochs=_median(trial.kept_epochs),
+            seconds=trial.seconds,
+            recommended=i == recommended,
+        )
+        rows.append(row)
+    return tuple(rows)
 
 
 def _median(epochs: Sequence[int]) -> int:

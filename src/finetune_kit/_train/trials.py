@@ -126,13 +126,6 @@ class Task:
         """Return the labels of the validation images of some parts."""
         return np.concatenate([self.setup.images.labels[after] for _, after in parts])
 
-    def groups(self, groups: NDArray[np.str_] | None) -> NDArray[np.int64]:
-        """Return the number of the group of each validation image, in the order of the parts."""
-        order = np.concatenate([after for _, after in self.parts])
-        if groups is None or len(self.parts) == 1:
-            return np.arange(len(order))
-        return np.unique(groups, return_inverse=True)[1][order]
-
 
 @dataclass(frozen=True)
 class Candidate:
