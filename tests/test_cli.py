@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 import finetune_kit as ftk
 from finetune_kit._cli.app import app
+from finetune_kit._train import trials
 
 once = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="uses no backend, so once is enough"
@@ -87,6 +88,26 @@ def test_the_same_command_again_returns_the_same_result(trained, photos):
     assert (trained / "manifest.csv").read_bytes() == before[0]
     after = ftk.predict(trained / "model.keras", photos).probabilities
     np.testing.assert_array_equal(after, before[1])
+
+
+@once
+def test_a_recommended_recipe_is_found_once(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(trials, "_FAST", ((0.1, 3e-4),))
+    monkeypatch.setattr(trials, "_EPOCHS", 1)
+    options = [option for option in RUN if option != "--quiet"]
+    command = ("train", photos, "--out", tmp_path / "run", *options, "--recipe", "recommend")
+    done = run(*command)
+    assert "the head alone" in done.output
+    assert "Recommended is" in done.output
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {
+        "checkpoints", "config.json", "manifest.csv", "model.keras", "report"
+    }  # fmt: skip
+    assert not (tmp_path / "run" / "checkpoints" / "recommend").exists()
+    before = ftk.predict(tmp_path / "run" / "model.keras", photos).probabilities
+    monkeypatch.setattr(ftk, "recommend", None)  # the same command does not try them again
+    assert "Recommended is" in run(*command).output
+    after = ftk.predict(tmp_path / "run" / "model.keras", photos).probabilities
+    np.testing.assert_array_equal(after, before)
 
 
 @once

@@ -82,7 +82,7 @@ CONTENTS: dict[str, Callable[[Any], Any]] = {
         [weight.tolist() for weight in found.head.get_weights()],
         found.specs,
         str(found),
-        str(found.learning_curve()),
+        found.learning_curve().reason,
     ],
     "Predictions": lambda found: [list(found), found.probabilities.tolist()],
     "Report": lambda report: [report.to_dict(), report.labels.tolist(), report.scores.tolist()],

@@ -10,6 +10,7 @@ from typing import Any
 import finetune_kit as ftk
 
 CONFIG, MANIFEST, CHECKPOINTS = "config.json", "manifest.csv", "checkpoints"
+FEATURES = "recommend"  # in the folder of the checkpoints, until the training has ended
 _FORMAT = "finetune-kit config 1"
 _PATHS = ("data", "out", "test", "validation", "root", "features")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import finetune_kit as ftk
 from finetune_kit._checks import check_choice
 from finetune_kit._cli.backbones import backbone_of, specs_of
 from finetune_kit._cli.data import Data, Parts, split_parts
-from finetune_kit._cli.job import CHECKPOINTS, CONFIG, MANIFEST, Job, config_of
+from finetune_kit._cli.job import CHECKPOINTS, CONFIG, FEATURES, MANIFEST, Job, config_of
 from finetune_kit._cli.output import Result, bars, say
 from finetune_kit._files import make_folder, write_whole
 from finetune_kit._text import plural
@@ -30,6 +31,11 @@ def run(job: Job, *, silent: bool) -> Result:
     parts = _parts(job)
     _show_parts(parts, silent=silent)
     recommends = job.recipe == "recommend"
+    if recommends and (job.units or job.dropout):
+        raise ValueError(
+            "The recipe 'recommend' makes a head of a single dense layer; leave out --units and "
+            f"--dropout. Received: --units {job.units} --dropout {job.dropout:g}"
+        )
     head = None if recommends else _head(job, backbone, parts.train)
     plan = None if recommends else plan_of(backbone, models[-1][1][-1])
     make_folder("--out", out)  # all options are checked now
@@ -46,6 +52,7 @@ def run(job: Job, *, silent: bool) -> Result:
     say(f"\n2. The plan{which}\n\n{plan}", silent=silent)
     say("\n3. The training", silent=silent)
     runs = _train(job, [specs for _, specs in models], (backbone, head), sets, verbose, more)
+    shutil.rmtree(out / CHECKPOINTS / FEATURES, ignore_errors=True)
     reports, entries = {}, []
     for (name, _), tuned in zip(models, runs, strict=True):
         report = ftk.evaluate(
@@ -61,24 +68,41 @@ def run(job: Job, *, silent: bool) -> Result:
 def _recommended(
     job: Job, backbone: Any, sets: dict[str, ftk.ImageSet], *, silent: bool
 ) -> tuple[Any, list[tuple[str, list[ftk.FineTuneSpec]]], dict[str, Any]]:
-    """Return the head, the phases and other arguments that are recommended."""
-    if job.units or job.dropout:
-        raise ValueError(
-            "The recipe 'recommend' makes a head of a single dense layer; leave out --units and "
-            f"--dropout. Received: {job.units}, {job.dropout}"
+    """Return the head, the phases and other arguments that are recommended.
+
+    They are kept beside the checkpoints, so that the same command finds them again.
+    """
+    import keras
+
+    folder = make_folder("--out", Path(job.out) / CHECKPOINTS)
+    features = job.features or folder / FEATURES
+    head_file, file = folder / "recommended_head.keras", folder / "recommendation.json"
+    if not file.exists():
+        say("\n   Which recipe? Each is validated on images that it has not seen.", silent=silent)
+        found = ftk.recommend(
+            backbone,
+            sets["train"],
+            sets.get("validation"),
+            batch_size=job.batch_size,
+            features=features,
+            seed=job.seed,
+            verbose=bars(silent=silent),
         )
-    say("\n   Which recipe? Each is tried on images that it was not trained on.", silent=silent)
-    found = ftk.recommend(
-        backbone,
-        sets["train"],
-        sets.get("validation"),
-        batch_size=job.batch_size,
-        features=job.features or Path(job.out) / CHECKPOINTS / "features",
-        seed=job.seed,
-        verbose=bars(silent=silent),
-    )
-    say(f"\n{found}", silent=silent)
-    return found.head, [("", list(found.specs))], dict(found.keywords)
+        found.head.save(head_file)
+        content = {
+            "text": str(found),
+            "specs": [spec.to_dict() for spec in found.specs],
+            "calibrate": found.keywords.get("calibrate", False),
+            "loss": keras.saving.serialize_keras_object(found.keywords.get("loss")),
+        }
+        write_whole(file, json.dumps(content, indent=2) + "\n")
+    known = json.loads(file.read_text(encoding="utf-8"))
+    say(f"\n{known['text']}", silent=silent)
+    specs = [ftk.FineTuneSpec.from_dict(spec) for spec in known["specs"]]
+    loss = keras.saving.deserialize_keras_object(known["loss"])
+    head = keras.saving.load_model(head_file, compile=False)
+    more = {"calibrate": known["calibrate"], "loss": loss, "features": features}
+    return head, [("", specs)], more
 
 
 def _models(job: Job) -> list[tuple[str, list[ftk.FineTuneSpec]]]:
