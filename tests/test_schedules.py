@@ -381,10 +381,35 @@ def test_each_phase_keeps_the_epoch_that_its_spec_asks_for(misled):
     assert run.settings["kept_epoch"] == 6
     assert np.array_equal(kernel, after[5])
     alone = misled(SPEC).model
-    begun = misled([SPEC, ftk.FineTuneSpec(1, learning_rate=1e-12)]).model
-    for one, other in zip(alone.weights, begun.weights, strict=True):
-        pair = map(keras.ops.convert_to_numpy, (one, other))
-        np.testing.assert_allclose(*pair, atol=1e-6)
+    begun = misled([SPEC, ftk.FineTuneSpec(1, learning_rate=1e-12, keep="last")]).model
+    same_weights(alone, begun, atol=1e-6)
+
+
+@pytest.mark.parametrize("keeps", ["best", "last"])
+def test_a_phase_that_makes_the_model_worse_is_undone(tune, tmp_path, keeps):
+    """But only by phases that keep the best epoch, and not what a phase before them kept."""
+    worse = ftk.FineTuneSpec(1, epochs=2, learning_rate=2.0)
+    more = ftk.FineTuneSpec("block3", epochs=1, learning_rate=2.0)  # what moved may be frozen now
+    specs = [SPEC, replace(worse, keep=keeps), more]
+    run = tune(specs, optimizer="sgd")
+    losses = run.history["val_loss"]
+    best = int(np.argmin(losses[:4])) + 1
+    if keeps == "best":
+        assert min(losses) == losses[best - 1], "the loss must rise, or the test shows nothing"
+        assert run.settings["kept_epoch"] == best
+        same_weights(run.model, tune(SPEC, optimizer="sgd").model)
+    else:
+        assert run.settings["kept_epoch"] == 7
+    folder = tmp_path / "run"
+    resumed = tune(specs, optimizer="sgd", run_dir=folder)
+    assert resumed.settings["kept_epoch"] == run.settings["kept_epoch"]
+    same_weights(resumed.model, run.model)
+    same_weights(tune(specs, optimizer="sgd", run_dir=folder).model, run.model)  # from the last checkpoint
+
+
+def same_weights(one: keras.Model, other: keras.Model, atol: float = 0.0) -> None:
+    for pair in zip(one.weights, other.weights, strict=True):
+        np.testing.assert_allclose(*map(keras.ops.convert_to_numpy, pair), rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize(

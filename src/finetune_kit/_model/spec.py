@@ -71,9 +71,9 @@ class FineTuneSpec:
             up to 1 (default: 1, the same rate everywhere). The head has the full rate, the last
             block `layer_decay` times that rate, the block before it `layer_decay ** 2` times (as in
             BEiT: Bao et al., ICLR 2022).
-        keep: `"best"` (default) ends the phase with the weights of its epoch with the lowest
-            validation loss, where there are validation images; `"last"` with those of its last
-            epoch.
+        keep: `"best"` (default) ends the phase with the weights of the epoch with the lowest
+            validation loss so far, which may be one of an earlier phase, where there are validation
+            images; `"last"` with those of its last epoch.
 
     Raises:
         ValueError: if a value is outside its range. Whether `trainable_blocks` fits a backbone is

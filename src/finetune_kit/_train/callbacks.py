@@ -19,11 +19,24 @@ from finetune_kit._model.state import random_states
 
 
 class BestEpoch(keras.callbacks.EarlyStopping):
-    """Restores the weights of the epoch with the lowest validation loss at the end of a phase."""
+    """Restores the weights of the epoch with the lowest validation loss at the end of a phase.
+
+    That epoch may be one of an earlier phase, unless a phase in between keeps its last epoch.
+    """
 
     def __init__(self) -> None:
         super().__init__(monitor="val_loss", patience=10**9, restore_best_weights=True)
         self.keeps_best = True  # by this its state differs from that of early stopping
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Remember the best epoch of earlier phases, if this one may return to it."""
+        if self.best_weights is None or not self.restore_best_weights:
+            super().on_train_begin(logs)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Compare the validation loss with the lowest one."""
+        if self.restore_best_weights:
+            super().on_epoch_end(epoch, logs)
 
 
 # The state that Keras' own callbacks, and ours, keep from epoch to epoch.
