@@ -1,6 +1,7 @@
 """Compare `recommend` with the recipes that people use, on several sets of images.
 
     python benchmarks/recipes.py FOLDER... --out out/recipes [--seeds 5] [--alpha 0.5]
+        [--methods probe recommend ...]
 
 Each FOLDER holds a folder for each class. For each seed, a fifth of its images is the test set;
 every method gets the others and nothing else:
@@ -17,7 +18,8 @@ every method gets the others and nothing else:
 - recommend: `recommend`, and `fine_tune` with what it returns.
 
 Each result is a JSON file in `--out` with the test scores; what is there already is not repeated.
-`--table` prints the table of the docs from them.
+`--table` prints a table from them: accuracy / log loss / expected calibration error of each method, and
+paired differences over the sets.
 """
 
 from __future__ import annotations
@@ -166,10 +168,11 @@ def recommended(alpha: float, train: ftk.ImageSet, test: ftk.ImageSet, seed: int
 METHODS = {"keras": keras_guide, "fastai": fastai, "probe": probe, "recommend": recommended}
 
 
-def run(folder: Path, alpha: float, seed: int, out: Path) -> None:
+def run(folder: Path, alpha: float, seed: int, out: Path, methods: list[str]) -> None:
     images = ftk.read_image_folder(folder)
     train, validation, test = images.split((0.6, 0.2, 0.2), seed=seed)
-    for name, method in METHODS.items():
+    for name in methods:
+        method = METHODS[name]
         file = out / f"{folder.name}-{alpha}-{seed}-{name}.json"
         if file.exists():
             continue
@@ -200,23 +203,23 @@ def measures(result: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def table(out: Path) -> str:
+def table(out: Path, methods: list[str]) -> str:
     """Return a Markdown table: means over seeds, and paired differences over the sets."""
     found: dict[str, dict[tuple[str, int], dict[str, float]]] = defaultdict(dict)
     for file in sorted(out.glob("*.json")):
         result = json.loads(file.read_text())
         found[result["method"]][result["set"], result["seed"]] = measures(result)
-    shared = sorted(set.intersection(*({*found[name]} for name in METHODS)))
+    shared = sorted(set.intersection(*({*found[name]} for name in methods)))
     sets = sorted({name for name, _ in shared})
     lines = [
-        f"| set | seeds | {' | '.join(METHODS)} |",
-        f"|---|---:|{'---:|' * len(METHODS)}",
+        f"| set | seeds | {' | '.join(methods)} |",
+        f"|---|---:|{'---:|' * len(methods)}",
     ]
     means = defaultdict(list)
     for name in sets:
         runs = [run for run in shared if run[0] == name]
         cells = []
-        for method in METHODS:
+        for method in methods:
             mean = {
                 key: np.mean([found[method][run][key] for run in runs])
                 for key in found[method][runs[0]]
@@ -232,7 +235,7 @@ def table(out: Path) -> str:
         "| `recommend` minus | accuracy | log loss | processor time, ratio |",
         "|---|---:|---:|---:|",
     ]
-    for method in METHODS:
+    for method in methods:
         if method == "recommend":
             continue
         cells = []
@@ -255,14 +258,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--alpha", type=float, default=0.5)
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=[*METHODS], metavar="METHOD"
+    )
     parser.add_argument("--table", action="store_true", help="print the table and end")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     if not args.table:
         for seed in range(args.seeds):
             for folder in args.folders:
-                run(folder, args.alpha, seed, args.out)
-    print(table(args.out))
+                run(folder, args.alpha, seed, args.out, args.methods)
+    print(table(args.out, args.methods))
 
 
 if __name__ == "__main__":
