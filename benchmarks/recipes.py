@@ -18,8 +18,8 @@ every method gets the others and nothing else:
 - recommend: `recommend`, and `fine_tune` with what it returns.
 
 Each result is a JSON file in `--out` with the test scores; what is there already is not repeated.
-`--table` prints a table from them: accuracy / log loss / expected calibration error of each method, and
-paired differences over the sets.
+`--table` prints a table from them: accuracy / log loss / expected calibration error of each method,
+and paired differences over the sets.
 """
 
 from __future__ import annotations

@@ -254,6 +254,11 @@ def test_arguments_that_do_not_fit(images, change, message):
         ftk.recommend(network(), images, **OPTIONS, **change)
 
 
+def test_images_that_are_no_set():
+    with pytest.raises(ValueError, match="`train` must be of type ImageSet"):
+        ftk.recommend(network(), "photos/", **OPTIONS)
+
+
 def test_a_backbone_with_several_outputs(images):
     with pytest.raises(ValueError, match="`backbone` must have one output"):
         ftk.recommend(network("two"), images, **OPTIONS)

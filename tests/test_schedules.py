@@ -404,7 +404,8 @@ def test_a_phase_that_makes_the_model_worse_is_undone(tune, tmp_path, keeps):
     resumed = tune(specs, optimizer="sgd", run_dir=folder)
     assert resumed.settings["kept_epoch"] == run.settings["kept_epoch"]
     same_weights(resumed.model, run.model)
-    same_weights(tune(specs, optimizer="sgd", run_dir=folder).model, run.model)  # from the last checkpoint
+    finished = tune(specs, optimizer="sgd", run_dir=folder)  # from the last checkpoint
+    same_weights(finished.model, run.model)
 
 
 def same_weights(one: keras.Model, other: keras.Model, atol: float = 0.0) -> None:

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune_kit._checks import check_choice
+from finetune_kit._checks import check_choice, check_kind
 from finetune_kit._data.folds import StratifiedFolds
 from finetune_kit._data.images import ImageSet
 from finetune_kit._features.cache import FeatureCache, as_cache, opened
@@ -94,6 +94,7 @@ def recommend(
         >>> tuned = fine_tune(
         ...     backbone, found.head, found.specs, images, **found.keywords, verbose=0)
     """
+    check_kind("train", train, ImageSet, "see read_image_folder")
     check_choice("budget", budget, _BUDGETS)
     plain = checked_backbone(backbone, preprocessing)[1]
     _check_backbone(plain)
@@ -128,7 +129,7 @@ def recommend(
     used |= {} if features is None else {"features": features}
     groups = _groups(train, len(setup.images))
     probed = Probed(values, setup.images.labels, parts, groups, probes.strength, classes)
-    return recommendation(tried, probed, head, used, validated=validation is not None)
+    return recommendation(tried, probed, head, used, validated=setup.validation is not None)
 
 
 def _check_backbone(backbone: keras.Model) -> None:
