@@ -224,6 +224,6 @@ def _tried(task: Task, chosen: Sequence[Candidate], probes: Validated, budget: s
 def _announce(trial: Trial, task: Task, parts: int) -> None:
     if task.setup.verbose:
         where = (
-            "" if len(task.parts) == 1 else f" (fold 1 to {parts})" if parts > 1 else " (fold 1)"
+            "" if len(task.parts) == 1 else f" (folds 1 to {parts})" if parts > 1 else " (fold 1)"
         )
         print(f"{trial.name}: validation loss {trial.loss:.4f}{where}", flush=True)

@@ -18,6 +18,7 @@ from finetune_kit._features.cache import FeatureCache
 from finetune_kit._features.frozen import FeatureSource
 from finetune_kit._model.head import classification_head
 from finetune_kit._model.spec import FineTuneSpec
+from finetune_kit._text import plural
 from finetune_kit._train.calibration import best_temperature, losses, tempered, validation_scores
 from finetune_kit._train.fine_tune import fine_tune
 from finetune_kit._train.probe import Parts, Probe
@@ -142,7 +143,7 @@ class Candidate:
     @property
     def name(self) -> str:
         """What the table calls it."""
-        return f"{self.blocks} blocks at {self.learning_rate:g}"
+        return f"{plural(self.blocks, 'block')} at {self.learning_rate:g}"
 
 
 def head_for(shape: tuple[int | None, ...], images: ImageSet) -> keras.Sequential:
