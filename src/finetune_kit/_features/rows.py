@@ -30,8 +30,14 @@ class Rows:
     def named(cls, positions: NDArray[np.int64], digests: Iterable[str]) -> Rows:
         """Return the rows of some positions, by the SHA-256 in hexadecimal that names each."""
         packed = np.fromiter(map(bytes.fromhex, digests), NAME, len(positions))
-        names, numbers = np.unique(packed, return_inverse=True)
-        return cls(names, positions, numbers)
+        # As np.unique(packed, return_inverse=True), in half its memory.
+        order = np.argsort(packed)
+        names = packed[order]
+        del packed
+        new = np.append(True, names[1:] != names[:-1])[: len(names)]
+        numbers = np.empty(len(names), np.int64)
+        numbers[order] = np.cumsum(new) - 1
+        return cls(names if new.all() else names[new], positions, numbers)
 
     def at(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the numbers of the names that are read at some positions."""
