@@ -61,7 +61,7 @@ def measure(folder: Path, size: int, count: int, results: Any) -> None:
     opened(folder, size, names[:1])  # code and files have been read once
     began, used = time.perf_counter(), time.process_time()
     entry = opened(folder, size, names)
-    missing = len(entry.missing.positions)
+    missing = len(entry.missing)
     seconds, processor = time.perf_counter() - began, time.process_time() - used
     assert not missing
     tracemalloc.start()

@@ -88,7 +88,7 @@ class Entry:
         `model` takes what `inputs` loads; None stores that as it is.
         """
         missing = self.missing
-        count = len(missing.positions)
+        count = len(missing)
         store.check_space(self.folder.parent, count * self._record.itemsize)
         self.folder.mkdir(exist_ok=True)
         store.remove_abandoned(self.folder)

@@ -167,7 +167,7 @@ class FeatureSource:
         names = prefix_names(plan)
         prefix, suffix = _split(whole, names, plan)
         entry = self._entry(cache, prefix, names, rows)
-        if count := len(entry.missing.positions):
+        if count := len(entry.missing):
             nearest = self._nearest(cache, whole, plan, entry.missing, inputs)
             model, start = nearest or (prefix, inputs)
             noun = "augmented image" if isinstance(inputs, Views) else "image"
@@ -181,7 +181,7 @@ class FeatureSource:
         rows = Rows.named(np.arange(len(self.digests)), self.digests)
         inputs = Decode(self.images, self.size)
         entry = self._entry(Path(self.folder or "."), model, frozenset(), rows)
-        if count := len(entry.missing.positions):
+        if count := len(entry.missing):
             self._say("Computing features", plural(count, "image"))
             entry.fill(model, inputs, self.batch_size, self.verbose)
         return Features(entry, model, inputs, self.batch_size)
@@ -201,7 +201,7 @@ class FeatureSource:
         for cut in sorted(earlier, key=len, reverse=True):
             first, rest = _split(whole, cut, None)
             entry = self._entry(cache, first, cut, rows)
-            if not len(entry.missing.positions):
+            if not entry.missing:
                 features = Features(entry, first, inputs, self.batch_size)
                 return _split(rest, names, plan)[0], features
         return None

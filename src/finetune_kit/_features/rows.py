@@ -26,6 +26,9 @@ class Rows:
     positions: NDArray[np.int64]
     numbers: NDArray[np.int64]
 
+    def __len__(self) -> int:
+        return len(self.positions)
+
     @classmethod
     def named(cls, positions: NDArray[np.int64], digests: Iterable[str]) -> Rows:
         """Return the rows of some positions, by the SHA-256 in hexadecimal that names each."""
