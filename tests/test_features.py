@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 
 import finetune_kit as ftk
-from finetune_kit._features import store
+from finetune_kit._features import frozen, store
 from finetune_kit._features.augmentation import augmented, views_of_epoch
-from finetune_kit._features.entry import Entry
 from finetune_kit._features.frozen import Decode, Views
 from finetune_kit._model import digest
+from finetune_kit._train import phases
 
 
 def agree(run, other, rtol=1e-4) -> None:
@@ -293,16 +293,33 @@ def test_a_damaged_chunk_is_noticed_at_first_use_and_computed_again(tune, cache,
 
 
 @pytest.mark.parametrize("damage", [flip_a_byte, cut_short, empty])
-def test_a_damaged_chunk_is_no_start_for_another_entry(tune, cache, tmp_path, no_training, damage):
-    """The features of a deeper cut are computed from it, if it is whole."""
+def test_a_damaged_chunk_is_computed_again_before_another_entry_starts_from_it(
+    tune, cache, filled, tmp_path, no_training, damage
+):
+    """The features of a deeper cut are computed from it."""
     (path,) = chunks(cache)
     damage(path)
     for folder in (cache, tmp_path / "fresh"):
         tune(ftk.FineTuneSpec(0), features=folder)
-    assert path not in chunks(cache)
-    one, other = (np.load(*chunks(folder)) for folder in (cache, tmp_path / "fresh"))
-    assert sorted(one["image"].tolist()) == sorted(other["image"].tolist())
-    assert np.array_equal(np.sort(one, order="image")["f0"], np.sort(other, order="image")["f0"])
+    assert path.read_bytes() == (filled[0] / path.relative_to(cache)).read_bytes()
+    (deeper,), (fresh,) = chunks(cache) - {path}, chunks(tmp_path / "fresh")
+    one, other = (np.sort(np.load(file), order="image") for file in (deeper, fresh))
+    assert one["image"].tolist() == other["image"].tolist()
+    assert np.allclose(one["f0"], other["f0"], atol=1e-6)
+
+
+def test_chunks_that_vanish_after_the_opening_are_computed_again(tune, cache, filled, monkeypatch):
+    """Another process clears the cache, or finds a damaged chunk."""
+    before, fit = chunks(cache), phases._fit
+
+    def clearing(*args):
+        for path in before:
+            path.unlink()
+        return fit(*args)
+
+    monkeypatch.setattr(phases, "_fit", clearing)
+    agree(tune(features=cache), filled[1], rtol=1e-6)
+    assert chunks(cache) == before
 
 
 @pytest.fixture
@@ -324,9 +341,7 @@ def hashed(monkeypatch) -> Counter[str]:
     return found
 
 
-def test_a_chunk_is_hashed_once_a_process_and_only_if_it_is_used(
-    tune, sets, tmp_path, hashed, no_training
-):
+def test_a_chunk_is_hashed_once_a_process_and_only_if_it_is_used(tune, sets, tmp_path, hashed):
     def run(spec, **options):
         store._verified.clear()  # the next process
         tune(spec, features=tmp_path, **options)
@@ -372,9 +387,9 @@ def test_nothing_in_a_cache_is_executable(cache):
     for path in cache.glob("*/*"):
         if path.suffix == ".npy":
             np.load(path, allow_pickle=False)
-        else:
+        elif path.suffix == ".json":
             json.loads(path.read_text())
-    assert {path.suffix for path in cache.glob("*/*")} == {".npy", ".json"}
+    assert {path.suffix for path in cache.glob("*/*")} == {".npy", ".index", ".json"}
 
 
 def test_too_little_space_is_an_error_before_the_first_byte(tune, tmp_path, monkeypatch):
@@ -580,14 +595,17 @@ def test_what_loads_inputs_can_be_sent_to_another_process(
     layer = ftk.Augmentation(changing(), views=2)
     views = Views(decode, layer, tiny_images.digests(), seed=3)
     assert np.array_equal(pickle.loads(pickle.dumps(views)).load(positions), views.load(positions))
-    features, find = [], Entry.features
-    monkeypatch.setattr(Entry, "features", lambda self: features.append(find(self)) or features[-1])
+    found, original = [], frozen.Features
+    monkeypatch.setattr(frozen, "Features", lambda *a: found.append(original(*a)) or found[-1])
     tune(features=cache)
-    content = pickle.dumps(features[-1])
+    content = pickle.dumps(found[-1])
     assert len(content) < 5_000 < ftk.FeatureCache(cache).size  # paths, not the rows
     loaded = pickle.loads(content).load(positions)
     assert loaded.shape == (3, 4, 4, 8)
-    assert np.array_equal(loaded, features[-1].load(positions))
+    assert np.array_equal(loaded, found[-1].load(positions))
+    flip_a_byte(*chunks(cache))
+    with pytest.raises(OSError, match="does not keep what is written"):
+        pickle.loads(content).load(positions)  # there it cannot be computed again
 
 
 class Pixels(keras.callbacks.Callback):

@@ -552,3 +552,25 @@ def test_a_warning_about_pixels_points_to_the_line_of_the_caller(mobilenet, sets
 def test_what_is_not_an_optimizer_is_an_error(tune, rejected, optimizer, says):
     with rejected(rf"`optimizer` must be the name.*{says}"):
         tune(optimizer=optimizer)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="traces steps into graphs")
+@pytest.mark.parametrize("features", [None, False])
+def test_each_step_is_traced_once(tune, tiny_images, monkeypatch, features):
+    """Once a phase, although the last batch of an epoch is shorter; and once in `evaluate`."""
+    traced: list[str] = []
+
+    def count(name: str) -> None:
+        step = getattr(keras.Model, name)
+        monkeypatch.setattr(
+            keras.Model, name, lambda self, data: traced.append(name) or step(self, data)
+        )
+
+    for name in ("train_step", "test_step"):
+        count(name)
+    phases = ftk.linear_probe_then_fine_tune(1, probe_epochs=2, epochs=2)
+    tuned = tune(phases, batch_size=5, features=features)
+    assert sorted(traced) == ["test_step", "test_step", "train_step", "train_step"]
+    count("predict_step")
+    ftk.evaluate(tuned, tiny_images, batch_size=5)
+    assert traced[4:] == ["predict_step"]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_kit._checks import check_choice, check_folder
-from finetune_kit._features.store import entry_folders, open_chunk
+from finetune_kit._features.store import count_rows, entry_folders
 from finetune_kit._files import make_folder
 
 DTYPES = ("float32", "float16")
@@ -146,13 +146,12 @@ def opened(
 
 def _entry(folder: Path) -> CacheEntry:
     about = json.loads((folder / "entry.json").read_text(encoding="utf-8"))
-    chunks = [chunk for path in folder.glob("*.npy") if (chunk := open_chunk(path)) is not None]
     return CacheEntry(
         key=folder.name,
         model=about["model"],
         shapes=tuple(tuple(shape) for shape in about["shapes"]),
         dtype=about["dtype"],
-        images=len({name for chunk in chunks for name in chunk.names}),
+        images=count_rows(folder),
         bytes=sum(path.stat().st_size for path in folder.iterdir()),
         folder=str(folder),
     )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 from finetune_kit._data.batches import WORKERS, ahead
 from finetune_kit._features import store
 from finetune_kit._features.engine import outputs_of
+from finetune_kit._features.rows import Rows
 from finetune_kit._files import write_whole
 
 _CHUNK_BYTES, _CHUNK_ROWS = 64 << 20, 512
@@ -35,76 +38,47 @@ class Inputs(Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False)
-class Features:
-    """The features of images, read from memory-mapped chunks."""
-
-    rows: Mapping[int, str]
-    where: Mapping[str, tuple[int, int]]  # by row name: number of the chunk, row in it
-    chunks: tuple[store.Chunk, ...]
-    shapes: Mapping[str, tuple[int, ...]]  # of the tensors, by their field in a chunk
-    dtype: str
-    threads: int = WORKERS
-
-    def load(self, positions: NDArray[np.int64]) -> Any:
-        """Return the features of some images: an array, or a tuple if several tensors are cut."""
-        found = [self.where[self.rows[i]] for i in positions.tolist()]
-        loaded = []
-        for field, shape in self.shapes.items():
-            tensor = np.empty((len(found), *shape), self.dtype)
-            for target, (chunk, row) in zip(tensor, found, strict=True):
-                target[...] = self.chunks[chunk].rows[field][row]
-            loaded.append(tensor)
-        return tuple(loaded) if len(loaded) > 1 else loaded[0]
+def entry_folder(cache: Path, key: Mapping[str, Any]) -> Path:
+    """Return the folder of an entry, by all that its features depend on besides the images."""
+    text = json.dumps({**key, "format": store.FORMAT}, sort_keys=True)
+    return cache / hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 class Entry:
     """The rows of one entry that a run needs, and which of them are missing.
 
+    Opening it reads the indexes of the chunks alone. A chunk is mapped into memory and verified
+    when one of its rows is read first. An entry is pickled as what it was opened from.
+
     Args:
-        cache: folder of the cache.
-        key: what the features depend on besides the images, as plain values.
+        folder: where its chunks lie.
         about: what `entry.json` shows: model, names of the layers, shapes, dtype.
-        rows: name of the row behind each position that will be read.
+        rows: the rows that will be read.
     """
 
-    def __init__(
-        self, cache: Path, key: Mapping[str, Any], about: Mapping[str, Any], rows: Mapping[int, str]
-    ) -> None:
-        self._about = {"format": store.FORMAT, **about}
-        self._dtype = np.dtype(about["dtype"])
-        fields = [(f"f{i}", self._dtype, shape) for i, shape in enumerate(about["shapes"])]
+    def __init__(self, folder: Path, about: Mapping[str, Any], rows: Rows) -> None:
+        self.folder, self.lock = folder, threading.Lock()
+        self._about, self._rows = about, rows
+        self._fields = {f"f{i}": tuple(shape) for i, shape in enumerate(about["shapes"])}
+        fields = [(name, np.dtype(about["dtype"]), shape) for name, shape in self._fields.items()]
         self._record = np.dtype([("image", "S64"), *fields])
-        self._rows = rows
-        text = json.dumps({**key, "format": store.FORMAT, "dtype": about["dtype"]}, sort_keys=True)
-        self.folder = cache / hashlib.sha256(text.encode()).hexdigest()[:32]
-        self._chunks = store.open_chunks(self.folder, set(rows.values()), self._record)
+        self._chunks: list[Path] = []
+        self._mapped: dict[int, NDArray[Any]] = {}  # by number of the chunk
+        # Number of the chunk, and row in it, for each name; -1 if it is missing.
+        self._where = np.full((len(rows.names), 2), -1, np.int32)
+        for path, names in store.names_in(folder):
+            if names is None:
+                store.remove(path)
+            else:
+                self._add(path, names)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Entry, (self.folder, self._about, self._rows)
 
     @property
-    def missing(self) -> NDArray[np.int64]:
-        """One position for each row that is not there."""
-        there = {name for chunk in self._chunks for name in chunk.names}
-        absent = {name: i for i, name in self._rows.items() if name not in there}
-        return np.array(list(absent.values()), np.int64)
-
-    def is_complete(self) -> bool:
-        """Return whether all rows are there and undamaged; damaged chunks are deleted."""
-        if len(self.missing):
-            return False
-        before = len(self._chunks)
-        self._chunks = store.without_damaged(self._chunks)
-        return len(self._chunks) == before
-
-    def features(self) -> Features:
-        """Return what can be read, once the entry is complete."""
-        where = {
-            name: (number, row)
-            for number, chunk in enumerate(self._chunks)
-            for row, name in enumerate(chunk.names)
-        }
-        shapes = {f"f{i}": tuple(shape) for i, shape in enumerate(self._about["shapes"])}
-        load_as = "uint8" if self._dtype == np.uint8 else "float32"
-        return Features(self._rows, where, tuple(self._chunks), shapes, load_as)
+    def missing(self) -> Rows:
+        """The rows that are not there, each at one position."""
+        return self._rows.only(self._where[:, 0] < 0)
 
     def fill(
         self, model: keras.Model | None, inputs: Inputs, batch_size: int, verbose: str | int
@@ -114,32 +88,128 @@ class Entry:
         `model` takes what `inputs` loads; None stores that as it is.
         """
         missing = self.missing
-        store.check_space(self.folder.parent, len(missing) * self._record.itemsize)
+        count = len(missing)
+        store.check_space(self.folder.parent, count * self._record.itemsize)
         self.folder.mkdir(exist_ok=True)
         store.remove_abandoned(self.folder)
         write_whole(self.folder / "entry.json", json.dumps(self._about, indent=2) + "\n")
-        rows = self._chunk_rows(len(missing), batch_size)
         bar = keras.utils.Progbar(
-            len(missing), verbose=1 if verbose == "auto" else verbose, unit_name="image"
+            count, verbose=1 if verbose == "auto" else verbose, unit_name="image"
         )
-        batches = [missing[i : i + batch_size] for i in range(0, len(missing), batch_size)]
-        chunk, filled, done = np.empty(min(rows, len(missing)), self._record), 0, 0
+        starts = range(0, count, batch_size)
+        batches = [missing.positions[i : i + batch_size] for i in starts]
+        rows = min(self._chunk_rows(count, batch_size), count)
+        chunk, filled, done = np.empty(rows, self._record), 0, 0
         loaded = ahead(inputs.load, batches, inputs.threads)
         for batch, given in zip(batches, loaded, strict=True):
             outputs = given if model is None else outputs_of(model, given, batch_size)
             part = chunk[filled : filled + len(batch)]
-            part["image"] = [self._rows[i].encode() for i in batch.tolist()]
-            for i, output in enumerate(keras.tree.flatten(outputs)):
-                part[f"f{i}"] = output[: len(batch)]
+            part["image"] = _hexadecimal(missing.names[missing.at(batch)])
+            for name, output in zip(self._fields, keras.tree.flatten(outputs), strict=True):
+                part[name] = output[: len(batch)]
             filled += len(batch)
             done += len(batch)
-            if filled == len(chunk) or done == len(missing):
-                self._chunks.append(store.write_chunk(self.folder, chunk[:filled]))
+            if filled == len(chunk) or done == count:
+                self._write(chunk[:filled])
                 filled = 0
             bar.update(done)
+
+    def read(self, positions: NDArray[np.int64]) -> Any | None:
+        """Return the features of some images: an array, or a tuple if several tensors are cut.
+
+        None: some of them are missing, or they were in a damaged chunk.
+        """
+        where = self._where[self._rows.at(positions)]
+        if not self._map(np.unique(where[:, 0])):
+            return None
+        # In the order in which the rows lie on disk.
+        order = np.lexsort((where[:, 1], where[:, 0]))
+        found = [(i, *where[i].tolist()) for i in order.tolist()]
+        loaded = []
+        for name, shape in self._fields.items():
+            tensor = np.empty((len(found), *shape), _loaded_as(self._record[name].base))
+            for i, chunk, row in found:
+                tensor[i] = self._mapped[chunk][name][row]
+            loaded.append(tensor)
+        return tuple(loaded) if len(loaded) > 1 else loaded[0]
+
+    def _map(self, chunks: NDArray[np.int32]) -> bool:
+        """Map chunks into memory, and return whether all of them are there and undamaged."""
+        new = [chunk for chunk in chunks.tolist() if chunk >= 0 and chunk not in self._mapped]
+        if new:
+            with ThreadPoolExecutor(WORKERS) as pool:
+                opened = list(pool.map(self._open, new))
+            for chunk, rows in zip(new, opened, strict=True):
+                if rows is None:
+                    self._where[self._where[:, 0] == chunk] = -1
+                else:
+                    self._mapped[chunk] = rows
+        return all(chunk in self._mapped for chunk in chunks.tolist())
+
+    def _open(self, chunk: int) -> NDArray[Any] | None:
+        """Return the rows of a chunk, if they are those that its index names."""
+        path = self._chunks[chunk]
+        rows = store.open_rows(path, self._record)
+        names = None if rows is None else store.names_of(rows)
+        here = np.flatnonzero(self._where[:, 0] == chunk)
+        row = self._where[here, 1]
+        if names is None or row.max() >= len(names) or (names[row] != self._rows.names[here]).any():
+            store.remove(path)
+            return None
+        return rows
+
+    def _write(self, rows: NDArray[Any]) -> None:
+        path, names = store.write_chunk(self.folder, rows), store.names_of(rows)
+        if names is not None:
+            self._add(path, names)
+
+    def _add(self, path: Path, names: NDArray[Any]) -> None:
+        """Note where the rows of a chunk are; one that holds none of them is left out."""
+        numbers = self._rows.find(names)
+        row = np.flatnonzero(numbers >= 0)
+        if len(row):
+            self._where[numbers[row], 0] = len(self._chunks)
+            self._where[numbers[row], 1] = row
+            self._chunks.append(path)
 
     def _chunk_rows(self, count: int, batch_size: int) -> int:
         """Return the rows of a chunk: whole batches, at most 64 MB, and not too many files."""
         rows = max(_CHUNK_ROWS, count // 64)
         rows = min(rows, max(1, _CHUNK_BYTES // self._record.itemsize))
         return math.ceil(rows / batch_size) * batch_size
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """The features of an entry. Rows of damaged chunks are computed again when they are read.
+
+    In another process `inputs` is None, and a damaged chunk is an error.
+    """
+
+    entry: Entry
+    model: keras.Model | None
+    inputs: Inputs | None
+    batch_size: int
+    threads: int = WORKERS
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Features, (self.entry, None, None, self.batch_size, self.threads)
+
+    def load(self, positions: NDArray[np.int64]) -> Any:
+        """Return the features of some images: an array, or a tuple if several tensors are cut."""
+        with self.entry.lock:
+            for _ in range(3):
+                found = self.entry.read(positions)
+                if found is not None:
+                    return found
+                if self.inputs is not None:
+                    self.entry.fill(self.model, self.inputs, self.batch_size, verbose=0)
+        raise OSError(f"The feature cache does not keep what is written to it: {self.entry.folder}")
+
+
+def _loaded_as(dtype: np.dtype[Any]) -> str:
+    return "uint8" if dtype == np.uint8 else "float32"
+
+
+def _hexadecimal(names: NDArray[Any]) -> NDArray[Any]:
+    return np.frombuffer(names.tobytes().hex().encode(), "S64")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from finetune_kit._data.batches import WORKERS
 from finetune_kit._data.decoding import DECODING
 from finetune_kit._data.images import ImageSet
 from finetune_kit._features.augmentation import Augmentation, augmented, views_of_epoch
-from finetune_kit._features.entry import Entry, Features, Inputs
-from finetune_kit._features.store import entry_folders
+from finetune_kit._features.entry import Entry, Features, Inputs, entry_folder
+from finetune_kit._features.rows import Rows
+from finetune_kit._features.store import FORMAT, entry_folders
 from finetune_kit._model.digest import fingerprint
 from finetune_kit._model.graph import layers_within
 from finetune_kit._model.plan import FreezePlan
@@ -59,14 +60,15 @@ class Views:
         keys = [(self.digests[i], v) for i, v in zip(indices.tolist(), views.tolist(), strict=True)]
         return augmented(self.augmentation.layer, self.decode.load(indices), keys, self.seed)
 
-    def rows(self, count: int) -> dict[int, str]:
-        """Return the row name of each copy of the first `count` images."""
-        layer = fingerprint(self.augmentation.layer)
-        return {
-            i * self.augmentation.views + v: row_name(self.digests[i], layer, self.seed, v)
-            for i in range(count)
-            for v in range(self.augmentation.views)
-        }
+    def rows(self, count: int) -> Rows:
+        """Return the row of each copy of the first `count` images."""
+        layer, views = fingerprint(self.augmentation.layer), self.augmentation.views
+        names = (
+            row_name(digest, layer, self.seed, v)
+            for digest in self.digests[:count]
+            for v in range(views)
+        )
+        return Rows.named(np.arange(count * views), names)
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,13 +144,13 @@ class FeatureSource:
             return Trainee(whole, decode, decode, WORKERS)
         cache = self.folder
         if self.augmentation is None:
-            rows = dict(enumerate(self.digests))
+            rows = Rows.named(np.arange(len(self.digests)), self.digests)
             model, features = self._features(cache, whole, plan, rows, decode)
             return Trainee(model, PlainFeatures(features), PlainFeatures(features), 0)
         count, number = self.train_count, self.augmentation.views
         views = Views(decode, self.augmentation, self.digests, self.seed)
         model, copies = self._features(cache, whole, plan, views.rows(count), views)
-        plain = {i: self.digests[i] for i in range(count, len(self.images))}
+        plain = Rows.named(np.arange(count, len(self.digests)), self.digests[count:])
         _, features = self._features(cache, whole, plan, plain, decode)
         train = ViewFeatures(copies, number, self.seed, count)
         return Trainee(model, train, PlainFeatures(features), 0)
@@ -158,47 +160,38 @@ class FeatureSource:
         cache: Path,
         whole: keras.Model,
         plan: FreezePlan,
-        rows: Mapping[int, str],
+        rows: Rows,
         inputs: Inputs,
     ) -> tuple[keras.Model, Features]:
         """Return the model behind the prefix, and the features that it takes."""
         names = prefix_names(plan)
         prefix, suffix = _split(whole, names, plan)
         entry = self._entry(cache, prefix, names, rows)
-        for missing in self._attempts(entry, rows):
-            model, start = self._nearest(cache, whole, plan, missing) or (prefix, inputs)
-            if self.verbose and model is not None:
-                noun = "augmented image" if isinstance(inputs, Views) else "image"
-                count = plural(len(missing), noun)
-                print(f"Computing the frozen part, once for each of {count}:", flush=True)
+        if count := len(entry.missing):
+            nearest = self._nearest(cache, whole, plan, entry.missing, inputs)
+            model, start = nearest or (prefix, inputs)
+            noun = "augmented image" if isinstance(inputs, Views) else "image"
+            if model is not None:
+                self._say("Computing the frozen part", plural(count, noun))
             entry.fill(model, start, self.batch_size, self.verbose)
-        return suffix, entry.features()
+        return suffix, Features(entry, prefix, inputs, self.batch_size)
 
     def outputs(self, model: keras.Model) -> Features:
         """Return the outputs of a model that takes pixels, computed once for each image."""
-        rows = dict(enumerate(self.digests))
+        rows = Rows.named(np.arange(len(self.digests)), self.digests)
+        inputs = Decode(self.images, self.size)
         entry = self._entry(Path(self.folder or "."), model, frozenset(), rows)
-        for missing in self._attempts(entry, rows):
-            if self.verbose:
-                count = plural(len(missing), "image")
-                print(f"Computing features, once for each of {count}:", flush=True)
-            entry.fill(model, Decode(self.images, self.size), self.batch_size, self.verbose)
-        return entry.features()
+        if count := len(entry.missing):
+            self._say("Computing features", plural(count, "image"))
+            entry.fill(model, inputs, self.batch_size, self.verbose)
+        return Features(entry, model, inputs, self.batch_size)
 
-    def _attempts(self, entry: Entry, rows: Mapping[int, str]) -> Iterator[dict[int, str]]:
-        """Yield the rows that are missing, until the entry is complete.
-
-        A damaged chunk is noticed when it is read, and computed again.
-        """
-        for _ in range(3):
-            if entry.is_complete():
-                return
-            if len(entry.missing):
-                yield {i: rows[i] for i in entry.missing.tolist()}
-        raise OSError(f"The feature cache does not keep what is written to it: {entry.folder}")
+    def _say(self, what: str, count: str) -> None:
+        if self.verbose:
+            print(f"{what}, once for each of {count}:", flush=True)
 
     def _nearest(
-        self, cache: Path, whole: keras.Model, plan: FreezePlan, rows: Mapping[int, str]
+        self, cache: Path, whole: keras.Model, plan: FreezePlan, rows: Rows, inputs: Inputs
     ) -> tuple[keras.Model | None, Inputs] | None:
         """Return the way to the features from the deepest earlier cut that holds all rows."""
         if self.dtype != "float32":  # rounded features are not a start
@@ -208,8 +201,9 @@ class FeatureSource:
         for cut in sorted(earlier, key=len, reverse=True):
             first, rest = _split(whole, cut, None)
             entry = self._entry(cache, first, cut, rows)
-            if entry.is_complete():
-                return _split(rest, names, plan)[0], entry.features()
+            if not entry.missing:
+                features = Features(entry, first, inputs, self.batch_size)
+                return _split(rest, names, plan)[0], features
         return None
 
     def _entry(
@@ -217,7 +211,7 @@ class FeatureSource:
         cache: Path,
         prefix: keras.Model | None,
         names: frozenset[str],
-        rows: Mapping[int, str],
+        rows: Rows,
     ) -> Entry:
         if prefix is None:
             shapes, dtype, model = [(*self.size, 3)], "uint8", "pixels"
@@ -230,10 +224,11 @@ class FeatureSource:
             "size": list(self.size),
             "prefix": None if prefix is None else fingerprint(prefix, self.weights),
             "keras": None if prefix is None else [keras.__version__, keras.backend.backend()],
+            "dtype": dtype,
             **_revision(prefix),
         }
         about = {"model": model, "layers": sorted(names), "shapes": shapes, "dtype": dtype}
-        return Entry(cache, key, about, rows)
+        return Entry(entry_folder(cache, key), {"format": FORMAT, **about}, rows)
 
 
 def _revision(prefix: keras.Model | None) -> dict[str, int]:

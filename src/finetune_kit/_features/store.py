@@ -3,11 +3,13 @@
 A cache holds one folder for each entry (prefix graph and weights, decoding, image size, storage
 type). An entry holds chunks, a chunk holds rows, and a row is an image's digest with its features.
 A chunk is a plain `.npy` file named by the SHA-256 of its own bytes: it is whole or it is not used,
-and processes that write the same rows write the same file.
+and processes that write the same rows write the same file. An index beside each chunk holds the
+digests alone, so that an entry opens without reading features; it can be made from the chunk again.
 """
 
 from __future__ import annotations
 
+import binascii
 import errno
 import hashlib
 import json
@@ -15,9 +17,9 @@ import os
 import shutil
 import time
 import uuid
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune_kit._data.batches import WORKERS
+from finetune_kit._features.rows import NAME
 
 FORMAT = "finetune-kit features 1"
 _ABANDONED_AFTER = 3600  # seconds; an older unfinished file belongs to a process that has died
@@ -45,57 +48,127 @@ def entry_folders(cache: Path) -> list[Path]:
     return folders
 
 
-@dataclass(frozen=True, eq=False)
-class Chunk:
-    """A chunk, mapped into memory. It is pickled as its path, so another process maps it too."""
-
-    path: Path
-    rows: NDArray[Any]
-    names: tuple[str, ...]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return open_chunk, (self.path,)
+def names_in(folder: Path) -> Iterator[tuple[Path, NDArray[Any] | None]]:
+    """Yield each chunk of an entry with the names of its rows; None if it is not a chunk."""
+    paths = sorted(folder.glob("*.npy"))
+    with ThreadPoolExecutor(WORKERS) as pool:
+        yield from zip(paths, pool.map(_read_names, paths), strict=True)
 
 
-def open_chunk(path: Path) -> Chunk | None:
-    """Map a chunk into memory; None if the file is not one."""
+def count_rows(folder: Path) -> int:
+    """Return how many rows an entry holds."""
+    found = [names for _, names in names_in(folder) if names is not None]
+    return len(np.unique(np.concatenate(found))) if found else 0
+
+
+def open_rows(path: Path, record: np.dtype[Any]) -> NDArray[Any] | None:
+    """Map the rows of a chunk into memory.
+
+    The bytes of a chunk are compared with its name once in a process. Those of a damaged one are
+    not used: it is deleted, and the result is None.
+    """
+    rows = _mapped(path) if _is_whole(path) else None
+    if rows is None or rows.dtype != record:
+        remove(path)
+        return None
+    return rows
+
+
+def write_chunk(folder: Path, rows: NDArray[Any]) -> Path:
+    """Write a chunk under the name of its own digest, whole or not at all, then its index."""
+    with _draft(folder) as draft:
+        with draft.open("wb") as file:
+            hashing = _Hashing(file)
+            np.save(hashing, rows, allow_pickle=False)
+        path = folder / f"{hashing.digest.hexdigest()}.npy"
+        os.replace(draft, path)
+    _verified.add(_state(path))
+    names = names_of(rows)
+    if names is not None:
+        _write_index(path, names)
+    return path
+
+
+def remove(path: Path) -> None:
+    """Delete a chunk, then its index."""
+    for file in (path, _index_of(path)):
+        with suppress(OSError):
+            file.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Delete what processes that have died left: unfinished files, and indexes without a chunk."""
+    for draft in folder.glob("*.part"):
+        with suppress(FileNotFoundError):  # its process has finished it in the meantime
+            if time.time() - draft.stat().st_mtime > _ABANDONED_AFTER:
+                draft.unlink()
+    for index in folder.glob("*.index"):
+        if not index.with_suffix(".npy").exists():
+            remove(index)
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Check that `needed` bytes are free."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            errno.ENOSPC,
+            f"The features need {needed / 1e9:,.2f} GB and {free / 1e9:,.2f} GB are free. Pass "
+            "features=FeatureCache(folder) on another disk, FeatureCache(folder, dtype='float16') "
+            "(half as much), or features=False",
+            str(folder),
+        )
+
+
+def names_of(rows: NDArray[Any]) -> NDArray[Any] | None:
+    """Return the names of rows; None if one of them is not a SHA-256."""
+    try:
+        names = np.frombuffer(binascii.unhexlify(rows["image"].tobytes()), NAME)
+    except ValueError:
+        return None
+    return names if len(names) == len(rows) else None
+
+
+def _read_names(path: Path) -> NDArray[Any] | None:
+    """Return the names of a chunk's rows; without a good index, that is made from the chunk."""
+    try:
+        content = _index_of(path).read_bytes()
+    except OSError:
+        content = b""
+    if _seal(path, content[32:]) == content[:32]:
+        return np.frombuffer(content, NAME, offset=32)
+    rows = _mapped(path)
+    names = None if rows is None else names_of(rows)
+    if names is not None:
+        _write_index(path, names)
+    return names
+
+
+def _write_index(path: Path, names: NDArray[Any]) -> None:
+    content = names.tobytes()
+    with suppress(OSError), _draft(path.parent) as draft:  # it can be made again
+        draft.write_bytes(_seal(path, content) + content)
+        os.replace(draft, _index_of(path))
+
+
+def _index_of(path: Path) -> Path:
+    return path.with_suffix(".index")
+
+
+def _seal(path: Path, content: bytes) -> bytes:
+    """Return the digest that an index begins with; that of another chunk has another one."""
+    digest = hashlib.sha256(path.stem.encode())
+    digest.update(content)
+    return digest.digest()
+
+
+def _mapped(path: Path) -> NDArray[Any] | None:
     try:
         rows: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError):
         return None
-    if not rows.dtype.names:
-        return None
-    names = tuple(name.decode(errors="replace") for name in rows["image"].tolist())
     # A plain array is indexed in a third of the time that a np.memmap takes.
-    return Chunk(path, rows.view(np.ndarray), names)
-
-
-def open_chunks(folder: Path, wanted: set[str], record: np.dtype[Any]) -> list[Chunk]:
-    """Map the chunks that hold wanted rows; files that are not chunks are deleted."""
-
-    def read(path: Path) -> Chunk | None:
-        chunk = open_chunk(path)
-        if chunk is None or chunk.rows.dtype != record:
-            path.unlink(missing_ok=True)
-            return None
-        return None if wanted.isdisjoint(chunk.names) else chunk
-
-    with ThreadPoolExecutor(WORKERS) as pool:
-        found = pool.map(read, sorted(folder.glob("*.npy")))
-        return [chunk for chunk in found if chunk is not None]
-
-
-def without_damaged(chunks: list[Chunk]) -> list[Chunk]:
-    """Return the chunks whose bytes match their name, and delete the others.
-
-    Each chunk is read once in a process.
-    """
-    with ThreadPoolExecutor(WORKERS) as pool:
-        whole = list(pool.map(_is_whole, [chunk.path for chunk in chunks]))
-    for chunk, good in zip(chunks, whole, strict=True):
-        if not good:
-            chunk.path.unlink(missing_ok=True)
-    return [chunk for chunk, good in zip(chunks, whole, strict=True) if good]
+    return rows.view(np.ndarray) if "image" in (rows.dtype.names or ()) else None
 
 
 def _is_whole(path: Path) -> bool:
@@ -117,6 +190,16 @@ def _state(path: Path) -> tuple[str, int, int]:
     return str(path.absolute()), found.st_size, found.st_mtime_ns
 
 
+@contextmanager
+def _draft(folder: Path) -> Iterator[Path]:
+    """Provide the path of a new file, which is deleted unless it was renamed."""
+    draft = folder / f"{uuid.uuid4().hex}.part"
+    try:
+        yield draft
+    finally:
+        draft.unlink(missing_ok=True)
+
+
 class _Hashing:
     """A file that computes the digest of what is written to it."""
 
@@ -126,42 +209,3 @@ class _Hashing:
     def write(self, content: Any) -> None:
         self.digest.update(content)
         self._file.write(content)
-
-
-def write_chunk(folder: Path, rows: NDArray[Any]) -> Chunk:
-    """Write a chunk under the name of its own digest, whole or not at all, and map it."""
-    draft = folder / f"{uuid.uuid4().hex}.part"
-    try:
-        with draft.open("wb") as file:
-            hashing = _Hashing(file)
-            np.save(hashing, rows, allow_pickle=False)
-        path = folder / f"{hashing.digest.hexdigest()}.npy"
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-    _verified.add(_state(path))
-    chunk = open_chunk(path)
-    if chunk is None:
-        raise OSError(f"The file system does not keep what is written to it: {path}")
-    return chunk
-
-
-def remove_abandoned(folder: Path) -> None:
-    """Delete the unfinished files of processes that have died."""
-    for draft in folder.glob("*.part"):
-        with suppress(FileNotFoundError):  # its process has finished it in the meantime
-            if time.time() - draft.stat().st_mtime > _ABANDONED_AFTER:
-                draft.unlink()
-
-
-def check_space(folder: Path, needed: int) -> None:
-    """Check that `needed` bytes are free."""
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise OSError(
-            errno.ENOSPC,
-            f"The features need {needed / 1e9:,.2f} GB and {free / 1e9:,.2f} GB are free. Pass "
-            "features=FeatureCache(folder) on another disk, FeatureCache(folder, dtype='float16') "
-            "(half as much), or features=False",
-            str(folder),
-        )

@@ -163,10 +163,12 @@ def _compile(
     whole.compile(optimizer=optimizer, **goal.compile_options())
     if trained is not whole:  # one optimizer: callbacks of the whole model change its rate
         trained.compile(optimizer=whole.optimizer, **goal.compile_options())
-        # Callbacks look up there whether a metric should rise or fall.
-        target = goal.targets(np.arange(1))
-        whole.compute_metrics(None, target, target)
-        whole.reset_metrics()
+    # Callbacks look up at `whole` whether a metric should rise or fall. And TensorFlow traces a
+    # step twice if its first call creates the variables of the metrics.
+    target = goal.targets(np.arange(1))
+    for model in dict.fromkeys((whole, trained)):
+        model.compute_metrics(None, target, target)
+        model.reset_metrics()
 
 
 def _fit(
