@@ -135,6 +135,7 @@ CONVERTED = {
     "rescaling": layers.Rescaling(2.0, offset=1.0),
     "nested": keras.Sequential([layers.Conv2D(4, 1), layers.BatchNormalization(), layers.ELU()]),
     "dropout": layers.SpatialDropout2D(0.5),
+    "mean": lambda x: keras.ops.reshape(keras.ops.mean(x, axis=(1, 2)), (-1, 1, 1, 4)),
 }
 KEPT = {
     "channel scale": layers.Rescaling([1.0, 2.0, 3.0, 4.0]),
@@ -148,7 +149,8 @@ KEPT = {
     "flattened": layers.Flatten(),
     "transposition": layers.Permute((2, 1, 3)),
     "array": lambda x: x * np.arange(4, dtype=np.float32),
-    "mean": lambda x: keras.ops.mean(x, axis=(1, 2)),
+    "mean of rows": lambda x: keras.ops.mean(x, axis=1),
+    "mean of all": lambda x: keras.ops.mean(x, axis=(1, 2, 3), keepdims=True),
     "tokens": lambda x: layers.MultiHeadAttention(2, 3)(*[layers.Reshape((64, 4))(x)] * 2),
     "custom": PlusPosition(),
 }

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 
 from finetune_kit._data.batches import WORKERS, ahead
 from finetune_kit._features import store
-from finetune_kit._features.engine import outputs_of
+from finetune_kit._features.engine import is_other, outputs_of
+from finetune_kit._features.remote import outputs_elsewhere
 from finetune_kit._files import write_whole
 
 _CHUNK_BYTES, _CHUNK_ROWS = 64 << 20, 512
@@ -107,11 +109,16 @@ class Entry:
         return Features(self._rows, where, tuple(self._chunks), shapes, load_as)
 
     def fill(
-        self, model: keras.Model | None, inputs: Inputs, batch_size: int, verbose: str | int
+        self,
+        model: keras.Model | None,
+        inputs: Inputs,
+        batch_size: int,
+        verbose: str | int,
+        backend: str | None = None,
     ) -> None:
         """Compute what is missing, chunk by chunk; each is on disk before the next begins.
 
-        `model` takes what `inputs` loads; None stores that as it is.
+        `model` takes what `inputs` loads; None stores that as it is. `backend` computes it.
         """
         missing = self.missing
         store.check_space(self.folder.parent, len(missing) * self._record.itemsize)
@@ -125,21 +132,38 @@ class Entry:
         batches = [missing[i : i + batch_size] for i in range(0, len(missing), batch_size)]
         chunk, filled, done = np.empty(min(rows, len(missing)), self._record), 0, 0
         loaded = ahead(inputs.load, batches, inputs.threads)
-        for batch, given in zip(batches, loaded, strict=True):
-            outputs = given if model is None else outputs_of(model, given, batch_size)
-            part = chunk[filled : filled + len(batch)]
-            part["image"] = [self._rows[i].encode() for i in batch.tolist()]
-            for i, output in enumerate(keras.tree.flatten(outputs)):
-                part[f"f{i}"] = output[: len(batch)]
-            filled += len(batch)
-            done += len(batch)
-            if filled == len(chunk) or done == len(missing):
-                self._chunks.append(store.write_chunk(self.folder, chunk[:filled]))
-                filled = 0
-            bar.update(done)
+        with closing(_computed(model, loaded, batch_size, verbose, backend)) as computed:
+            for batch, outputs in zip(batches, computed, strict=True):
+                part = chunk[filled : filled + len(batch)]
+                part["image"] = [self._rows[i].encode() for i in batch.tolist()]
+                for i, output in enumerate(keras.tree.flatten(outputs)):
+                    part[f"f{i}"] = output[: len(batch)]
+                filled += len(batch)
+                done += len(batch)
+                if filled == len(chunk) or done == len(missing):
+                    self._chunks.append(store.write_chunk(self.folder, chunk[:filled]))
+                    filled = 0
+                bar.update(done)
 
     def _chunk_rows(self, count: int, batch_size: int) -> int:
         """Return the rows of a chunk: whole batches, at most 64 MB, and not too many files."""
         rows = max(_CHUNK_ROWS, count // 64)
         rows = min(rows, max(1, _CHUNK_BYTES // self._record.itemsize))
         return math.ceil(rows / batch_size) * batch_size
+
+
+def _computed(
+    model: keras.Model | None,
+    loaded: Iterator[Any],
+    batch_size: int,
+    verbose: str | int,
+    backend: str | None,
+) -> Generator[Any, None, None]:
+    """Yield the outputs for each batch of inputs, from the backend that computes them."""
+    if model is None:
+        yield from loaded
+    elif backend is not None and is_other(backend):
+        yield from outputs_elsewhere(backend, model, loaded, batch_size, verbose)
+    else:
+        for given in loaded:
+            yield outputs_of(model, given, batch_size)

@@ -21,6 +21,7 @@ from finetune_kit._data.batches import WORKERS
 from finetune_kit._data.decoding import DECODING
 from finetune_kit._data.images import ImageSet
 from finetune_kit._features.augmentation import Augmentation, augmented, views_of_epoch
+from finetune_kit._features.engine import engine_key
 from finetune_kit._features.entry import Entry, Features, Inputs
 from finetune_kit._features.store import entry_folders
 from finetune_kit._model.digest import fingerprint
@@ -117,6 +118,7 @@ class FeatureSource:
         verbose: of the progress bar.
         folder: of the cache; None: the whole model is trained on pixels.
         dtype: how features are stored.
+        backend: the Keras backend that computes the prefix; None: that of the training.
         augmentation: of the training images, or None.
         seed: of the augmentation.
         digests: SHA-256 of the images.
@@ -130,6 +132,7 @@ class FeatureSource:
     verbose: str | int
     folder: Path | None
     dtype: str
+    backend: str | None
     augmentation: Augmentation | None
     seed: int
     digests: tuple[str, ...]
@@ -171,7 +174,7 @@ class FeatureSource:
                 noun = "augmented image" if isinstance(inputs, Views) else "image"
                 count = plural(len(missing), noun)
                 print(f"Computing the frozen part, once for each of {count}:", flush=True)
-            entry.fill(model, start, self.batch_size, self.verbose)
+            entry.fill(model, start, self.batch_size, self.verbose, self.backend)
         return suffix, entry.features()
 
     def outputs(self, model: keras.Model) -> Features:
@@ -182,7 +185,8 @@ class FeatureSource:
             if self.verbose:
                 count = plural(len(missing), "image")
                 print(f"Computing features, once for each of {count}:", flush=True)
-            entry.fill(model, Decode(self.images, self.size), self.batch_size, self.verbose)
+            inputs = Decode(self.images, self.size)
+            entry.fill(model, inputs, self.batch_size, self.verbose, self.backend)
         return entry.features()
 
     def _attempts(self, entry: Entry, rows: Mapping[int, str]) -> Iterator[dict[int, str]]:
@@ -229,7 +233,7 @@ class FeatureSource:
             **DECODING,
             "size": list(self.size),
             "prefix": None if prefix is None else fingerprint(prefix, self.weights),
-            "keras": None if prefix is None else [keras.__version__, keras.backend.backend()],
+            **({"keras": None} if prefix is None else engine_key(self.backend)),
             **_revision(prefix),
         }
         about = {"model": model, "layers": sorted(names), "shapes": shapes, "dtype": dtype}

@@ -7,6 +7,7 @@ OpenVINO's convolutions, and on a CPU those of PyTorch, are several times faster
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import keras
@@ -45,6 +46,7 @@ _ELEMENTWISE = frozenset(
     | {"Relu", "Relu6", "Sigmoid", "Silu", "Softplus", "SpatialDropout2D", "Sqrt", "Square"}
     | {"Subtract", "Swish", "Tanh", "TrueDivide"}
 )
+_REDUCTIONS = {"Mean": keras.ops.mean, "Max": keras.ops.max}
 _ACTIVATIONS = frozenset(
     {"elu", "exponential", "gelu", "hard_sigmoid", "hard_silu", "leaky_relu", "linear", "mish"}
     | {"relu", "relu6", "selu", "sigmoid", "silu", "softplus", "softsign", "tanh"}
@@ -104,7 +106,9 @@ class _Layout:
             return operation(*args, **kwargs)
         args, kwargs = keras.tree.map_structure(self._as_first, (args, kwargs))
         outputs = changed(*args, **kwargs)
-        if changed is not operation and operation.weights:  # the call has built it
+        if (
+            changed is not operation and is_layer(operation) and operation.weights
+        ):  # the call has built it
             changed.set_weights(operation.get_weights())
         self.first |= {id(x): x for x in keras.tree.flatten(outputs) if len(x.shape) == 4}
         return outputs
@@ -134,6 +138,8 @@ class _Layout:
         if ranks != {4}:
             return None
         kind = type(operation)
+        if _reduces_maps(operation):
+            return partial(_REDUCTIONS[kind.__name__], axis=(2, 3))
         if kind in _FORMATTED and _is_plain(operation):
             return self._rebuilt(operation, {"data_format": "channels_first"})
         if not any(id(x) in self.first for x in tensors):
@@ -163,6 +169,14 @@ def _makes_vector_a_map(operation: Any, ranks: set[int]) -> bool:
     """Return whether a reshape makes a map of one pixel from a vector, as in squeeze-and-excite."""
     shape = operation.target_shape if type(operation) is keras.layers.Reshape else ()
     return ranks == {2} and len(shape) == 3 and tuple(shape[:2]) == (1, 1)
+
+
+def _reduces_maps(operation: Any) -> bool:
+    """Return whether a bare operation makes a vector from each feature map, as pooling does."""
+    if is_layer(operation) or type(operation).__name__ not in _REDUCTIONS:
+        return False
+    axis, is_kept = operation.axis, operation.keepdims
+    return not is_kept and isinstance(axis, (list, tuple)) and sorted(axis) == [1, 2]
 
 
 def _is_plain(layer: keras.Layer) -> bool:
