@@ -58,10 +58,10 @@ class FeatureCache:
         dtype: how features are stored: `"float32"` (default) or `"float16"`, which takes half the
             space and rounds them to three decimal digits.
         backend: the Keras backend that computes the features, in a process of its own:
-            `"openvino"` (several times faster on a CPU), `"tensorflow"`, `"jax"` or `"torch"`.
-            Defaults to None: the backend of the training. Layers of your own must be defined in a
-            module that can be imported. The outputs for the first batch are compared with those of
-            the training backend.
+            `"openvino"` (for CPUs), `"tensorflow"`, `"jax"` or `"torch"`. Defaults to None: the
+            backend of the training. Layers of your own must be defined in a module that can be
+            imported. The outputs for the first batch are compared with those of the training
+            backend. Features of different backends are different entries.
 
     Raises:
         ValueError: if `folder` is not a folder, or there is no such `dtype` or `backend`.

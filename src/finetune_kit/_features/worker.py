@@ -12,6 +12,7 @@ import importlib
 import os
 import pickle
 import queue
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -67,7 +68,9 @@ def _receive(stream: IO[bytes], tasks: queue.Queue[Any]) -> None:
         try:
             tasks.put(pickle.load(stream))
         except EOFError:
-            os._exit(0)  # also in the middle of a batch, whose outputs nobody reads
+            signal.raise_signal(
+                signal.SIGTERM
+            )  # also in the middle of a batch, whose outputs nobody reads
 
 
 def _answer(results: IO[bytes], function: Callable[[Any], Any], task: Any) -> None:
