@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_kit._checks import check_choice, check_folder
+from finetune_kit._features.engine import BACKENDS, check_backend
 from finetune_kit._features.store import count_rows, entry_folders
 from finetune_kit._files import make_folder
 
@@ -56,9 +57,14 @@ class FeatureCache:
             run; with `run_dir` it lies there, so that it survives an interruption.
         dtype: how features are stored: `"float32"` (default) or `"float16"`, which takes half the
             space and rounds them to three decimal digits.
+        backend: the Keras backend that computes the features, in a process of its own:
+            `"openvino"` (for CPUs), `"tensorflow"`, `"jax"` or `"torch"`. Defaults to None: the
+            backend of the training. Layers of your own must be defined in a module that can be
+            imported. The outputs for the first batch are compared with those of the training
+            backend. Features of different backends are different entries.
 
     Raises:
-        ValueError: if `folder` is not a folder, or there is no such `dtype`.
+        ValueError: if `folder` is not a folder, or there is no such `dtype` or `backend`.
 
     Example:
         >>> cache = FeatureCache("never-used")
@@ -68,11 +74,13 @@ class FeatureCache:
 
     folder: str | os.PathLike[str] | None = None
     dtype: str = "float32"
+    backend: str | None = None
 
     def __post_init__(self) -> None:
         if self.folder is not None:
             check_folder("folder", self.folder)
         check_choice("dtype", self.dtype, DTYPES)
+        check_choice("backend", self.backend, (None, *BACKENDS))
 
     def entries(self) -> tuple[CacheEntry, ...]:
         """Return what the cache holds, the entry used last at the end."""
@@ -112,11 +120,19 @@ class FeatureCache:
 
 
 def as_cache(features: Any) -> FeatureCache | None:
-    """Return the cache for what a user passed; None if features are switched off."""
+    """Return the cache for what a user passed; None if features are switched off.
+
+    Raises:
+        ValueError: if it is none of what `features` accepts.
+        ImportError: if the backend of the cache is not installed.
+    """
     if features is False:
         return None
-    if features is None or isinstance(features, FeatureCache):
-        return features or FeatureCache()
+    if features is None:
+        return FeatureCache()
+    if isinstance(features, FeatureCache):
+        check_backend(features.backend)
+        return features
     options = ", a FeatureCache, None (a temporary folder) or False (off)"
     check_folder("features", features, or_else=options)
     return FeatureCache(features)

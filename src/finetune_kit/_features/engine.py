@@ -1,11 +1,64 @@
-"""Run a frozen model on batches."""
+"""Run a frozen model on batches, and say which Keras backend does."""
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 from typing import Any
 
 import keras
 import numpy as np
+
+# Each is also the name of its package, and of the extra that installs it.
+BACKENDS = ("openvino", "tensorflow", "jax", "torch")
+# These compute convolutions faster with the channels first.
+CHANNELS_FIRST = ("openvino", "torch")
+
+
+def check_backend(backend: str | None) -> None:
+    """Check that a backend is installed.
+
+    Raises:
+        ImportError: if it is not.
+    """
+    if backend is not None and importlib.util.find_spec(backend) is None:
+        raise ImportError(
+            "`backend` must be a Keras backend that is installed; "
+            f"pip install 'finetune-kit[{backend}]' installs this one. "
+            f"Received: backend={backend!r}"
+        )
+
+
+def is_other(backend: str | None) -> bool:
+    """Return whether a backend is another one than that of the training."""
+    return backend not in (None, keras.backend.backend())
+
+
+def engine_key(backend: str | None) -> dict[str, Any]:
+    """Return what the outputs of a model depend on besides the model and its inputs."""
+    if backend is None or not is_other(backend):
+        return {"keras": [keras.__version__, keras.backend.backend()]}
+    layout = "channels_first" if backend in CHANNELS_FIRST else "channels_last"
+    return {
+        "keras": [keras.__version__, backend],
+        "engine": {"version": _version(backend), "precision": "float32", "layout": layout},
+    }
+
+
+def _version(backend: str) -> list[str]:
+    """Return the versions of the packages that provide a backend, such as tensorflow-cpu."""
+    packages = importlib.metadata.packages_distributions().get(backend, [])
+    return sorted(f"{name} {importlib.metadata.version(name)}" for name in set(packages))
+
+
+def padded(batch: Any, batch_size: int) -> Any:
+    """Return a batch that repeats its last row where it is too short."""
+    missing = batch_size - len(keras.tree.flatten(batch)[0])
+    if not missing:
+        return batch
+    return keras.tree.map_structure(
+        lambda x: np.concatenate([x, np.repeat(x[-1:], missing, axis=0)]), batch
+    )
 
 
 def outputs_of(model: keras.Model, batch: Any, batch_size: int) -> Any:
@@ -14,11 +67,7 @@ def outputs_of(model: keras.Model, batch: Any, batch_size: int) -> Any:
     A batch that is too short is padded, so that nothing is compiled twice; the outputs of the
     padding come last.
     """
-    missing = batch_size - len(keras.tree.flatten(batch)[0])
-    if missing:
-        batch = keras.tree.map_structure(
-            lambda x: np.concatenate([x, np.repeat(x[-1:], missing, axis=0)]), batch
-        )
+    batch = padded(batch, batch_size)
     if keras.backend.backend() != "torch":
         return model.predict_on_batch(batch)
     # From Keras 3.16 on, `predict_on_batch` wraps the model in DistributedDataParallel where

@@ -6,8 +6,9 @@ import hashlib
 import json
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 
 from finetune_kit._data.batches import WORKERS, ahead
 from finetune_kit._features import store
-from finetune_kit._features.engine import outputs_of
+from finetune_kit._features.engine import is_other, outputs_of
+from finetune_kit._features.remote import outputs_elsewhere
 from finetune_kit._features.rows import Rows
 from finetune_kit._files import write_whole
 
@@ -81,11 +83,16 @@ class Entry:
         return self._rows.only(self._where[:, 0] < 0)
 
     def fill(
-        self, model: keras.Model | None, inputs: Inputs, batch_size: int, verbose: str | int
+        self,
+        model: keras.Model | None,
+        inputs: Inputs,
+        batch_size: int,
+        verbose: str | int,
+        backend: str | None = None,
     ) -> None:
         """Compute what is missing, chunk by chunk; each is on disk before the next begins.
 
-        `model` takes what `inputs` loads; None stores that as it is.
+        `model` takes what `inputs` loads; None stores that as it is. `backend` computes it.
         """
         missing = self.missing
         count = len(missing)
@@ -101,18 +108,18 @@ class Entry:
         rows = min(self._chunk_rows(count, batch_size), count)
         chunk, filled, done = np.empty(rows, self._record), 0, 0
         loaded = ahead(inputs.load, batches, inputs.threads)
-        for batch, given in zip(batches, loaded, strict=True):
-            outputs = given if model is None else outputs_of(model, given, batch_size)
-            part = chunk[filled : filled + len(batch)]
-            part["image"] = _hexadecimal(missing.names[missing.at(batch)])
-            for name, output in zip(self._fields, keras.tree.flatten(outputs), strict=True):
-                part[name] = output[: len(batch)]
-            filled += len(batch)
-            done += len(batch)
-            if filled == len(chunk) or done == count:
-                self._write(chunk[:filled])
-                filled = 0
-            bar.update(done)
+        with closing(_computed(model, loaded, batch_size, verbose, backend)) as computed:
+            for batch, outputs in zip(batches, computed, strict=True):
+                part = chunk[filled : filled + len(batch)]
+                part["image"] = _hexadecimal(missing.names[missing.at(batch)])
+                for name, output in zip(self._fields, keras.tree.flatten(outputs), strict=True):
+                    part[name] = output[: len(batch)]
+                filled += len(batch)
+                done += len(batch)
+                if filled == len(chunk) or done == count:
+                    self._write(chunk[:filled])
+                    filled = 0
+                bar.update(done)
 
     def read(self, positions: NDArray[np.int64]) -> Any | None:
         """Return the features of some images: an array, or a tuple if several tensors are cut.
@@ -190,10 +197,11 @@ class Features:
     model: keras.Model | None
     inputs: Inputs | None
     batch_size: int
+    backend: str | None = None
     threads: int = WORKERS
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Features, (self.entry, None, None, self.batch_size, self.threads)
+        return Features, (self.entry, None, None, self.batch_size, self.backend, self.threads)
 
     def load(self, positions: NDArray[np.int64]) -> Any:
         """Return the features of some images: an array, or a tuple if several tensors are cut."""
@@ -203,7 +211,7 @@ class Features:
                 if found is not None:
                     return found
                 if self.inputs is not None:
-                    self.entry.fill(self.model, self.inputs, self.batch_size, verbose=0)
+                    self.entry.fill(self.model, self.inputs, self.batch_size, 0, self.backend)
         raise OSError(f"The feature cache does not keep what is written to it: {self.entry.folder}")
 
 
@@ -213,3 +221,20 @@ def _loaded_as(dtype: np.dtype[Any]) -> str:
 
 def _hexadecimal(names: NDArray[Any]) -> NDArray[Any]:
     return np.frombuffer(names.tobytes().hex().encode(), "S64")
+
+
+def _computed(
+    model: keras.Model | None,
+    loaded: Iterator[Any],
+    batch_size: int,
+    verbose: str | int,
+    backend: str | None,
+) -> Generator[Any, None, None]:
+    """Yield the outputs for each batch of inputs, from the backend that computes them."""
+    if model is None:
+        yield from loaded
+    elif backend is not None and is_other(backend):
+        yield from outputs_elsewhere(backend, model, loaded, batch_size, verbose)
+    else:
+        for given in loaded:
+            yield outputs_of(model, given, batch_size)

@@ -21,6 +21,7 @@ from finetune_kit._data.batches import WORKERS
 from finetune_kit._data.decoding import DECODING
 from finetune_kit._data.images import ImageSet
 from finetune_kit._features.augmentation import Augmentation, augmented, views_of_epoch
+from finetune_kit._features.engine import engine_key
 from finetune_kit._features.entry import Entry, Features, Inputs, entry_folder
 from finetune_kit._features.rows import Rows
 from finetune_kit._features.store import FORMAT, entry_folders
@@ -119,6 +120,7 @@ class FeatureSource:
         verbose: of the progress bar.
         folder: of the cache; None: the whole model is trained on pixels.
         dtype: how features are stored.
+        backend: the Keras backend that computes the prefix; None: that of the training.
         augmentation: of the training images, or None.
         seed: of the augmentation.
         digests: SHA-256 of the images.
@@ -132,6 +134,7 @@ class FeatureSource:
     verbose: str | int
     folder: Path | None
     dtype: str
+    backend: str | None
     augmentation: Augmentation | None
     seed: int
     digests: tuple[str, ...]
@@ -173,8 +176,8 @@ class FeatureSource:
             noun = "augmented image" if isinstance(inputs, Views) else "image"
             if model is not None:
                 self._say("Computing the frozen part", plural(count, noun))
-            entry.fill(model, start, self.batch_size, self.verbose)
-        return suffix, Features(entry, prefix, inputs, self.batch_size)
+            entry.fill(model, start, self.batch_size, self.verbose, self.backend)
+        return suffix, Features(entry, prefix, inputs, self.batch_size, self.backend)
 
     def outputs(self, model: keras.Model) -> Features:
         """Return the outputs of a model that takes pixels, computed once for each image."""
@@ -183,8 +186,8 @@ class FeatureSource:
         entry = self._entry(Path(self.folder or "."), model, frozenset(), rows)
         if count := len(entry.missing):
             self._say("Computing features", plural(count, "image"))
-            entry.fill(model, inputs, self.batch_size, self.verbose)
-        return Features(entry, model, inputs, self.batch_size)
+            entry.fill(model, inputs, self.batch_size, self.verbose, self.backend)
+        return Features(entry, model, inputs, self.batch_size, self.backend)
 
     def _say(self, what: str, count: str) -> None:
         if self.verbose:
@@ -202,7 +205,7 @@ class FeatureSource:
             first, rest = _split(whole, cut, None)
             entry = self._entry(cache, first, cut, rows)
             if not entry.missing:
-                features = Features(entry, first, inputs, self.batch_size)
+                features = Features(entry, first, inputs, self.batch_size, self.backend)
                 return _split(rest, names, plan)[0], features
         return None
 
@@ -223,7 +226,7 @@ class FeatureSource:
             **DECODING,
             "size": list(self.size),
             "prefix": None if prefix is None else fingerprint(prefix, self.weights),
-            "keras": None if prefix is None else [keras.__version__, keras.backend.backend()],
+            **({"keras": None} if prefix is None else engine_key(self.backend)),
             "dtype": dtype,
             **_revision(prefix),
         }

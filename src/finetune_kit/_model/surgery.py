@@ -132,6 +132,26 @@ def stitch(prefix: keras.Model, suffix: keras.Model) -> keras.Model:
     return functional(inputs, outputs, prefix.name.removesuffix("_prefix"))
 
 
+def with_all_outputs(model: keras.Model) -> tuple[list[str], keras.Model]:
+    """Return a model that returns the outputs of all operations, and the name of each's operation.
+
+    They are in topological order. The layers are shared.
+    """
+    names: list[str] = []
+    tensors: list[Any] = []
+
+    def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
+        outputs = operation(*args, **kwargs)
+        for tensor in keras.tree.flatten(outputs):
+            names.append(operation.name)
+            tensors.append(tensor)
+        return outputs
+
+    inputs = fresh_inputs(model.input)
+    rewire(model.input, inputs, model.output, call)
+    return names, functional(inputs, tensors, model.name)
+
+
 def rgb_inputs(taken: Any) -> tuple[Any, Any]:
     """Return the inputs of a model for RGB images, and the tensors that its backbone takes."""
     inputs = fresh_inputs(taken)

@@ -18,7 +18,7 @@ from finetune_kit._checks import check_count, check_folder, check_kind, image_si
 from finetune_kit._data.folds import stratified_folds
 from finetune_kit._data.images import ImageSet
 from finetune_kit._data.split import Split
-from finetune_kit._features.cache import FeatureCache, as_cache, opened
+from finetune_kit._features.cache import as_cache, opened
 from finetune_kit._model.spec import FineTuneSpec
 from finetune_kit._report.estimate import Estimate
 from finetune_kit._report.provenance import data_name, environment
@@ -97,7 +97,7 @@ def cross_validate(
                 print(f"Fold {number} of {k}", flush=True)
             own: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "features": False}
             if cache is not None and folder is not None:
-                own["features"] = FeatureCache(folder, dtype=cache.dtype)
+                own["features"] = replace(cache, folder=folder)
             if run_dir is not None:
                 own["run_dir"] = os.path.join(run_dir, str(number))
             sets = images.take(fold.train), images.take(fold.validation)

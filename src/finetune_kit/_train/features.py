@@ -92,6 +92,7 @@ def extract_features(
             verbose=verbose,
             folder=folder,
             dtype=cache.dtype,
+            backend=cache.backend,
             augmentation=None,
             seed=0,
             digests=images.digests(),

@@ -86,6 +86,7 @@ class Setup:
             verbose=self.verbose,
             folder=folder,
             dtype="float32" if self.cache is None else self.cache.dtype,
+            backend=None if self.cache is None else self.cache.backend,
             augmentation=self.augmentation,
             seed=self.seed,
             digests=() if folder is None else self.images.digests(),
@@ -141,6 +142,7 @@ class Setup:
             "class_weight": self.class_weight,
             "augmentation": None if drawn is None else [fingerprint(drawn.layer), drawn.views],
             "features": self.cache and self.cache.dtype,
+            **({"features by": self.cache.backend} if self.cache and self.cache.backend else {}),
             "seed": self.seed,
             "keras": [keras.__version__, keras.backend.backend()],
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -88,9 +89,7 @@ def sweep(
     )
     calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
     with opened(cache, run_dir) as folder:
-        shared = (
-            False if cache is None or folder is None else FeatureCache(folder, dtype=cache.dtype)
-        )
+        shared = False if cache is None or folder is None else replace(cache, folder=folder)
         for i in order:
             own: dict[str, Any] = {"features": shared}
             if run_dir is not None:

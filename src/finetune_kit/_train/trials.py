@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune_kit._data.images import ImageSet
-from finetune_kit._features.cache import FeatureCache
 from finetune_kit._features.frozen import FeatureSource
 from finetune_kit._model.head import classification_head
 from finetune_kit._model.spec import FineTuneSpec
@@ -118,7 +117,7 @@ class Task:
         return {
             "preprocessing": setup.preprocessing,
             "batch_size": setup.batch_size,
-            "features": FeatureCache(self.folder, dtype=self.source.dtype),
+            "features": setup.cache and replace(setup.cache, folder=self.folder),
             "seed": setup.seed,
             "verbose": 0,
         }
