@@ -421,10 +421,13 @@ def test_a_folder_that_cannot_be_written_is_named_with_its_argument(tune, tmp_pa
 
 # A process that fills a cache in chunks of four rows and prints its losses.
 FILLER = """
-import sys, json, numpy as np, keras
+import sys, json, time, numpy as np, keras
 import finetune_kit as ftk
-from finetune_kit._features import entry
+from finetune_kit._features import entry, store
 entry._CHUNK_ROWS = 4
+write = store.write_chunk
+# So slow that a process on a busy machine is killed before it has written all.
+store.write_chunk = lambda *args: time.sleep(0.02) or write(*args)
 backbone, head = map(keras.models.load_model, sys.argv[1:3])
 pixels = np.load(sys.argv[3])
 images = ftk.ImageSet.from_arrays(pixels, np.arange(len(pixels)) % 3)
