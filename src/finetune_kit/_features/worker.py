@@ -68,9 +68,7 @@ def _receive(stream: IO[bytes], tasks: queue.Queue[Any]) -> None:
         try:
             tasks.put(pickle.load(stream))
         except EOFError:
-            signal.raise_signal(
-                signal.SIGTERM
-            )  # also in the middle of a batch, whose outputs nobody reads
+            signal.raise_signal(signal.SIGTERM)  # also within a batch, whose outputs nobody reads
 
 
 def _answer(results: IO[bytes], function: Callable[[Any], Any], task: Any) -> None:

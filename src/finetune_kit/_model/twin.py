@@ -106,10 +106,8 @@ class _Layout:
             return operation(*args, **kwargs)
         args, kwargs = keras.tree.map_structure(self._as_first, (args, kwargs))
         outputs = changed(*args, **kwargs)
-        if (
-            changed is not operation and is_layer(operation) and operation.weights
-        ):  # the call has built it
-            changed.set_weights(operation.get_weights())
+        if changed is not operation and is_layer(operation) and operation.weights:
+            changed.set_weights(operation.get_weights())  # the call has built it
         self.first |= {id(x): x for x in keras.tree.flatten(outputs) if len(x.shape) == 4}
         return outputs
 
