@@ -30,18 +30,18 @@ settings.load_profile("default")
 WITHOUT_BACKEND = {
     f"test_{name}.py"
     for name in (
-        "compare", "decoding", "duplicates", "images", "manifest", "page", "reading", "report",
-        "split",
+        "compare", "decoding", "duplicates", "floors", "images", "manifest",
+        "page", "reading", "report", "split", "store", "user_project",
     )
 }  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests without a backend on all backends but one."""
+    """Skip tests whose result does not depend on the backend on all backends but one."""
     if keras.backend.backend() != "tensorflow":
-        skip = pytest.mark.skip(reason="uses no backend, so once is enough")
+        skip = pytest.mark.skip(reason="does not depend on the backend, so once is enough")
         for item in items:
-            if item.path.name in WITHOUT_BACKEND:
+            if item.path.name in WITHOUT_BACKEND or item.get_closest_marker("once"):
                 item.add_marker(skip)
 
 

@@ -171,7 +171,13 @@ def test_all_applications_are_covered():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(COUNTS))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in CHEAPEST else pytest.mark.once)
+        for name in sorted(COUNTS)
+    ],
+)
 def test_each_application_fulfils_the_contract(name):
     if name == "NASNetMobile" and keras.backend.backend() == "torch":
         pytest.skip("keras.applications has no NASNetMobile on torch")

@@ -24,9 +24,7 @@ import finetune_kit as ftk
 from finetune_kit._cli.app import app
 from finetune_kit._train import trials
 
-once = pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="uses no backend, so once is enough"
-)
+once = pytest.mark.once
 BACKBONE = "MobileNetV2:alpha=0.35,weights=none"
 SMALL = ["--backbone", BACKBONE, "--image-size", "32", "--quiet"]
 RUN = [*SMALL, "--heat-maps", "0"]

@@ -96,6 +96,7 @@ def test_features_must_be_kept_in_a_folder(build_small, tiny_images, features, r
         ftk.compute_features(backbone, ftk.FineTuneSpec(), tiny_images, features)
 
 
+@pytest.mark.once
 @pytest.mark.slow
 def test_processes_of_which_some_are_killed_hold_the_rows_of_one(tmp_path):
     rng = np.random.default_rng(0)

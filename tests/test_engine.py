@@ -92,6 +92,7 @@ def test_the_backend_of_the_training_is_the_default(
     assert not processes
 
 
+@pytest.mark.once
 @pytest.mark.slow
 def test_each_backend_computes_in_a_process_of_its_own(small_backbone, tiny_images):
     pixels = tiny_images.load(size=(32, 32))
@@ -128,6 +129,7 @@ def test_training_on_openvino_features_gives_nearly_the_same_losses(tune, augmen
     assert np.allclose(found["loss"], expected["loss"], rtol=1e-3)
 
 
+@pytest.mark.once
 @needs_openvino
 @pytest.mark.slow
 def test_a_cut_continues_from_rows_of_its_own_backend_only(
@@ -153,6 +155,7 @@ def test_a_cut_continues_from_rows_of_its_own_backend_only(
     assert len(keys(tmp_path)) == 3
 
 
+@pytest.mark.once
 @needs_openvino
 @pytest.mark.slow
 def test_sweeps_and_folds_use_the_backend(tiny_images, small_backbone, tmp_path, processes):
@@ -166,6 +169,7 @@ def test_sweeps_and_folds_use_the_backend(tiny_images, small_backbone, tmp_path,
     assert len(processes) == 2
 
 
+@pytest.mark.once
 @needs_openvino
 @pytest.mark.slow
 def test_several_tensors_cross_the_cut(tiny_images, tmp_path):
@@ -217,6 +221,7 @@ def scaled(tmp_path, monkeypatch):
     return build
 
 
+@pytest.mark.once
 @needs_openvino
 @pytest.mark.slow
 def test_a_custom_layer_of_a_module_runs_channels_last(scaled, tiny_images, tmp_path, capsys):
@@ -228,6 +233,7 @@ def test_a_custom_layer_of_a_module_runs_channels_last(scaled, tiny_images, tmp_
     assert capsys.readouterr().out.count("1 layer with channels last") == 1
 
 
+@pytest.mark.once
 @needs_openvino
 @pytest.mark.slow
 @pytest.mark.parametrize("factor", [2.01, float("nan")])
@@ -238,6 +244,7 @@ def test_a_backend_that_computes_something_else_is_an_error(scaled, tiny_images,
     assert set(keys(tmp_path / "cache").values()) <= {0}
 
 
+@pytest.mark.once
 @needs_openvino
 @pytest.mark.slow
 def test_a_layer_that_cannot_be_imported_is_an_error(tiny_images, tmp_path):
@@ -251,6 +258,7 @@ def test_a_layer_that_cannot_be_imported_is_an_error(tiny_images, tmp_path):
         extracted(backbone, tiny_images, openvino(tmp_path))
 
 
+@pytest.mark.once
 @needs_openvino
 @pytest.mark.slow
 def test_a_process_that_is_killed_leaves_whole_rows(
@@ -318,6 +326,7 @@ def is_alive(pid: int) -> bool:
     return True
 
 
+@pytest.mark.once
 @needs_openvino
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs the signals of POSIX")
@@ -356,6 +365,7 @@ print(options)
 """
 
 
+@pytest.mark.once
 @needs_openvino
 @pytest.mark.slow
 def test_keras_compiles_for_openvino_with_a_function_that_can_be_replaced():

@@ -437,6 +437,7 @@ print(json.dumps(run.history["loss"]))
 """
 
 
+@pytest.mark.once
 @pytest.mark.slow
 def test_killed_processes_leave_whole_rows_and_others_can_fill_the_same_cache(
     tune, small_backbone, tmp_path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import keras
 import numpy as np
@@ -91,6 +90,7 @@ def test_what_is_recommended_trains_in_one_call(found, images):
     assert found.keywords["preprocessing"] is None
 
 
+@pytest.mark.once
 def test_a_head_that_needs_no_training_stays_as_it_is(quick, images):
     found = ftk.recommend(network(), images, **OPTIONS)
     still = ftk.FineTuneSpec(0, learning_rate=1e-6)
@@ -101,6 +101,7 @@ def test_a_head_that_needs_no_training_stays_as_it_is(quick, images):
     np.testing.assert_allclose(after, before, atol=2e-3)
 
 
+@pytest.mark.once
 def test_the_same_call_recommends_the_same(found, images):
     again = ftk.recommend(network(), images, **OPTIONS)
     assert again.specs == found.specs
@@ -131,6 +132,7 @@ def test_a_learning_curve_has_a_row_for_each_share(found, images):
     assert curve.reason == found.learning_curve().reason
 
 
+@pytest.mark.once
 def test_validation_images_take_the_place_of_folds(images):
     more = pictures((6, 6, 6), seed=1)
     found = ftk.recommend(network(), images, more, **OPTIONS)
@@ -157,6 +159,7 @@ def test_other_outputs_of_a_backbone(quick, outputs, images):
     assert tuned.model.output_shape == (None, 3)
 
 
+@pytest.mark.once
 def test_a_trained_model(quick, images):
     head = ftk.classification_head(3)
     trained = ftk.fine_tune(network(), head, ftk.FineTuneSpec(1), images, **OPTIONS)
@@ -167,6 +170,7 @@ def test_a_trained_model(quick, images):
         ftk.recommend(trained, images, verbose=0)
 
 
+@pytest.mark.once
 def test_a_gray_backbone(quick, images):
     more = pictures((4, 4, 4), seed=1)
     assert ftk.recommend(network(channels=1), images, more, **OPTIONS).specs
@@ -187,6 +191,7 @@ def test_several_labels_per_image(quick):
     assert all(math.isfinite(e.loss) for e in found.evidence)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("counts", [(2, 2), (40, 2), (2,) * 12])
 def test_few_images_of_a_class(quick, counts):
     images = pictures(counts)
@@ -195,6 +200,7 @@ def test_few_images_of_a_class(quick, counts):
     assert found.head.output_shape == (None, len(counts))
 
 
+@pytest.mark.once
 def test_images_that_are_all_alike(quick):
     """The features are constant, so the head predicts the shares of the classes."""
     x = (
@@ -214,6 +220,7 @@ def test_a_class_that_the_training_images_lack(images):
         ftk.recommend(network(), part, pictures((5, 5, 5), seed=2), **OPTIONS)
 
 
+@pytest.mark.once
 def test_a_class_that_cannot_be_validated():
     with pytest.raises(ValueError, match=r"at least two images.*1 image of 'class 1'"):
         ftk.recommend(network(), pictures((9, 1)), **OPTIONS)
@@ -224,6 +231,7 @@ def test_a_class_that_cannot_be_validated():
         ftk.recommend(network(), images, **OPTIONS)
 
 
+@pytest.mark.once
 def test_a_group_is_in_one_fold(quick):
     """Copies of an image in several folds would make the validation loss too low."""
     rng = np.random.default_rng(0)
@@ -276,7 +284,6 @@ def trial(name: str, values: list[float]) -> Trial:
         keywords={},
         scores=np.column_stack([p, 1 - p]),
         labels=np.zeros(len(values), np.int64),
-        kept_epochs=(3,),
         seconds=1.0,
     )
     vars(made)["temperature"] = 1.0
@@ -294,6 +301,7 @@ def recommended(tried: list[Trial], *, validated: bool) -> ftk.Recommendation:
 loss_lists = st.lists(st.lists(st.floats(0.01, 5), min_size=8, max_size=8), min_size=2, max_size=5)
 
 
+@pytest.mark.once
 @given(loss_lists)
 @settings(deadline=None)
 def test_the_simplest_within_one_standard_error_wins(lists):
@@ -311,6 +319,7 @@ def test_the_simplest_within_one_standard_error_wins(lists):
     assert "calibrate" in result.keywords or chosen == 0
 
 
+@pytest.mark.once
 @given(st.lists(st.floats(0.01, 5), min_size=6, max_size=6), st.integers(2, 4))
 @settings(deadline=None)
 def test_copies_of_an_image_do_not_make_the_evidence_stronger(values, copies):
@@ -344,24 +353,27 @@ def test_candidates_fit_any_depth():
             assert found == sorted(found, key=lambda each: each.blocks)
 
 
-def test_without_validation_images_the_length_comes_from_the_folds():
-    tried = [
-        trial("the head alone", [2.0] * 9),
-        replace(trial("b", [0.1] * 9), kept_epochs=(4, 9, 5)),
-    ]
+def test_the_temperature_comes_from_the_folds_where_there_is_no_validation_set():
+    tried = [trial("the head alone", [2.0] * 9), trial("b", [0.1] * 9)]
     for each in tried:
         vars(each)["temperature"] = 0.7
-    made = recommended(tried, validated=False)
-    assert made.specs[0].epochs == 5
-    assert made.keywords["calibrate"] == 0.7
-    made = recommended(tried, validated=True)
-    assert made.specs[0].epochs == 1  # of the spec; the best epoch is kept
-    assert made.keywords["calibrate"] is True
+    assert recommended(tried, validated=False).keywords["calibrate"] == 0.7
+    assert recommended(tried, validated=True).keywords["calibrate"] is True
+
+
+def test_the_rate_falls_over_all_steps_of_the_training(images):
+    """The trials have fewer images, and so fewer steps, than the training that follows."""
+    keywords = candidates(4, "fast")[0].keywords(42, 8, multi_label=False)
+    schedule = keywords["optimizer"].get_config()["learning_rate"]["config"]
+    assert schedule["decay_steps"] == 6 * trials._EPOCHS
+    assert keywords["loss"].get_config()["label_smoothing"] == 0.1
+    assert "binary" in candidates(4, "fast")[0].keywords(9, 8, multi_label=True)["loss"].name
 
 
 # The probe
 
 
+@pytest.mark.once
 def test_the_penalty_is_the_one_with_the_lowest_validation_loss():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(60, 5)) * [1, 10, 0.1, 1, 1] + 3, rng.integers(0, 3, 60)
@@ -384,6 +396,7 @@ def test_the_penalty_is_the_one_with_the_lowest_validation_loss():
 # Temperatures
 
 
+@pytest.mark.once
 @given(st.floats(0.3, 3.0), st.booleans(), st.integers(0, 9))
 @settings(deadline=None, max_examples=30)
 def test_the_temperature_undoes_a_scale_of_the_logits(scale, softmax, seed):

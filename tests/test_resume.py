@@ -253,6 +253,7 @@ def test_a_sweep_resumes_its_runs(small_backbone, sets, tmp_path):
         same(run, other)
 
 
+@pytest.mark.once
 @pytest.mark.slow
 def test_a_run_that_is_killed_at_random_moments_ends_as_one_that_was_not(tmp_path):
     """One kill of each kind; `benchmarks/crash.py` does more of them."""

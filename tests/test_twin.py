@@ -67,6 +67,7 @@ def test_the_model_stays_as_it_is(small_backbone):
         assert np.array_equal(one, other)
 
 
+@pytest.mark.once
 @pytest.mark.slow
 @pytest.mark.parametrize("name", APPLICATIONS)
 def test_twins_of_applications_compute_the_same_at_each_stage(name):
@@ -82,6 +83,7 @@ def test_twins_of_applications_compute_the_same_at_each_stage(name):
     assert bool(kept) == (name == "ConvNeXtTiny")
 
 
+@pytest.mark.once
 @pytest.mark.slow
 @settings(max_examples=25)
 @given(graphs)

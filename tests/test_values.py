@@ -109,6 +109,7 @@ def test_each_public_value_is_pickled_and_copied(values, copied):
         assert isinstance(value != 1, bool), name
 
 
+@pytest.mark.once
 @pytest.mark.slow
 def test_another_process_reads_the_pickles(values, tmp_path):
     (tmp_path / "values.pkl").write_bytes(pickle.dumps(values))

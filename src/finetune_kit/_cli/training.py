@@ -20,6 +20,8 @@ from finetune_kit._cli.output import Result, bars, say
 from finetune_kit._files import make_folder, write_whole
 from finetune_kit._text import plural
 
+_OBJECTS = ("loss", "optimizer")  # of Keras, in what is recommended
+
 
 def run(job: Job, *, silent: bool) -> Result:
     """Do all that a job asks for."""
@@ -93,15 +95,18 @@ def _recommended(
             "text": str(found),
             "specs": [spec.to_dict() for spec in found.specs],
             "calibrate": found.keywords.get("calibrate", False),
-            "loss": keras.saving.serialize_keras_object(found.keywords.get("loss")),
+            **{
+                name: keras.saving.serialize_keras_object(found.keywords.get(name))
+                for name in _OBJECTS
+            },
         }
         write_whole(file, json.dumps(content, indent=2) + "\n")
     known = json.loads(file.read_text(encoding="utf-8"))
     say(f"\n{known['text']}", silent=silent)
     specs = [ftk.FineTuneSpec.from_dict(spec) for spec in known["specs"]]
-    loss = keras.saving.deserialize_keras_object(known["loss"])
     head = keras.saving.load_model(head_file, compile=False)
-    more = {"calibrate": known["calibrate"], "loss": loss, "features": features}
+    more = {name: keras.saving.deserialize_keras_object(known[name]) for name in _OBJECTS}
+    more |= {"calibrate": known["calibrate"], "features": features, "callbacks": ()}
     return head, [("", specs)], more
 
 

@@ -53,8 +53,10 @@ def recommend(
        validated. The best one becomes the head: what a linear probe would train, but solved
        (as the few-shot evaluation in Kolesnikov et al., "Big Transfer", ECCV 2020, does).
     3. Trailing blocks are trained from that head (LP-FT: Kumar et al., ICLR 2022) with smoothed
-       labels, at several depths and learning rates, on features of the part in front of them. All
-       are tried on the first fold, the best ones on the others (successive halving: Jamieson and
+       labels (Szegedy et al., CVPR 2016) and a learning rate that falls along a cosine (Loshchilov
+       and Hutter, ICLR 2017), at several depths and rates, on features of the part in front of
+       them. No epoch is chosen by validation images, which would make the losses too low. All are
+       tried on the first fold, the best ones on the others (successive halving: Jamieson and
        Talwalkar, AISTATS 2016).
     4. Of the recipes whose validation loss is within one standard error of the lowest, the simplest
        is recommended (Breiman et al., Classification and Regression Trees, 1984); the standard
@@ -200,7 +202,6 @@ def _probe_trial(task: Task, probes: Validated, seconds: float) -> Trial:
         keywords={},
         scores=probes.scores,
         labels=task.labels(task.parts),
-        kept_epochs=(1,) * len(task.parts),
         seconds=seconds,
     )
 

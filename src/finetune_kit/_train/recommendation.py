@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
@@ -19,7 +19,7 @@ from finetune_kit._train.probe import Parts, fitted
 from finetune_kit._train.trials import Trial
 
 _SHARES = (0.25, 0.5, 1.0)  # of the training images, in a learning curve
-_HEADINGS = ("recipe", "loss", "above the lowest", "accuracy", "images", "epochs", "seconds")
+_HEADINGS = ("recipe", "loss", "above the lowest", "accuracy", "images", "seconds")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,6 @@ class Evidence:
         error: standard error of this paired difference; nan for the lowest itself.
         accuracy: share of right predictions.
         images: number of images that were predicted.
-        epochs: median of the epochs that were kept.
         seconds: how long it took, with the features for the head alone.
         recommended: whether it is the one recommended.
     """
@@ -44,7 +43,6 @@ class Evidence:
     error: float
     accuracy: float
     images: int
-    epochs: int
     seconds: float
     recommended: bool
 
@@ -84,7 +82,6 @@ class Probed:
             keywords={},
             scores=np.concatenate(scores),
             labels=np.concatenate([self.labels[after] for _, after in self.parts]),
-            kept_epochs=(1,),
             seconds=time.perf_counter() - started,
         )
 
@@ -186,7 +183,6 @@ def _cells(evidence: Evidence) -> tuple[str, ...]:
         above,
         f"{evidence.accuracy:.3f}",
         f"{evidence.images:,}",
-        f"{evidence.epochs}",
         f"{evidence.seconds:.1f}",
     )
 
@@ -237,19 +233,17 @@ def recommendation(
         probed: what the head was fitted on.
         head: the head that was fitted on all training images.
         used: arguments of `fine_tune` that the trials had.
-        validated: whether there are validation images to choose the epoch by.
+        validated: whether there are validation images to calibrate by.
     """
     groups = probed.groups[np.concatenate([after for _, after in probed.parts])]
     number, lowest = choose(tried, groups)
     trial = tried[number]
-    spec, keywords = trial.spec, {**used, **trial.keywords}
+    keywords = {**used, **trial.keywords}
     if number:
         keywords["calibrate"] = True if validated else trial.temperature
-        if not validated:
-            spec = replace(spec, epochs=_median(trial.kept_epochs))
     return Recommendation(
         head=head,
-        specs=(spec,),
+        specs=(trial.spec,),
         keywords=keywords,
         evidence=_evidence(tried, groups, lowest, number),
         reason=_reason(tried, number, lowest, groups),
@@ -271,16 +265,11 @@ def _evidence(
             error=math.nan if i == lowest else error,
             accuracy=trial.accuracy,
             images=len(trial.losses),
-            epochs=_median(trial.kept_epochs),
             seconds=trial.seconds,
             recommended=i == recommended,
         )
         rows.append(row)
     return tuple(rows)
-
-
-def _median(epochs: Sequence[int]) -> int:
-    return max(1, round(float(np.median(epochs))))
 
 
 def _reason(tried: Sequence[Trial], number: int, lowest: int, groups: NDArray[np.int64]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -40,7 +41,6 @@ class Trial:
         keywords: further arguments of `fine_tune`.
         scores: predicted probabilities `(n, classes)`.
         labels: the true classes `(n,)`, or 0 and 1 for each label `(n, classes)`.
-        kept_epochs: the epoch with the lowest validation loss, for each part of the images.
         seconds: how long it took.
     """
 
@@ -49,7 +49,6 @@ class Trial:
     keywords: Mapping[str, Any]
     scores: NDArray[np.float64] = field(repr=False)
     labels: NDArray[np.int64] = field(repr=False)
-    kept_epochs: tuple[int, ...]
     seconds: float
 
     @cached_property
@@ -81,7 +80,6 @@ class Trial:
             self,
             scores=np.concatenate([self.scores, other.scores]),
             labels=np.concatenate([self.labels, other.labels]),
-            kept_epochs=self.kept_epochs + other.kept_epochs,
             seconds=self.seconds + other.seconds,
         )
 
@@ -137,7 +135,19 @@ class Candidate:
     @property
     def spec(self) -> FineTuneSpec:
         """What `fine_tune` is given."""
-        return FineTuneSpec(self.blocks, epochs=_EPOCHS, learning_rate=self.learning_rate)
+        return FineTuneSpec(
+            self.blocks, epochs=_EPOCHS, learning_rate=self.learning_rate, keep="last"
+        )
+
+    def keywords(self, images: int, batch_size: int, *, multi_label: bool) -> dict[str, Any]:
+        """Return the further arguments of `fine_tune`: the schedule of the rate, and the loss."""
+        steps = _EPOCHS * math.ceil(images / batch_size)
+        schedule = keras.optimizers.schedules.CosineDecay(self.learning_rate, steps)
+        name = "BinaryCrossentropy" if multi_label else "CategoricalCrossentropy"
+        return {
+            "optimizer": keras.optimizers.Adam(schedule),
+            "loss": getattr(keras.losses, name)(label_smoothing=_SMOOTHING),
+        }
 
     @property
     def name(self) -> str:
@@ -167,22 +177,19 @@ def run(task: Task, candidate: Candidate, probes: Sequence[Probe], parts: Parts)
     """Train a candidate on each part, from the head of its probe, and predict the other images."""
     started = time.perf_counter()
     setup = task.setup
-    keywords: dict[str, Any] = {}
-    if not setup.train.multi_label:
-        keywords = {"loss": keras.losses.CategoricalCrossentropy(label_smoothing=_SMOOTHING)}
-    scores, epochs = [], []
+    multi_label = setup.train.multi_label
+    scores = []
     for probe, (before, after) in zip(probes, parts, strict=True):
         sets = setup.images.take(before), setup.images.take(after)
+        keywords = candidate.keywords(len(before), setup.batch_size, multi_label=multi_label)
         options = {**task.options, **keywords}
         tuned = fine_tune(setup.backbone, task.head(probe), candidate.spec, *sets, **options)
         scores.append(validation_scores(task.source, tuned.model, tuned.plan, after))
-        epochs.append(tuned.settings["kept_epoch"])
     return Trial(
         name=candidate.name,
         spec=candidate.spec,
-        keywords=keywords,
+        keywords=candidate.keywords(len(setup.train), setup.batch_size, multi_label=multi_label),
         scores=np.concatenate(scores),
         labels=task.labels(parts),
-        kept_epochs=tuple(epochs),
         seconds=time.perf_counter() - started,
     )
