@@ -317,6 +317,7 @@ def test_the_simplest_within_one_standard_error_wins(lists):
     result = recommended(tried, validated=True)
     assert result.evidence[chosen].recommended
     assert "calibrate" in result.keywords or chosen == 0
+    assert "-" not in result.reason  # a difference below 0
 
 
 @pytest.mark.once

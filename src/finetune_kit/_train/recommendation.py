@@ -209,13 +209,18 @@ def choose(tried: Sequence[Trial], groups: NDArray[np.int64]) -> tuple[int, int]
     Recommended is the first, and so the simplest, whose loss is not above the lowest by more than
     one standard error. Only trials on all images compete.
     """
-    whole = [i for i, trial in enumerate(tried) if len(trial.losses) == len(groups)]
+    whole = _whole(tried, groups)
     lowest = min(whole, key=lambda i: tried[i].loss)
     for i in whole:
         difference, error = paired(tried[i], tried[lowest], groups)
         if i == lowest or difference <= error:
             return i, lowest
     return lowest, lowest
+
+
+def _whole(tried: Sequence[Trial], groups: NDArray[np.int64]) -> list[int]:
+    """Return the numbers of the trials that predicted all images."""
+    return [i for i, trial in enumerate(tried) if len(trial.losses) == len(groups)]
 
 
 def recommendation(
@@ -283,8 +288,8 @@ def _reason(tried: Sequence[Trial], number: int, lowest: int, groups: NDArray[np
             f"loss, that of {tried[rival].name} (lower by {difference:.4f} ± {error:.4f})."
         )
     else:
-        others = [i for i in range(len(tried)) if i != number]
-        rival = min(others, key=lambda i: paired(tried[i], tried[number], groups)[0])
+        whole = [i for i in _whole(tried, groups) if i != number]
+        rival = min(whole, key=lambda i: tried[i].loss)
         difference, error = paired(tried[rival], tried[number], groups)
         text = (
             f"Recommended is {name}: it has the lowest validation loss. Next is "
@@ -292,7 +297,7 @@ def _reason(tried: Sequence[Trial], number: int, lowest: int, groups: NDArray[np
         )
     if difference >= 2 * error:
         return f"{text} The difference is above two standard errors."
-    count = min(len(tried[i].losses) for i in (number, rival))
+    count = len(tried[number].losses)
     needed = count * (2 * error / difference) ** 2 if difference > 0 else math.inf
     images = plural(count, "validation image")
     if needed > 100 * count:
