@@ -98,7 +98,7 @@ def test_a_recommended_recipe_is_found_once(photos, tmp_path, monkeypatch):
     assert "the head alone" in done.output
     assert "Recommended is" in done.output
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
-        "checkpoints", "config.json", "manifest.csv", "model.keras", "report"
+        "checkpoints", "config.json", "manifest.csv", "model.keras", "recommendation.txt", "report"
     }  # fmt: skip
     assert not (tmp_path / "run" / "checkpoints" / "recommend").exists()
     before = ftk.predict(tmp_path / "run" / "model.keras", photos).probabilities

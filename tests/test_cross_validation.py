@@ -122,6 +122,14 @@ def test_two_classes_with_one_probability_and_multi_label_images(run, images):
     assert run(several, head=head, k=3).labels.shape == (30, 3)
 
 
+def test_a_head_with_weights_is_reported(run, images):
+    """It may have been fitted to the images, as that of `recommend`."""
+    head = ftk.classification_head(3)
+    head.build((None, 2, 2, 8))
+    with pytest.warns(UserWarning, match="`head` has weights already"):
+        run(images.take(np.flatnonzero(np.arange(30) % 10 < 6)), head=head, k=3, resamples=2)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

@@ -11,7 +11,7 @@ import typer
 import finetune_kit as ftk
 from finetune_kit._cli import models
 from finetune_kit._cli import options as opt
-from finetune_kit._cli.backbones import backbone_of, blocks_of
+from finetune_kit._cli.backbones import EPOCHS, backbone_of, blocks_of
 from finetune_kit._cli.data import Data, split_parts
 from finetune_kit._cli.job import Job
 from finetune_kit._cli.output import Result, bars, command
@@ -65,7 +65,7 @@ def train(
             metavar="lp-ft|probe|recommend",
         ),
     ] = None,
-    epochs: Annotated[int, typer.Option(help="Epochs of all phases together.", min=1)] = 20,
+    epochs: Annotated[int, typer.Option(help="Epochs of all phases together.", min=1)] = EPOCHS,
     learning_rate: Annotated[
         float | None, typer.Option(help="Learning rate; of lp-ft, that of its second phase.")
     ] = None,

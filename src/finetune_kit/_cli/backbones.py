@@ -12,6 +12,7 @@ from typing import Any
 import finetune_kit as ftk
 from finetune_kit._checks import check_choice
 
+EPOCHS = 20  # of all phases together, by default
 RECIPES = ("lp-ft", "probe", "recommend")
 
 
@@ -70,10 +71,13 @@ def specs_of(
     if recipe is not None:
         check_choice("recipe", recipe, RECIPES)
     if recipe == "recommend":
-        if blocks is not None or learning_rate is not None:
+        given = {"--blocks": blocks, "--epochs": epochs, "--learning-rate": learning_rate}
+        usual = (None, EPOCHS)
+        changed = [f"{name} {value}" for name, value in given.items() if value not in usual]
+        if changed:
             raise ValueError(
-                "The recipe 'recommend' chooses blocks and learning rate; leave out --blocks and "
-                f"--learning-rate. Received: --blocks {blocks} --learning-rate {learning_rate}"
+                "The recipe 'recommend' chooses blocks, epochs and learning rate; leave out "
+                f"--blocks, --epochs and --learning-rate. Received: {' '.join(changed)}"
             )
         return []
     if recipe is None and blocks is not None:

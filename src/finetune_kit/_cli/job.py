@@ -10,7 +10,9 @@ from typing import Any
 import finetune_kit as ftk
 
 CONFIG, MANIFEST, CHECKPOINTS = "config.json", "manifest.csv", "checkpoints"
+RECOMMENDATION = "recommendation.txt"
 FEATURES = "recommend"  # in the folder of the checkpoints, until the training has ended
+_OF_A_RUN = {CONFIG, MANIFEST, CHECKPOINTS, RECOMMENDATION}  # there before a model is
 _FORMAT = "finetune-kit config 1"
 _PATHS = ("data", "out", "test", "validation", "root", "features")
 
@@ -130,7 +132,7 @@ def config_of(out: Path, job: Job) -> dict[str, Any]:
                 f"--out must be a new folder, or hold a run with the same options. Received: "
                 f"{str(out)!r}, whose run differs in:\n" + "\n".join(lines)
             )
-    elif out.is_dir() and {p.name for p in out.iterdir()} - {CONFIG, MANIFEST, CHECKPOINTS}:
+    elif out.is_dir() and {p.name for p in out.iterdir()} - _OF_A_RUN:
         raise ValueError(
             f"--out must be a new or empty folder, or hold a run. Received: {str(out)!r}, which "
             "holds other files"

@@ -15,7 +15,15 @@ import finetune_kit as ftk
 from finetune_kit._checks import check_choice
 from finetune_kit._cli.backbones import backbone_of, specs_of
 from finetune_kit._cli.data import Data, Parts, split_parts
-from finetune_kit._cli.job import CHECKPOINTS, CONFIG, FEATURES, MANIFEST, Job, config_of
+from finetune_kit._cli.job import (
+    CHECKPOINTS,
+    CONFIG,
+    FEATURES,
+    MANIFEST,
+    RECOMMENDATION,
+    Job,
+    config_of,
+)
 from finetune_kit._cli.output import Result, bars, say
 from finetune_kit._files import make_folder, write_whole
 from finetune_kit._text import plural
@@ -33,11 +41,6 @@ def run(job: Job, *, silent: bool) -> Result:
     parts = _parts(job)
     _show_parts(parts, silent=silent)
     recommends = job.recipe == "recommend"
-    if recommends and (job.units or job.dropout):
-        raise ValueError(
-            "The recipe 'recommend' makes a head of a single dense layer; leave out --units and "
-            f"--dropout. Received: --units {job.units} --dropout {job.dropout:g}"
-        )
     head = None if recommends else _head(job, backbone, parts.train)
     plan = None if recommends else plan_of(backbone, models[-1][1][-1])
     make_folder("--out", out)  # all options are checked now
@@ -103,6 +106,7 @@ def _recommended(
         write_whole(file, json.dumps(content, indent=2) + "\n")
     known = json.loads(file.read_text(encoding="utf-8"))
     say(f"\n{known['text']}", silent=silent)
+    write_whole(Path(job.out) / RECOMMENDATION, known["text"] + "\n")
     specs = [ftk.FineTuneSpec.from_dict(spec) for spec in known["specs"]]
     head = keras.saving.load_model(head_file, compile=False)
     more = {name: keras.saving.deserialize_keras_object(known[name]) for name in _OBJECTS}
@@ -114,6 +118,12 @@ def _models(job: Job) -> list[tuple[str, list[ftk.FineTuneSpec]]]:
     """Return the name and the phases of each model; `train` makes one, without a name."""
     if job.class_weight is not None:
         check_choice("class_weight", job.class_weight, ("balanced",))
+    if job.recipe == "recommend" and (job.units or job.dropout):
+        units = ",".join(map(str, job.units)) or "none"
+        raise ValueError(
+            "The recipe 'recommend' makes a head of a single dense layer; leave out --units and "
+            f"--dropout. Received: --units {units} --dropout {job.dropout:g}"
+        )
     if job.verb == "train":
         return [("", specs_of(job.blocks, job.recipe, job.epochs, job.learning_rate))]
     depths = [text.strip() for text in (job.blocks or "0,1,2").split(",")]
@@ -262,6 +272,8 @@ def _result(
 ) -> Result:
     """Return the result of a job."""
     values: dict[str, Any] = {"out": job.out, "test_images": len(test)}
+    if job.recipe == "recommend":
+        values["recommendation"] = (Path(job.out) / RECOMMENDATION).read_text(encoding="utf-8")
     if job.verb == "train":
         report, entry = next(iter(reports.values())), entries[0]
         lines = [

@@ -72,8 +72,8 @@ class FineTuneSpec:
             block `layer_decay` times that rate, the block before it `layer_decay ** 2` times (as in
             BEiT: Bao et al., ICLR 2022).
         keep: `"best"` (default) ends the phase with the weights of the epoch with the lowest
-            validation loss so far, which may be one of an earlier phase, where there are validation
-            images; `"last"` with those of its last epoch.
+            validation loss, where there are validation images. That may be an epoch of the phases
+            before it, back to the last one with `"last"`, which ends with those of its last epoch.
 
     Raises:
         ValueError: if a value is outside its range. Whether `trainable_blocks` fits a backbone is

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -50,7 +51,8 @@ def cross_validate(
 
     Args:
         backbone: see `fine_tune`.
-        head: see `fine_tune`. Each model starts from initial weights of its own.
+        head: a new head, see `fine_tune`. Each model starts from initial weights of its own. A head
+            that was fitted to these images, as that of `recommend`, makes the report too good.
         spec: one spec, or a list of them for the phases of each model, see `fine_tune`.
         images: all images.
         k: number of folds, at least 3. Defaults to 5.
@@ -85,6 +87,12 @@ def cross_validate(
     check_kind("images", images, ImageSet, "see read_image_folder")
     check_count("batch_size", batch_size)
     check_count("resamples", resamples)
+    if head is not None and getattr(head, "weights", None):
+        warnings.warn(
+            "`head` has weights already. If they were fitted to these images, as those of "
+            "`recommend`, the metrics are too good; pass a new head, see classification_head",
+            stacklevel=2,
+        )
     groups = images.groups if groups is None else groups
     folds = stratified_folds(images.labels, k, groups=groups, seed=seed)
     cache, run_dir = as_cache(options.get("features")), options.get("run_dir")

@@ -22,6 +22,7 @@ Parts = Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]  # to train on, an
 # development sets the validation loss is flat over a factor of three around its minimum.
 _STRENGTHS = tuple(float(c) for c in np.logspace(-5, 1, 13))
 _ITERATIONS = 200
+_LEAST_SPREAD = 0.1  # of a feature, as a share of the mean spread, when features are scaled
 _RISES = 2  # of the validation loss, before weaker penalties are left out
 
 
@@ -90,7 +91,10 @@ class _Path:
     def __init__(self, features: NDArray[Any], labels: NDArray[np.int64], count: int) -> None:
         self._mean = features.mean(axis=0, dtype=np.float64)
         spread = features.std(axis=0, dtype=np.float64)
-        self._spread = np.where(spread > 1e-6 * (np.abs(self._mean) + 1e-6), spread, 1.0)
+        # A feature that hardly varies here may do so once blocks train. Without a limit, its weight
+        # would be so large that it then decides alone.
+        least = _LEAST_SPREAD * spread.mean()
+        self._spread = np.maximum(spread, least if least > 0 else 1.0)
         self._features = (features - self._mean) / self._spread
         self._labels, self._count = labels, count
         columns = [labels] if labels.ndim == 1 else list(labels.T)

@@ -119,7 +119,7 @@ def recommend(
         started = time.perf_counter()
         keras.utils.set_random_seed(seed)
         setup = setup.copied()
-        task = Task(setup, setup.source(folder), parts, folder)
+        task = Task(setup, setup.source(folder), parts, folder, preprocessing)
         values = _features(task)
         probes = validated(values, setup.images.labels, parts, len(train.class_names))
         tried = [_probe_trial(task, probes, time.perf_counter() - started)]
@@ -131,7 +131,7 @@ def recommend(
     used |= {} if features is None else {"features": features}
     groups = _groups(train, len(setup.images))
     probed = Probed(values, setup.images.labels, parts, groups, probes.strength, classes)
-    return recommendation(tried, probed, head, used, validated=setup.validation is not None)
+    return recommendation(tried, probed, head, used)
 
 
 def _check_backbone(backbone: keras.Model) -> None:

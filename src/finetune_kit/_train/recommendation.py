@@ -12,39 +12,14 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune_kit import _html
 from finetune_kit._model.spec import FineTuneSpec
-from finetune_kit._text import aligned, plural
+from finetune_kit._text import plural
+from finetune_kit._train.evidence import Evidence, evidence_of, paired, table, view
 from finetune_kit._train.probe import Parts, fitted
 from finetune_kit._train.trials import Trial
 
 _SHARES = (0.25, 0.5, 1.0)  # of the training images, in a learning curve
-_HEADINGS = ("recipe", "loss", "above the lowest", "accuracy", "images", "seconds")
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """How well one recipe did on validation images.
-
-    Attributes:
-        recipe: what it trains.
-        loss: mean cross-entropy after temperature scaling.
-        difference: its loss minus that of the recipe with the lowest, on the same images.
-        error: standard error of this paired difference; nan for the lowest itself.
-        accuracy: share of right predictions.
-        images: number of images that were predicted.
-        seconds: how long it took, with the features for the head alone.
-        recommended: whether it is the one recommended.
-    """
-
-    recipe: str
-    loss: float
-    difference: float
-    error: float
-    accuracy: float
-    images: int
-    seconds: float
-    recommended: bool
+_LOWEST, _ALL = "above the lowest", "above all images"
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +52,7 @@ class Probed:
             multi_label = self.labels.ndim == 2
             scores.append(probe.scores(self.features[after], multi_label=multi_label))
         return Trial(
-            name=f"{share:.0%} of the images",
+            name=f"{share:.0%} of the training images",
             spec=FineTuneSpec(),
             keywords={},
             scores=np.concatenate(scores),
@@ -99,7 +74,10 @@ class LearningCurve:
     reason: str
 
     def __str__(self) -> str:
-        return f"{_table(self.evidence)}\n\n{self.reason}"
+        return f"{table(self.evidence, _ALL)}\n\n{self.reason}"
+
+    def _repr_html_(self) -> str:
+        return view("Learning curve", self.evidence, _ALL, self.reason)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,38 +110,23 @@ class Recommendation:
         trials = [self.probed.fitted_on(share) for share in _SHARES]
         order = np.concatenate([after for _, after in self.probed.parts])
         groups = self.probed.groups[order]
-        rows = _evidence(trials, groups, lowest=len(trials) - 1, recommended=-1)
+        rows = evidence_of(trials, groups, len(trials) - 1, None)
         difference, error = paired(trials[-2], trials[-1], groups)
-        helps = difference > 2 * error
+        says = "which does not tell whether more images would help"
+        if difference > 2 * error:
+            says = "so more images will probably help"
         return LearningCurve(
             rows,
-            f"With half of the images the loss is higher by {difference:.4f} ± {error:.4f}, so "
-            f"more images {'will probably help' if helps else 'may not help'} the head alone.",
+            "Half of the training images instead of all change the loss of the head alone by "
+            f"{difference:+.4f} ± {error:.4f}, {says}.",
         )
 
     def __str__(self) -> str:
-        return f"{_table(self.evidence)}\n\n{self.reason}"
+        return f"{table(self.evidence, _LOWEST)}\n\n{self.reason}"
 
     def _repr_html_(self) -> str:
-        rows = [
-            (
-                f"<strong>{_html.text(e.recipe)}</strong>"
-                if e.recommended
-                else _html.text(e.recipe),
-                *map(_html.text, _cells(e)),
-            )
-            for e in self.evidence
-        ]
-        return _html.view(
-            _html.title(next(f"Recommended: {e.recipe}" for e in self.evidence if e.recommended)),
-            _html.table(_HEADINGS, rows, "Recipes that were tried"),
-            _html.note(self.reason),
-        )
-
-
-def _table(evidence: Sequence[Evidence]) -> str:
-    rows = [(f"{'* ' if e.recommended else '  '}{e.recipe}", *_cells(e)) for e in evidence]
-    return aligned([("  " + _HEADINGS[0], *_HEADINGS[1:]), *rows])
+        chosen = next(each.recipe for each in self.evidence if each.recommended)
+        return view(f"Recommended: {chosen}", self.evidence, _LOWEST, self.reason)
 
 
 def _share_of(groups: NDArray[np.int64], share: float) -> NDArray[np.int64]:
@@ -172,35 +135,6 @@ def _share_of(groups: NDArray[np.int64], share: float) -> NDArray[np.int64]:
     order = np.random.default_rng(0).permutation(names)
     chosen = order[: max(1, round(share * len(names)))]
     return np.flatnonzero(np.isin(groups, chosen))
-
-
-def _cells(evidence: Evidence) -> tuple[str, ...]:
-    above = "lowest"
-    if not math.isnan(evidence.error):
-        above = f"{evidence.difference:.4f} ± {evidence.error:.4f}"
-    return (
-        f"{evidence.loss:.4f}",
-        above,
-        f"{evidence.accuracy:.3f}",
-        f"{evidence.images:,}",
-        f"{evidence.seconds:.1f}",
-    )
-
-
-def paired(one: Trial, other: Trial, groups: NDArray[np.int64]) -> tuple[float, float]:
-    """Return the mean difference of two trials' losses, and its standard error.
-
-    It is computed from the images that both have predicted. The images of a group count as one
-    observation.
-    """
-    count = min(len(one.losses), len(other.losses))
-    differences = one.losses[:count] - other.losses[:count]
-    mean = float(differences.mean())
-    sums = np.bincount(groups[:count], weights=differences - mean)
-    number = len(np.unique(groups[:count]))
-    if number < 2:
-        return mean, math.inf
-    return mean, math.sqrt(number / (number - 1) * float((sums**2).sum())) / count
 
 
 def choose(tried: Sequence[Trial], groups: NDArray[np.int64]) -> tuple[int, int]:
@@ -228,8 +162,6 @@ def recommendation(
     probed: Probed,
     head: keras.Layer,
     used: Mapping[str, Any],
-    *,
-    validated: bool,
 ) -> Recommendation:
     """Return the recommendation that follows from trials.
 
@@ -238,43 +170,19 @@ def recommendation(
         probed: what the head was fitted on.
         head: the head that was fitted on all training images.
         used: arguments of `fine_tune` that the trials had.
-        validated: whether there are validation images to calibrate by.
     """
     groups = probed.groups[np.concatenate([after for _, after in probed.parts])]
     number, lowest = choose(tried, groups)
     trial = tried[number]
-    keywords = {**used, **trial.keywords}
-    if number:
-        keywords["calibrate"] = True if validated else trial.temperature
+    keywords = {**used, **trial.keywords, "calibrate": trial.temperature}
     return Recommendation(
         head=head,
         specs=(trial.spec,),
         keywords=keywords,
-        evidence=_evidence(tried, groups, lowest, number),
+        evidence=evidence_of(tried, groups, lowest, number),
         reason=_reason(tried, number, lowest, groups),
         probed=probed,
     )
-
-
-def _evidence(
-    tried: Sequence[Trial], groups: NDArray[np.int64], lowest: int, recommended: int
-) -> tuple[Evidence, ...]:
-    """Return a row for each trial, compared with one of them."""
-    rows = []
-    for i, trial in enumerate(tried):
-        difference, error = paired(trial, tried[lowest], groups)
-        row = Evidence(
-            recipe=trial.name,
-            loss=trial.loss,
-            difference=difference,
-            error=math.nan if i == lowest else error,
-            accuracy=trial.accuracy,
-            images=len(trial.losses),
-            seconds=trial.seconds,
-            recommended=i == recommended,
-        )
-        rows.append(row)
-    return tuple(rows)
 
 
 def _reason(tried: Sequence[Trial], number: int, lowest: int, groups: NDArray[np.int64]) -> str:
@@ -295,7 +203,7 @@ def _reason(tried: Sequence[Trial], number: int, lowest: int, groups: NDArray[np
             f"Recommended is {name}: it has the lowest validation loss. Next is "
             f"{tried[rival].name} (higher by {difference:.4f} ± {error:.4f})."
         )
-    if difference >= 2 * error:
+    if difference > 2 * error:
         return f"{text} The difference is above two standard errors."
     count = len(tried[number].losses)
     needed = count * (2 * error / difference) ** 2 if difference > 0 else math.inf
@@ -303,6 +211,6 @@ def _reason(tried: Sequence[Trial], number: int, lowest: int, groups: NDArray[np
     if needed > 100 * count:
         return f"{text} On {images} they cannot be told apart."
     return (
-        f"{text} On {images} they cannot be told apart; it would take about {math.ceil(needed):,}, "
-        "if the difference is as large as it seems."
+        f"{text} On {images} they cannot be told apart; it would take about {math.ceil(needed):,} "
+        "in all, if the difference is as large as it seems."
     )

@@ -93,12 +93,14 @@ class Task:
         source: what their features are computed from.
         parts: the indices of images to train on and to validate on, one pair for each part.
         folder: where the features are kept.
+        preprocessing: as it was passed, so that the features are those of the training.
     """
 
     setup: Setup
     source: FeatureSource
     parts: Parts
     folder: Path | None
+    preprocessing: Any
 
     def head(self, probe: Probe) -> keras.Layer:
         """Return a head with the weights of a probe."""
@@ -113,7 +115,8 @@ class Task:
         """Arguments of `fine_tune` that all trials have."""
         setup = self.setup
         return {
-            "preprocessing": setup.preprocessing,
+            # The preprocessing of a trained model is part of its backbone.
+            "preprocessing": setup.preprocessing if setup.origin else self.preprocessing,
             "batch_size": setup.batch_size,
             "features": setup.cache and replace(setup.cache, folder=self.folder),
             "seed": setup.seed,
@@ -183,7 +186,11 @@ def run(task: Task, candidate: Candidate, probes: Sequence[Probe], parts: Parts)
         sets = setup.images.take(before), setup.images.take(after)
         keywords = candidate.keywords(len(before), setup.batch_size, multi_label=multi_label)
         options = {**task.options, **keywords}
-        tuned = fine_tune(setup.backbone, task.head(probe), candidate.spec, *sets, **options)
+        try:
+            tuned = fine_tune(setup.backbone, task.head(probe), candidate.spec, *sets, **options)
+        except KeyboardInterrupt:  # its message is about `run_dir`
+            hint = "interrupted; a folder as features= keeps the features for the next call"
+            raise KeyboardInterrupt(hint) from None
         scores.append(validation_scores(task.source, tuned.model, tuned.plan, after))
     return Trial(
         name=candidate.name,
