@@ -75,7 +75,7 @@ def test_the_head_is_a_logistic_regression_on_the_features(found, images):
     features = ftk.extract_features(network(), images, **OPTIONS)
     scores = outputs(found.head, features[:, None, None, :])
     spread = features.std(0)
-    scaled = (features - features.mean(0)) / np.maximum(spread, 0.1 * spread.mean())
+    scaled = (features - features.mean(0)) / np.maximum(spread, spread.mean())
     gaps = []
     for strength in _STRENGTHS:
         model = LogisticRegression(C=strength, max_iter=2000, tol=1e-8).fit(scaled, images.labels)
