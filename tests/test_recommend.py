@@ -343,7 +343,7 @@ def test_the_reason_says_how_sure_it_is():
     assert "two blocks: it has the lowest validation loss" in reason(clear)
     assert "above two standard errors" in reason(clear)
     assert "the head alone: the simplest recipe within one standard error" in reason(close)
-    assert "cannot be told apart" in reason(close)
+    assert "too few to decide" in reason(close)
 
 
 def test_candidates_fit_any_depth():

@@ -209,8 +209,8 @@ def _reason(tried: Sequence[Trial], number: int, lowest: int, groups: NDArray[np
     needed = count * (2 * error / difference) ** 2 if difference > 0 else math.inf
     images = plural(count, "validation image")
     if needed > 100 * count:
-        return f"{text} On {images} they cannot be told apart."
+        return f"{text} {images} are too few to decide between them."
     return (
-        f"{text} On {images} they cannot be told apart; it would take about {math.ceil(needed):,} "
-        "in all, if the difference is as large as it seems."
+        f"{text} {images} are too few to decide between them; it would take about "
+        f"{math.ceil(needed):,} in all, if the difference is as large as it seems."
     )

@@ -170,7 +170,7 @@ def head_for(shape: tuple[int | None, ...], images: ImageSet) -> keras.Sequentia
 
 
 def candidates(blocks: int, budget: str) -> list[Candidate]:
-    """Return what is tried for a backbone with so many blocks, the simplest first."""
+    """Return what is tried for a backbone with this number of blocks, the simplest first."""
     grid = _THOROUGH if budget == "thorough" else _FAST
     chosen = {Candidate(max(1, round(share * blocks)), rate) for share, rate in grid}
     return sorted(chosen, key=lambda each: (each.blocks, each.learning_rate))
