@@ -64,7 +64,7 @@ class FeatureCache:
             backend. Features of different backends are different entries.
 
     Raises:
-        ValueError: if `folder` is not a folder, or there is no such `dtype` or `backend`.
+        ValueError: if `folder` is a file, or `dtype` or `backend` has another value.
 
     Example:
         >>> cache = FeatureCache("never-used")
