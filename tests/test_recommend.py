@@ -257,6 +257,7 @@ def test_a_group_is_in_one_fold(quick):
         ({"budget": "huge"}, "budget"),
         ({"batch_size": 0}, "batch_size"),
         ({"seed": -1}, "seed"),
+        ({"features": False}, "`features` must be a FeatureCache, a folder or None"),
     ],
 )
 def test_arguments_that_do_not_fit(images, change, message):

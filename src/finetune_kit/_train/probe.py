@@ -91,8 +91,7 @@ class _Path:
         self._mean = features.mean(axis=0, dtype=np.float64)
         spread = features.std(axis=0, dtype=np.float64)
         # Features that vary less than the mean are not scaled up. Their weights would be large, and
-        # decide alone once blocks train. On six development sets the mean cross-validated log loss
-        # is 0.489 in this way, and 0.509 where each feature is scaled to the same spread.
+        # decide alone once blocks train.
         least = spread.mean()
         self._spread = np.maximum(spread, least if least > 0 else 1.0)
         self._features = (features - self._mean) / self._spread

@@ -107,7 +107,7 @@ def recommend(
         **unused_options(),
         "batch_size": batch_size,
         "preprocessing": preprocessing,
-        "features": as_cache(features) or FeatureCache(),
+        "features": _cache_of(features),
         "seed": seed,
         "verbose": verbose,
     }
@@ -132,6 +132,16 @@ def recommend(
     groups = _groups(train, len(setup.images))
     probed = Probed(values, setup.images.labels, parts, groups, probes.strength, classes)
     return recommendation(tried, probed, head, used)
+
+
+def _cache_of(features: Any) -> FeatureCache:
+    cache = as_cache(features)
+    if cache is None:
+        raise ValueError(
+            "`features` must be a FeatureCache, a folder or None (a temporary folder): all recipes "
+            "are tried on kept features. Received: features=False"
+        )
+    return cache
 
 
 def _check_backbone(backbone: keras.Model) -> None:
