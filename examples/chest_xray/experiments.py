@@ -1,9 +1,12 @@
-"""The settings that `study.py` compares, in five experiments."""
+"""The settings that `study.py` compares, by experiment."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+import keras
 
 import finetune_kit as ftk
 
@@ -21,6 +24,7 @@ class Setting:
         epoch: `"last"` or `"best"`, the epoch whose weights are evaluated. A run keeps the scores
             of both.
         probe_epochs: how many of the epochs train the head alone, before the blocks.
+        plain: whether `keras.Model.fit` trains the whole network, in place of `fine_tune`.
     """
 
     blocks: int
@@ -30,6 +34,7 @@ class Setting:
     learning_rate: float = 1e-3
     epoch: str = "last"
     probe_epochs: int = 0
+    plain: bool = False
 
     def run_name(self) -> str:
         """Return the name of the run. Settings that differ in the epoch alone share a run."""
@@ -37,7 +42,12 @@ class Setting:
             f"{self.blocks}-blocks_{self.pooling}_batch-norm-{self.batch_norm}"
             f"_{self.pixels}-pixels_{self.learning_rate:g}"
             f"{f'_probe-{self.probe_epochs}' if self.probe_epochs else ''}"
+            f"{'_plain' if self.plain else ''}"
         )
+
+    def head(self, class_names: Sequence[str]) -> keras.Model:
+        """Return the untrained head."""
+        return ftk.classification_head(class_names, units=(1024, 512), pooling=self.pooling)
 
     def specs(self, epochs: int) -> list[ftk.FineTuneSpec]:
         """Return the phases of a training of `epochs` epochs in total."""
@@ -58,6 +68,12 @@ def recommended(blocks: int) -> Setting:
     return Setting(blocks, "avg", "frozen", "recommended", epoch="best")
 
 
+def depths(first: int, **changes: Any) -> dict[str, Setting]:
+    """Return the recommended setting with each number of blocks from `first` to 8."""
+    settings = {n: replace(recommended(n), **changes) for n in range(first, 9)}
+    return {"1 block" if n == 1 else f"{n} blocks": setting for n, setting in settings.items()}
+
+
 def changed(name: str, setting: Setting, changes: dict[str, dict[str, Any]]) -> dict[str, Setting]:
     """Return a setting, and the same setting with each of the changes."""
     return {name: setting} | {change: replace(setting, **new) for change, new in changes.items()}
@@ -69,7 +85,17 @@ EXPERIMENTS: dict[str, dict[str, Setting]] = {
         **{f"Model {n + 1}, study's recipe": Setting(n) for n in range(3)},
         **{f"Model {n + 1}, recommended": recommended(n) for n in range(3)},
     },
-    "depth": {"1 block" if n == 1 else f"{n} blocks": recommended(n) for n in range(9)},
+    "depth": depths(0),
+    "probe": {"0 blocks": recommended(0), **depths(1, probe_epochs=2)},
+    "schedules": changed(
+        "the head alone",
+        recommended(0),
+        {
+            "4 blocks at 1e-3": {"blocks": 4},
+            "4 blocks at 3e-4": {"blocks": 4, "learning_rate": 3e-4},
+            "2 epochs of the head, then 4 blocks at 1e-3": {"blocks": 4, "probe_epochs": 2},
+        },
+    ),
     "collapse": changed(
         "5 blocks",
         recommended(5),
@@ -77,6 +103,7 @@ EXPERIMENTS: dict[str, dict[str, Setting]] = {
             "learning rate 1e-4": {"learning_rate": 1e-4},
             "2 epochs of the head first": {"probe_epochs": 2},
             "BatchNorm training": {"batch_norm": "train"},
+            "keras.Model.fit": {"plain": True},
         },
     ),
     "suspects": changed(

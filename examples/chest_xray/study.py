@@ -9,6 +9,8 @@ stopped. `study.json` and the tables of `docs/chest_xray.md` are computed from t
 Experiments (`--experiments`):
   models    Models 1-3 under the study's recipe and the recommended one
   depth     0 to 8 trailing blocks under the recommended recipe
+  probe     the same, with 2 epochs of the head alone first (a linear probe)
+  schedules the head alone, 4 blocks at once with two learning rates, and 4 blocks after the probe
   collapse  5 trailing blocks under the recommended recipe, with one setting changed at a time
   suspects  Model 3 under the study's recipe, with one setting changed at a time
   reverse   Model 3 under the recommended recipe, with one setting of the study's at a time
@@ -20,6 +22,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +31,7 @@ from typing import Any
 import keras
 import numpy as np
 from experiments import EXPERIMENTS, Setting
+from numpy.typing import NDArray
 from run import default_weights, load_backbone, read_images, recipe, sample
 from tables import experiment_tables, study_rows
 
@@ -55,42 +59,96 @@ def conditions(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def train(
-    setting: Setting, seed: int, args: argparse.Namespace, images: ftk.ImageSet
+    setting: Setting,
+    seed: int,
+    args: argparse.Namespace,
+    images: ftk.ImageSet,
+    groups: NDArray[np.str_],
 ) -> dict[str, Any]:
-    """Train one model and return the content of its file."""
-    training, validation, test = images.split(seed=seed)
+    """Train one model and return the content of its file. Images of one group share a set."""
+    training, validation, test = images.split(groups=groups, seed=seed)
     best = BestWeights()
-    tuned = ftk.fine_tune(
-        load_backbone(args.weights, args.image_size),
-        ftk.classification_head(images.class_names, units=(1024, 512), pooling=setting.pooling),
-        setting.specs(args.epochs),
-        training,
-        validation,
-        batch_size=args.batch_size,
-        callbacks=best,
-        preprocessing=recipe(setting.pixels).preprocessing,
-        features=args.features or args.out / "features",
-        seed=seed,
-        verbose=0,
-    )
+    fit = fit_with_keras if setting.plain else fit_with_the_kit
+    started = time.perf_counter()
+    model, history = fit(setting, seed, args, training, validation, best)
+    seconds = time.perf_counter() - started
     pixels = test.load(size=(args.image_size, args.image_size))
-    scores = {"last": probabilities(tuned.model, pixels)}
-    tuned.model.set_weights(best.weights)
-    scores["best"] = probabilities(tuned.model, pixels)
+    scores = {"last": probabilities(model, pixels)}
+    model.set_weights(best.weights)
+    scores["best"] = probabilities(model, pixels)
     result = {
         "about": conditions(args),
         "setting": {key: value for key, value in asdict(setting).items() if key != "epoch"},
         "seed": seed,
         "class_names": list(images.class_names),
-        "parameters": sum(int(np.prod(w.shape)) for w in tuned.model.trainable_weights),
-        "seconds": {name: round(value, 1) for name, value in tuned.timings.items()},
-        "history": {name: list(values) for name, values in tuned.history.items()},
+        "parameters": sum(int(np.prod(w.shape)) for w in model.trainable_weights),
+        "seconds": round(seconds, 1),
+        "history": {name: list(values) for name, values in history.items()},
         "test": list(test.digests()),
         "labels": test.labels.tolist(),
         "scores": scores,
     }
     keras.backend.clear_session()
     return result
+
+
+def fit_with_the_kit(
+    setting: Setting,
+    seed: int,
+    args: argparse.Namespace,
+    training: ftk.ImageSet,
+    validation: ftk.ImageSet,
+    callback: keras.callbacks.Callback,
+) -> tuple[keras.Model, dict[str, Any]]:
+    """Train with `fine_tune`; return the model and its history."""
+    tuned = ftk.fine_tune(
+        load_backbone(args.weights, args.image_size),
+        setting.head(training.class_names),
+        setting.specs(args.epochs),
+        training,
+        validation,
+        batch_size=args.batch_size,
+        callbacks=callback,
+        preprocessing=recipe(setting.pixels).preprocessing,
+        features=args.features or args.out / "features",
+        seed=seed,
+        verbose=0,
+    )
+    return tuned.model, dict(tuned.history)
+
+
+def fit_with_keras(
+    setting: Setting,
+    seed: int,
+    args: argparse.Namespace,
+    training: ftk.ImageSet,
+    validation: ftk.ImageSet,
+    callback: keras.callbacks.Callback,
+) -> tuple[keras.Model, dict[str, Any]]:
+    """Train the whole network with `keras.Model.fit`; return the model and its history."""
+    keras.utils.set_random_seed(seed)
+    (spec,) = setting.specs(args.epochs)
+    model = spec.build(
+        load_backbone(args.weights, args.image_size),
+        setting.head(training.class_names),
+        preprocessing=recipe(setting.pixels).preprocessing,
+    )
+    model.compile(
+        keras.optimizers.Adam(setting.learning_rate),
+        "sparse_categorical_crossentropy",
+        ["accuracy"],
+    )
+    size = (args.image_size, args.image_size)
+    history = model.fit(
+        training.load(size=size),
+        training.labels,
+        batch_size=args.batch_size,
+        epochs=args.epochs,
+        validation_data=(validation.load(size=size), validation.labels),
+        callbacks=[callback],
+        verbose=0,
+    )
+    return model, history.history
 
 
 def probabilities(model: keras.Model, pixels: np.ndarray) -> list[list[float]]:
@@ -117,7 +175,7 @@ def measured(run: dict[str, Any], epoch: str) -> dict[str, Any]:
         "recalls": {name: row["recall"].to_dict() for name, row in found.class_metrics.items()},
         "train_accuracy": run["history"]["accuracy"][-1],
         "lowest_late_val_accuracy": min(validation[len(validation) // 2 :]),
-        "seconds": sum(run["seconds"].values()),
+        "seconds": run["seconds"],
         "parameters": run["parameters"],
     }
 
@@ -198,6 +256,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def study(args: argparse.Namespace) -> None:
     """Train what is missing, then write the tables of the experiments."""
     images = sample(read_images(args.data, args.out), args.limit, seed=0)
+    groups = ftk.find_duplicates(images).groups
     settings = {
         (setting.run_name(), seed): setting
         for seed in args.seeds
@@ -212,7 +271,7 @@ def study(args: argparse.Namespace) -> None:
     for number, (name, seed) in enumerate(order, start=1):
         file = args.out / "runs" / f"{name}_seed-{seed}.json"
         if not file.exists():
-            write(file, json.dumps(train(settings[name, seed], seed, args, images)))
+            write(file, json.dumps(train(settings[name, seed], seed, args, images, groups)))
         run = runs[name, seed] = json.loads(file.read_text(encoding="utf-8"))
         if run["about"] != conditions(args):
             raise ValueError(
