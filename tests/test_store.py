@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import finetune_kit as ftk
 from finetune_kit._features import entry, store
 from finetune_kit._features.frozen import Decode
+from finetune_kit._features.place import Place
 from finetune_kit._features.rows import Rows
 
 
@@ -138,7 +139,7 @@ def test_an_index_that_cannot_be_written_is_done_without(extract, cache, filled,
 
 def test_an_index_with_the_names_of_other_rows_is_noticed(extract, cache, filled):
     path = files(cache, ".npy")[0]
-    store._write_index(path, store.names_of(np.load(path))[::-1])
+    store._write_index(Place(path.parent), path, store.names_of(np.load(path))[::-1])
     assert np.allclose(extract(cache), filled[1], atol=1e-6)
 
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from finetune_kit._checks import check_choice, check_folder
+from finetune_kit._buckets import Url, check_url, is_url
+from finetune_kit._checks import check_choice, check_count, check_folder
 from finetune_kit._features.engine import BACKENDS, check_backend
-from finetune_kit._features.store import count_rows, entry_folders
+from finetune_kit._features.place import Copies, Place
+from finetune_kit._features.store import about_of, count_rows, entry_places
 from finetune_kit._files import make_folder
 
 DTYPES = ("float32", "float16")
+_LOCAL_BYTES = 50 * 10**9
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,8 @@ class CacheEntry:
         shapes: shape of the features of one image, for each tensor that crosses the cut.
         dtype: storage type, such as `"float32"`.
         images: number of images (or augmented copies).
-        bytes: size on disk.
-        folder: path of its folder.
+        bytes: size on disk, or in the bucket.
+        folder: path or URL of its folder.
     """
 
     key: str
@@ -46,7 +49,7 @@ class CacheEntry:
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """A folder in which the output of the frozen prefix is kept for each image.
+    """A folder, or a bucket, in which the output of the frozen prefix is kept for each image.
 
     Pass it as `fine_tune(..., features=...)`. A later run with the same frozen prefix, image size
     and images starts to train at once. A path alone is a short form of `FeatureCache(path)`, None
@@ -54,7 +57,8 @@ class FeatureCache:
 
     Args:
         folder: created if it does not exist. None (default): a temporary folder, removed after the
-            run; with `run_dir` it lies there, so that it survives an interruption.
+            run; with `run_dir` it lies there, so that it survives an interruption. A URL such as
+            `"s3://bucket/features"` keeps the features in a bucket (with the extra `cloud`).
         dtype: how features are stored: `"float32"` (default) or `"float16"`, which takes half the
             space and rounds them to three decimal digits.
         backend: the Keras backend that computes the features, in a process of its own:
@@ -62,9 +66,17 @@ class FeatureCache:
             backend of the training. Layers of your own must be defined in a module that can be
             imported. The outputs for the first batch are compared with those of the training
             backend. Features of different backends are different entries.
+        local_folder: with a URL, the folder for copies of what was read from the bucket. Several
+            caches may share it. Defaults to None: `finetune-kit` in the user's cache folder
+            (`$XDG_CACHE_HOME`, or `~/.cache`).
+        local_bytes: the most that the copies in `local_folder` take, in bytes; those that were used
+            longest ago are deleted. Defaults to 50 GB. A training that reads more than this
+            downloads features again in each epoch.
 
     Raises:
-        ValueError: if `folder` is a file, or `dtype` or `backend` has another value.
+        ValueError: if `folder` is a file or a URL with a password, or another argument has another
+            value.
+        ImportError: if `folder` is a URL, and fsspec or its package for such URLs is missing.
 
     Example:
         >>> cache = FeatureCache("never-used")
@@ -75,24 +87,34 @@ class FeatureCache:
     folder: str | os.PathLike[str] | None = None
     dtype: str = "float32"
     backend: str | None = None
+    local_folder: str | os.PathLike[str] | None = None
+    local_bytes: int = _LOCAL_BYTES
 
     def __post_init__(self) -> None:
-        if self.folder is not None:
+        if is_url(self.folder):
+            check_url("folder", self.folder)
+        elif self.folder is not None:
             check_folder("folder", self.folder)
+        if self.local_folder is not None:
+            check_folder("local_folder", self.local_folder)
+        check_count("local_bytes", self.local_bytes)
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("backend", self.backend, (None, *BACKENDS))
 
     def entries(self) -> tuple[CacheEntry, ...]:
         """Return what the cache holds, the entry used last at the end."""
+        return tuple(entry for _, entry in self._found())
+
+    def _found(self) -> list[tuple[Place, CacheEntry]]:
         if self.folder is None:
-            return ()
-        folders = entry_folders(Path(self.folder).expanduser())
-        used = {folder: (folder / "entry.json").stat().st_mtime for folder in folders}
-        return tuple(_entry(folder) for folder in sorted(folders, key=lambda f: used[f]))
+            return []
+        places = [(place, place.files()) for place in entry_places(place_of(self))]
+        places.sort(key=lambda found: found[1]["entry.json"][1])  # by the time of last change
+        return [(place, _entry(place, files)) for place, files in places]
 
     @property
     def size(self) -> int:
-        """Size on disk, in bytes."""
+        """Size on disk, or in the bucket, in bytes."""
         return sum(entry.bytes for entry in self.entries())
 
     def clear(self, key: str | None = None) -> int:
@@ -107,16 +129,16 @@ class FeatureCache:
         Raises:
             ValueError: if there is no entry with that key.
         """
-        entries = self.entries()
-        chosen = [entry for entry in entries if key in (None, entry.key)]
+        found = self._found()
+        chosen = [(place, entry) for place, entry in found if key in (None, entry.key)]
         if key is not None and not chosen:
             raise ValueError(
                 f"`key` must be that of an entry of {str(self.folder)!r}, one of "
-                f"{[entry.key for entry in entries]}. Received: key={key!r}"
+                f"{[entry.key for _, entry in found]}. Received: key={key!r}"
             )
-        for entry in chosen:
-            shutil.rmtree(entry.folder)
-        return sum(entry.bytes for entry in chosen)
+        for place, _ in chosen:
+            place.clear()
+        return sum(entry.bytes for _, entry in chosen)
 
 
 def as_cache(features: Any) -> FeatureCache | None:
@@ -134,40 +156,61 @@ def as_cache(features: Any) -> FeatureCache | None:
         check_backend(features.backend)
         return features
     options = ", a FeatureCache, None (a temporary folder) or False (off)"
-    check_folder("features", features, or_else=options)
+    if not is_url(features):
+        check_folder("features", features, or_else=options)
     return FeatureCache(features)
+
+
+def place_of(cache: FeatureCache) -> Place:
+    """Return where a cache lies that has a folder."""
+    if not is_url(cache.folder):
+        return Place(Path(cache.folder or "").expanduser())
+    url = Url(cache.folder or "")
+    copies = Copies(_local_folder(cache), cache.local_bytes)
+    name = hashlib.sha256(str(url).encode()).hexdigest()[:16]
+    return Place(copies.folder / name, url, copies)
+
+
+def _local_folder(cache: FeatureCache) -> Path:
+    folder = cache.local_folder
+    if folder is None:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "finetune-kit"
+    return Path(folder).expanduser()
 
 
 @contextmanager
 def opened(
     cache: FeatureCache | None, run_dir: str | os.PathLike[str] | None
-) -> Iterator[Path | None]:
-    """Provide the folder to keep features in; None if there is no cache.
+) -> Iterator[FeatureCache | None]:
+    """Provide the cache with a folder that exists; None if there is no cache.
 
     Without a folder of its own, a cache lies in `run_dir`, where it survives an interruption, or
     else in a temporary folder. Both are removed when the run has ended.
     """
     if cache is None:
         yield None
+    elif is_url(cache.folder):
+        make_folder("local_folder", _local_folder(cache))
+        yield cache
     elif cache.folder is not None:
-        yield make_folder("features", cache.folder)
+        yield replace(cache, folder=make_folder("features", cache.folder))
     elif run_dir is not None:
         folder = make_folder("run_dir", Path(run_dir) / "features")
-        yield folder
+        yield replace(cache, folder=folder)
         shutil.rmtree(folder)
     else:
         with tempfile.TemporaryDirectory(prefix="finetune-kit-") as temporary:
-            yield Path(temporary)
+            yield replace(cache, folder=temporary)
 
 
-def _entry(folder: Path) -> CacheEntry:
-    about = json.loads((folder / "entry.json").read_text(encoding="utf-8"))
+def _entry(place: Place, files: dict[str, tuple[int, float]]) -> CacheEntry:
+    about = about_of(place)
     return CacheEntry(
-        key=folder.name,
+        key=place.folder.name,
         model=about["model"],
         shapes=tuple(tuple(shape) for shape in about["shapes"]),
         dtype=about["dtype"],
-        images=count_rows(folder),
-        bytes=sum(path.stat().st_size for path in folder.iterdir()),
-        folder=str(folder),
+        images=count_rows(place),
+        bytes=sum(size for size, _ in files.values()),
+        folder=str(place),
     )

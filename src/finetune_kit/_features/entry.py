@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from finetune_kit._data.batches import WORKERS, ahead
 from finetune_kit._features import store
 from finetune_kit._features.engine import is_other, outputs_of
+from finetune_kit._features.place import Place
 from finetune_kit._features.remote import outputs_elsewhere
 from finetune_kit._features.rows import Rows
-from finetune_kit._files import write_whole
 
 _CHUNK_BYTES, _CHUNK_ROWS = 64 << 20, 512
 
@@ -40,10 +40,10 @@ class Inputs(Protocol):
         ...
 
 
-def entry_folder(cache: Path, key: Mapping[str, Any]) -> Path:
+def entry_place(cache: Place, key: Mapping[str, Any]) -> Place:
     """Return the folder of an entry, by all that its features depend on besides the images."""
     text = json.dumps({**key, "format": store.FORMAT}, sort_keys=True)
-    return cache / hashlib.sha256(text.encode()).hexdigest()[:32]
+    return cache.at(hashlib.sha256(text.encode()).hexdigest()[:32])
 
 
 class Entry:
@@ -53,29 +53,30 @@ class Entry:
     when one of its rows is read first. An entry is pickled as what it was opened from.
 
     Args:
-        folder: where its chunks lie.
+        place: where its chunks lie.
         about: what `entry.json` shows: model, names of the layers, shapes, dtype.
         rows: the rows that will be read.
     """
 
-    def __init__(self, folder: Path, about: Mapping[str, Any], rows: Rows) -> None:
-        self.folder, self.lock = folder, threading.Lock()
+    def __init__(self, place: Place, about: Mapping[str, Any], rows: Rows) -> None:
+        self.place, self.lock = place, threading.Lock()
         self._about, self._rows = about, rows
         self._fields = {f"f{i}": tuple(shape) for i, shape in enumerate(about["shapes"])}
         fields = [(name, np.dtype(about["dtype"]), shape) for name, shape in self._fields.items()]
         self._record = np.dtype([("image", "S64"), *fields])
         self._chunks: list[Path] = []
-        self._mapped: dict[int, NDArray[Any]] = {}  # by number of the chunk
+        self._bytes: list[int] = []
+        self._mapped: dict[int, NDArray[Any]] = {}  # by number of the chunk, used last at the end
         # Number of the chunk, and row in it, for each name; -1 if it is missing.
         self._where = np.full((len(rows.names), 2), -1, np.int32)
-        for path, names in store.names_in(folder):
+        for path, names in store.names_in(place):
             if names is None:
-                store.remove(path)
+                store.remove(place, path)
             else:
                 self._add(path, names)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Entry, (self.folder, self._about, self._rows)
+        return Entry, (self.place, self._about, self._rows)
 
     @property
     def missing(self) -> Rows:
@@ -96,10 +97,9 @@ class Entry:
         """
         missing = self.missing
         count = len(missing)
-        store.check_space(self.folder.parent, count * self._record.itemsize)
-        self.folder.mkdir(exist_ok=True)
-        store.remove_abandoned(self.folder)
-        write_whole(self.folder / "entry.json", json.dumps(self._about, indent=2) + "\n")
+        store.check_space(self.place, count * self._record.itemsize)
+        store.write_about(self.place, self._about)
+        store.remove_abandoned(self.place)
         bar = keras.utils.Progbar(
             count, verbose=1 if verbose == "auto" else verbose, unit_name="image"
         )
@@ -144,6 +144,7 @@ class Entry:
         """Map chunks into memory, and return whether all of them are there and undamaged."""
         new = [chunk for chunk in chunks.tolist() if chunk >= 0 and chunk not in self._mapped]
         if new:
+            self.place.make_room({self._chunks[chunk]: self._bytes[chunk] for chunk in new})
             with ThreadPoolExecutor(WORKERS) as pool:
                 opened = list(pool.map(self._open, new))
             for chunk, rows in zip(new, opened, strict=True):
@@ -151,22 +152,36 @@ class Entry:
                     self._where[self._where[:, 0] == chunk] = -1
                 else:
                     self._mapped[chunk] = rows
+        if self.place.copies is not None:
+            self._unmap(chunks.tolist(), self.place.copies.limit)
         return all(chunk in self._mapped for chunk in chunks.tolist())
+
+    def _unmap(self, used: list[int], limit: int) -> None:
+        """Drop the chunks that were used longest ago: the disk has no room for a mapped file."""
+        for chunk in used:
+            if chunk in self._mapped:
+                self._mapped[chunk] = self._mapped.pop(chunk)
+        held = sum(self._bytes[chunk] for chunk in self._mapped)
+        for chunk in [chunk for chunk in self._mapped if chunk not in used]:
+            if held <= limit:
+                break
+            del self._mapped[chunk]
+            held -= self._bytes[chunk]
 
     def _open(self, chunk: int) -> NDArray[Any] | None:
         """Return the rows of a chunk, if they are those that its index names."""
         path = self._chunks[chunk]
-        rows = store.open_rows(path, self._record)
+        rows = store.open_rows(self.place, path, self._record)
         names = None if rows is None else store.names_of(rows)
         here = np.flatnonzero(self._where[:, 0] == chunk)
         row = self._where[here, 1]
         if names is None or row.max() >= len(names) or (names[row] != self._rows.names[here]).any():
-            store.remove(path)
+            store.remove(self.place, path)
             return None
         return rows
 
     def _write(self, rows: NDArray[Any]) -> None:
-        path, names = store.write_chunk(self.folder, rows), store.names_of(rows)
+        path, names = store.write_chunk(self.place, rows), store.names_of(rows)
         if names is not None:
             self._add(path, names)
 
@@ -178,6 +193,7 @@ class Entry:
             self._where[numbers[row], 0] = len(self._chunks)
             self._where[numbers[row], 1] = row
             self._chunks.append(path)
+            self._bytes.append(len(names) * self._record.itemsize)
 
     def _chunk_rows(self, count: int, batch_size: int) -> int:
         """Return the rows of a chunk: whole batches, at most 64 MB, and not too many files."""
@@ -212,7 +228,7 @@ class Features:
                     return found
                 if self.inputs is not None:
                     self.entry.fill(self.model, self.inputs, self.batch_size, 0, self.backend)
-        raise OSError(f"The feature cache does not keep what is written to it: {self.entry.folder}")
+        raise OSError(f"The feature cache does not keep what is written to it: {self.entry.place}")
 
 
 def _loaded_as(dtype: np.dtype[Any]) -> str:

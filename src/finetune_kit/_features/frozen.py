@@ -7,7 +7,6 @@ is no cache, the whole model is trained on pixels instead.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +21,10 @@ from finetune_kit._data.decoding import DECODING
 from finetune_kit._data.images import ImageSet
 from finetune_kit._features.augmentation import Augmentation, augmented, views_of_epoch
 from finetune_kit._features.engine import engine_key
-from finetune_kit._features.entry import Entry, Features, Inputs, entry_folder
+from finetune_kit._features.entry import Entry, Features, Inputs, entry_place
+from finetune_kit._features.place import Place
 from finetune_kit._features.rows import Rows
-from finetune_kit._features.store import FORMAT, entry_folders
+from finetune_kit._features.store import FORMAT, about_of, entry_places
 from finetune_kit._model.digest import fingerprint
 from finetune_kit._model.graph import layers_within
 from finetune_kit._model.plan import FreezePlan
@@ -118,7 +118,7 @@ class FeatureSource:
         size: height and width in pixels.
         batch_size: images that the prefix computes at once.
         verbose: of the progress bar.
-        folder: of the cache; None: the whole model is trained on pixels.
+        place: of the cache; None: the whole model is trained on pixels.
         dtype: how features are stored.
         backend: the Keras backend that computes the prefix; None: that of the training.
         augmentation: of the training images, or None.
@@ -132,7 +132,7 @@ class FeatureSource:
     size: tuple[int, int]
     batch_size: int
     verbose: str | int
-    folder: Path | None
+    place: Place | None
     dtype: str
     backend: str | None
     augmentation: Augmentation | None
@@ -143,9 +143,9 @@ class FeatureSource:
     def trainee(self, whole: keras.Model, plan: FreezePlan) -> Trainee:
         """Compute the features that are not there yet, and return what trains on them."""
         decode = Decode(self.images, self.size)
-        if self.folder is None:
+        if self.place is None:
             return Trainee(whole, decode, decode, WORKERS)
-        cache = self.folder
+        cache = self.place
         if self.augmentation is None:
             rows = Rows.named(np.arange(len(self.digests)), self.digests)
             model, features = self._features(cache, whole, plan, rows, decode)
@@ -160,7 +160,7 @@ class FeatureSource:
 
     def _features(
         self,
-        cache: Path,
+        cache: Place,
         whole: keras.Model,
         plan: FreezePlan,
         rows: Rows,
@@ -183,7 +183,7 @@ class FeatureSource:
         """Return the outputs of a model that takes pixels, computed once for each image."""
         rows = Rows.named(np.arange(len(self.digests)), self.digests)
         inputs = Decode(self.images, self.size)
-        entry = self._entry(Path(self.folder or "."), model, frozenset(), rows)
+        entry = self._entry(self.place or Place(Path()), model, frozenset(), rows)
         if count := len(entry.missing):
             self._say("Computing features", plural(count, "image"))
             entry.fill(model, inputs, self.batch_size, self.verbose, self.backend)
@@ -194,7 +194,7 @@ class FeatureSource:
             print(f"{what}, once for each of {count}:", flush=True)
 
     def _nearest(
-        self, cache: Path, whole: keras.Model, plan: FreezePlan, rows: Rows, inputs: Inputs
+        self, cache: Place, whole: keras.Model, plan: FreezePlan, rows: Rows, inputs: Inputs
     ) -> tuple[keras.Model | None, Inputs] | None:
         """Return the way to the features from the deepest earlier cut that holds all rows."""
         if self.dtype != "float32":  # rounded features are not a start
@@ -211,7 +211,7 @@ class FeatureSource:
 
     def _entry(
         self,
-        cache: Path,
+        cache: Place,
         prefix: keras.Model | None,
         names: frozenset[str],
         rows: Rows,
@@ -231,7 +231,7 @@ class FeatureSource:
             **_revision(prefix),
         }
         about = {"model": model, "layers": sorted(names), "shapes": shapes, "dtype": dtype}
-        return Entry(entry_folder(cache, key), {"format": FORMAT, **about}, rows)
+        return Entry(entry_place(cache, key), {"format": FORMAT, **about}, rows)
 
 
 def _revision(prefix: keras.Model | None) -> dict[str, int]:
@@ -254,10 +254,9 @@ def prefix_names(plan: FreezePlan) -> frozenset[str]:
     return frozenset(name for block in plan.blocks[: plan.prefix_blocks] for name in block.layers)
 
 
-def _earlier_cuts(cache: Path) -> set[frozenset[str]]:
+def _earlier_cuts(cache: Place) -> set[frozenset[str]]:
     """Return the operations that the entries of a cache lie behind: candidates, by name only."""
-    found = (json.loads((f / "entry.json").read_text("utf-8")) for f in entry_folders(cache))
-    return {frozenset(about["layers"]) for about in found}
+    return {frozenset(about_of(place)["layers"]) for place in entry_places(cache)}
 
 
 def _split(

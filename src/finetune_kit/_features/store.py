@@ -5,6 +5,7 @@ type). An entry holds chunks, a chunk holds rows, and a row is an image's digest
 A chunk is a plain `.npy` file named by the SHA-256 of its own bytes: it is whole or it is not used,
 and processes that write the same rows write the same file. An index beside each chunk holds the
 digests alone, so that an entry opens without reading features; it can be made from the chunk again.
+In a bucket a chunk is one object, and its index another one, which is put after it.
 """
 
 from __future__ import annotations
@@ -16,18 +17,20 @@ import json
 import os
 import shutil
 import time
-import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune_kit._data.batches import WORKERS
+from finetune_kit._buckets import RemoteError
+from finetune_kit._features.place import Place, draft
 from finetune_kit._features.rows import NAME
+from finetune_kit._files import write_whole
 
 FORMAT = "finetune-kit features 1"
 _ABANDONED_AFTER = 3600  # seconds; an older unfinished file belongs to a process that has died
@@ -36,87 +39,106 @@ _ABANDONED_AFTER = 3600  # seconds; an older unfinished file belongs to a proces
 _verified: set[tuple[str, int, int]] = set()
 
 
-def entry_folders(cache: Path) -> list[Path]:
+def entry_places(cache: Place) -> list[Place]:
     """Return the entries of a cache: folders whose `entry.json` has our format."""
-    folders = []
-    for about in cache.glob("*/entry.json"):
+    places = []
+    for place in cache.folders():
         try:
-            if json.loads(about.read_text(encoding="utf-8"))["format"] == FORMAT:
-                folders.append(about.parent)
+            if about_of(place)["format"] == FORMAT:
+                places.append(place)
         except (ValueError, KeyError, TypeError, OSError):
             continue
-    return folders
+    return places
 
 
-def names_in(folder: Path) -> Iterator[tuple[Path, NDArray[Any] | None]]:
+def about_of(place: Place) -> dict[str, Any]:
+    """Return what the `entry.json` of an entry says."""
+    return dict(json.loads((place.folder / "entry.json").read_text(encoding="utf-8")))
+
+
+def names_in(place: Place) -> Iterator[tuple[Path, NDArray[Any] | None]]:
     """Yield each chunk of an entry with the names of its rows; None if it is not a chunk."""
-    paths = sorted(folder.glob("*.npy"))
-    with ThreadPoolExecutor(WORKERS) as pool:
-        yield from zip(paths, pool.map(_read_names, paths), strict=True)
+    paths = place.chunks()
+    with ThreadPoolExecutor(place.threads) as pool:
+        yield from zip(paths, pool.map(partial(_read_names, place), paths), strict=True)
 
 
-def count_rows(folder: Path) -> int:
+def count_rows(place: Place) -> int:
     """Return how many rows an entry holds."""
-    found = [names for _, names in names_in(folder) if names is not None]
+    found = [names for _, names in names_in(place) if names is not None]
     return len(np.unique(np.concatenate(found))) if found else 0
 
 
-def open_rows(path: Path, record: np.dtype[Any]) -> NDArray[Any] | None:
+def open_rows(place: Place, path: Path, record: np.dtype[Any]) -> NDArray[Any] | None:
     """Map the rows of a chunk into memory.
 
     The bytes of a chunk are compared with its name once in a process. Those of a damaged one are
     not used: it is deleted, and the result is None.
     """
-    rows = _mapped(path) if _is_whole(path) else None
+    rows = _whole_rows(place, path)
+    if rows is None and place.url is not None:  # perhaps the copy is damaged, and the object whole
+        path.unlink(missing_ok=True)
+        rows = _whole_rows(place, path)
     if rows is None or rows.dtype != record:
-        remove(path)
+        remove(place, path)
         return None
     return rows
 
 
-def write_chunk(folder: Path, rows: NDArray[Any]) -> Path:
+def write_chunk(place: Place, rows: NDArray[Any]) -> Path:
     """Write a chunk under the name of its own digest, whole or not at all, then its index."""
-    with _draft(folder) as draft:
-        with draft.open("wb") as file:
+    with draft(place.folder) as part:
+        place.make_room({part: rows.nbytes})
+        with part.open("wb") as file:
             hashing = _Hashing(file)
             np.save(hashing, rows, allow_pickle=False)
-        path = folder / f"{hashing.digest.hexdigest()}.npy"
-        os.replace(draft, path)
+        path = place.folder / f"{hashing.digest.hexdigest()}.npy"
+        os.replace(part, path)
     _verified.add(_state(path))
+    place.put(path)
     names = names_of(rows)
     if names is not None:
-        _write_index(path, names)
+        _write_index(place, path, names)
     return path
 
 
-def remove(path: Path) -> None:
+def write_about(place: Place, about: Mapping[str, Any]) -> None:
+    """Write the `entry.json` of an entry. In a bucket, this shows whether it can be written."""
+    place.folder.mkdir(parents=place.url is not None, exist_ok=True)
+    path = place.folder / "entry.json"
+    write_whole(path, json.dumps(about, indent=2) + "\n")
+    place.put(path)
+
+
+def remove(place: Place, path: Path) -> None:
     """Delete a chunk, then its index."""
-    for file in (path, _index_of(path)):
-        with suppress(OSError):
-            file.unlink(missing_ok=True)
+    place.remove(path, _index_of(path))
 
 
-def remove_abandoned(folder: Path) -> None:
+def remove_abandoned(place: Place) -> None:
     """Delete what processes that have died left: unfinished files, and indexes without a chunk."""
-    for draft in folder.glob("*.part"):
+    for part in place.folder.glob("*.part"):
         with suppress(FileNotFoundError):  # its process has finished it in the meantime
-            if time.time() - draft.stat().st_mtime > _ABANDONED_AFTER:
-                draft.unlink()
-    for index in folder.glob("*.index"):
-        if not index.with_suffix(".npy").exists():
-            remove(index)
+            if time.time() - part.stat().st_mtime > _ABANDONED_AFTER:
+                part.unlink()
+    if place.url is None:  # in a bucket, a chunk that is not here may be there
+        for index in place.folder.glob("*.index"):
+            if not index.with_suffix(".npy").exists():
+                place.remove(index)
 
 
-def check_space(folder: Path, needed: int) -> None:
-    """Check that `needed` bytes are free."""
-    free = shutil.disk_usage(folder).free
+def check_space(place: Place, needed: int) -> None:
+    """Check that `needed` bytes are free. In a bucket there is always room."""
+    if place.url is not None:
+        return
+    free = shutil.disk_usage(place.folder.parent).free
     if needed > free:
         raise OSError(
             errno.ENOSPC,
             f"The features need {needed / 1e9:,.2f} GB and {free / 1e9:,.2f} GB are free. Pass "
             "features=FeatureCache(folder) on another disk, FeatureCache(folder, dtype='float16') "
             "(half as much), or features=False",
-            str(folder),
+            str(place.folder.parent),
         )
 
 
@@ -129,26 +151,34 @@ def names_of(rows: NDArray[Any]) -> NDArray[Any] | None:
     return names if len(names) == len(rows) else None
 
 
-def _read_names(path: Path) -> NDArray[Any] | None:
+def _read_names(place: Place, path: Path) -> NDArray[Any] | None:
     """Return the names of a chunk's rows; without a good index, that is made from the chunk."""
     try:
-        content = _index_of(path).read_bytes()
+        content = place.get(_index_of(path)).read_bytes()
+    except RemoteError:
+        raise
     except OSError:
         content = b""
     if _seal(path, content[32:]) == content[:32]:
         return np.frombuffer(content, NAME, offset=32)
-    rows = _mapped(path)
+    try:
+        rows = _mapped(place.get(path))
+    except FileNotFoundError:  # another process has deleted it
+        return None
     names = None if rows is None else names_of(rows)
     if names is not None:
-        _write_index(path, names)
+        with suppress(OSError):  # it can be made again
+            _write_index(place, path, names)
     return names
 
 
-def _write_index(path: Path, names: NDArray[Any]) -> None:
+def _write_index(place: Place, path: Path, names: NDArray[Any]) -> None:
     content = names.tobytes()
-    with suppress(OSError), _draft(path.parent) as draft:  # it can be made again
-        draft.write_bytes(_seal(path, content) + content)
-        os.replace(draft, _index_of(path))
+    with suppress(OSError), draft(path.parent) as part:  # it can be made again
+        part.write_bytes(_seal(path, content) + content)
+        os.replace(part, _index_of(path))
+    if place.url is not None and _index_of(path).exists():
+        place.put(_index_of(path))
 
 
 def _index_of(path: Path) -> Path:
@@ -160,6 +190,14 @@ def _seal(path: Path, content: bytes) -> bytes:
     digest = hashlib.sha256(path.stem.encode())
     digest.update(content)
     return digest.digest()
+
+
+def _whole_rows(place: Place, path: Path) -> NDArray[Any] | None:
+    try:
+        path = place.get(path)
+    except FileNotFoundError:
+        return None
+    return _mapped(path) if _is_whole(path) else None
 
 
 def _mapped(path: Path) -> NDArray[Any] | None:
@@ -188,16 +226,6 @@ def _is_whole(path: Path) -> bool:
 def _state(path: Path) -> tuple[str, int, int]:
     found = path.stat()
     return str(path.absolute()), found.st_size, found.st_mtime_ns
-
-
-@contextmanager
-def _draft(folder: Path) -> Iterator[Path]:
-    """Provide the path of a new file, which is deleted unless it was renamed."""
-    draft = folder / f"{uuid.uuid4().hex}.part"
-    try:
-        yield draft
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 class _Hashing:

@@ -99,13 +99,12 @@ def cross_validate(
     if run_dir is not None:
         check_folder("run_dir", run_dir)
     parts, about = [], []
-    with opened(cache, run_dir) as folder:
+    with opened(cache, run_dir) as kept:
         for number, fold in enumerate(folds, start=1):
             if options.get("verbose", "auto"):
                 print(f"Fold {number} of {k}", flush=True)
-            own: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "features": False}
-            if cache is not None and folder is not None:
-                own["features"] = replace(cache, folder=folder)
+            own: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
+            own["features"] = False if kept is None else kept
             if run_dir is not None:
                 own["run_dir"] = os.path.join(run_dir, str(number))
             sets = images.take(fold.train), images.take(fold.validation)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from finetune_kit._checks import check_choice, check_count, check_kind, is_count
 from finetune_kit._data.images import ImageSet
-from finetune_kit._features.cache import FeatureCache, as_cache, opened
+from finetune_kit._features.cache import FeatureCache, as_cache, opened, place_of
 from finetune_kit._features.frozen import FeatureSource
 from finetune_kit._model.blocks import chosen_blocks, partition
 from finetune_kit._model.copying import copy
@@ -83,14 +83,14 @@ def extract_features(
     parts = partition(plain).parts  # a block that is not there is an error before the copy
     chosen_blocks("at", 1 if at is None else at, parts, plain.name, "block")
     names, model = features_model(copy(plain), layer, at, pooling)
-    with opened(cache, None) as folder:
+    with opened(cache, None) as kept:
         source = FeatureSource(
             images=images,
             train_count=len(images),
             size=size,
             batch_size=batch_size,
             verbose=verbose,
-            folder=folder,
+            place=None if kept is None else place_of(kept),
             dtype=cache.dtype,
             backend=cache.backend,
             augmentation=None,
@@ -177,8 +177,8 @@ def compute_features(
         return {"images": 0, "computed": 0}
     setup = replace(setup, train=images.take(chosen)).copied()
     before = _rows(cache)
-    with opened(cache, None) as folder:
-        source = setup.source(folder)
+    with opened(cache, None) as kept:
+        source = setup.source(kept)
         # The spec that trains most comes first: the others start from its features.
         for phase in sorted(setup.phases, key=lambda phase: phase.plan.prefix_blocks):
             whole = phase.spec.build(setup.backbone, setup.head, preprocessing=setup.preprocessing)

@@ -160,10 +160,10 @@ def fine_tune(
     setup = make_setup(backbone, head, spec, train, validation, options)
     progress = Progress(Optimizers(optimizer))
     checkpoints = None if run_dir is None else Checkpoints(run_dir, setup.identity())
-    with opened(setup.cache, run_dir) as folder:
+    with opened(setup.cache, run_dir) as kept:
         keras.utils.set_random_seed(seed)
         setup = setup.copied()
-        source = setup.source(folder)
+        source = setup.source(kept)
         progress.seconds["build"] += time.perf_counter() - started
         try:
             whole = phases.train(setup, source, progress, checkpoints)

@@ -115,11 +115,11 @@ def recommend(
     setup = make_setup(backbone, head, specs, train, validation, options)
     parts = _parts(train, setup.validation, seed)
     _warn_if_seen(setup)
-    with opened(setup.cache, None) as folder:
+    with opened(setup.cache, None) as kept:
         started = time.perf_counter()
         keras.utils.set_random_seed(seed)
         setup = setup.copied()
-        task = Task(setup, setup.source(folder), parts, folder, preprocessing)
+        task = Task(setup, setup.source(kept), parts, kept, preprocessing)
         values = _features(task)
         probes = validated(values, setup.images.labels, parts, len(train.class_names))
         tried = [_probe_trial(task, probes, time.perf_counter() - started)]

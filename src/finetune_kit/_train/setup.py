@@ -7,14 +7,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import keras
 
 from finetune_kit._data.images import ImageSet
 from finetune_kit._features.augmentation import Augmentation
-from finetune_kit._features.cache import FeatureCache
+from finetune_kit._features.cache import FeatureCache, place_of
 from finetune_kit._features.frozen import FeatureSource
 from finetune_kit._model.copying import copy
 from finetune_kit._model.digest import fingerprint, variable_digest
@@ -76,20 +75,20 @@ class Setup:
             phases=tuple(replace(p, plan=p.spec.plan(backbone)) for p in self.phases),
         )
 
-    def source(self, folder: Path | None) -> FeatureSource:
-        """Return what the features are computed from; `folder`: of the cache, or None."""
+    def source(self, kept: FeatureCache | None) -> FeatureSource:
+        """Return what the features are computed from; `kept`: the cache, which is open, or None."""
         return FeatureSource(
             images=self.images,
             train_count=len(self.train),
             size=self.size,
             batch_size=self.batch_size,
             verbose=self.verbose,
-            folder=folder,
-            dtype="float32" if self.cache is None else self.cache.dtype,
-            backend=None if self.cache is None else self.cache.backend,
+            place=None if kept is None else place_of(kept),
+            dtype="float32" if kept is None else kept.dtype,
+            backend=None if kept is None else kept.backend,
             augmentation=self.augmentation,
             seed=self.seed,
-            digests=() if folder is None else self.images.digests(),
+            digests=() if kept is None else self.images.digests(),
             weights={id(v): digest for v, digest in self._constant},
         )
 

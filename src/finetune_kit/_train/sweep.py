@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import keras
@@ -88,8 +87,8 @@ def sweep(
         range(len(specs)), key=lambda i: len(prefix_names(specs[i].plan(start.backbone)))
     )
     calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
-    with opened(cache, run_dir) as folder:
-        shared = False if cache is None or folder is None else replace(cache, folder=folder)
+    with opened(cache, run_dir) as kept:
+        shared = False if kept is None else kept
         for i in order:
             own: dict[str, Any] = {"features": shared}
             if run_dir is not None:

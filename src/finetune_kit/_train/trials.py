@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune_kit._data.images import ImageSet
+from finetune_kit._features.cache import FeatureCache
 from finetune_kit._features.frozen import FeatureSource
 from finetune_kit._model.head import classification_head
 from finetune_kit._model.spec import FineTuneSpec
@@ -92,14 +92,14 @@ class Task:
         setup: backbone, images and options.
         source: what their features are computed from.
         parts: the indices of images to train on and to validate on, one pair for each part.
-        folder: where the features are kept.
+        kept: where the features are kept.
         preprocessing: as it was passed, so that the features are those of the training.
     """
 
     setup: Setup
     source: FeatureSource
     parts: Parts
-    folder: Path | None
+    kept: FeatureCache | None
     preprocessing: Any
 
     def head(self, probe: Probe) -> keras.Layer:
@@ -118,7 +118,7 @@ class Task:
             # The preprocessing of a trained model is part of its backbone.
             "preprocessing": setup.preprocessing if setup.origin else self.preprocessing,
             "batch_size": setup.batch_size,
-            "features": setup.cache and replace(setup.cache, folder=self.folder),
+            "features": self.kept,
             "seed": setup.seed,
             "verbose": 0,
         }

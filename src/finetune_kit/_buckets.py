@@ -1,0 +1,308 @@
+"""Files in buckets, by URLs such as `s3://bucket/folder`, through fsspec (the extra `cloud`).
+
+fsspec is imported when the first URL is used, and finds the credentials itself. What fails is tried
+again a few times; then the error names the object. No object is renamed: stores of objects cannot.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+THREADS = 32  # requests at once; they wait for the network, not for a processor
+_PAUSES = (0.2, 0.5, 1.0, 2.0)  # seconds between tries; each is up to twice as long, at random
+
+# Errors that another try does not change.
+_FINAL = (
+    PermissionError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError,
+    ImportError, ValueError, TypeError, AttributeError, LookupError, NotImplementedError,
+)  # fmt: skip
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+# File systems whose folders must be made. In a store of objects that could make a bucket.
+_WITH_FOLDERS = {"sftp", "ssh", "ftp", "smb", "hdfs", "webhdfs"}
+# What changes when an object is replaced: the name differs between file systems.
+_CHANGES = (
+    "ETag", "etag", "md5Hash", "content_md5", "mtime", "updated", "last_modified", "created",
+)  # fmt: skip
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_SINGLE = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*:)/+")
+_SECRET = re.compile(r"(?<=//)[^/@\s]*:[^/@\s]*@")
+
+Result = TypeVar("Result")
+
+
+class RemoteError(OSError):
+    """An object could not be read or written. The message names it, and says what to do."""
+
+
+class Url(PurePosixPath):
+    """A URL that is joined, compared and sorted as a path.
+
+    Attributes:
+        facts: size, type and so on, if a listing of its folder has shown them, or else None.
+    """
+
+    facts: Mapping[str, Any] | None = None
+
+    def __str__(self) -> str:
+        text = super().__str__()  # in which all slashes are single
+        slashes = "///" if text.startswith(("file:", "local:")) else "//"
+        return _SINGLE.sub(rf"\1{slashes}", text)
+
+    def __fspath__(self) -> str:
+        return str(self)
+
+    def is_symlink(self) -> bool:
+        """Return False."""
+        return False
+
+
+def is_url(path: Any) -> bool:
+    """Return whether a path is a URL, by its text alone."""
+    if not isinstance(path, (str, os.PathLike)):
+        return False
+    text = os.fspath(path)
+    return "://" in text and _URL.match(text) is not None
+
+
+def check_url(name: str, url: Any) -> None:
+    """Check that an argument is a URL without a password, of a file system that is installed.
+
+    Raises:
+        ValueError: if it holds a password, or fsspec does not know its kind.
+        ImportError: if a package is missing.
+    """
+    if _SECRET.search(str(url)):
+        raise ValueError(
+            f"`{name}` must be a URL without a password, because it is shown in reports. Set it "
+            "where fsspec looks for it: in the environment or in its configuration files. "
+            f"Received: {name}={_SECRET.sub('***@', str(url))!r}"
+        )
+    _system(Url(url))
+
+
+def read(url: Url, end: int | None = None) -> bytes:
+    """Return the content of an object, or the first `end` bytes.
+
+    Raises:
+        FileNotFoundError: if it does not exist.
+        RemoteError: if it cannot be read.
+    """
+    system, path = _system(url)
+    return _tried("read", url, lambda: bytes(system.cat_file(path, end=end)))
+
+
+def download(url: Url, file: Path) -> None:
+    """Copy an object to a file; errors as in `read`."""
+    system, path = _system(url)
+
+    def copy() -> None:
+        system.get_file(path, str(file))
+        arrived, size = file.stat().st_size, system.info(path)["size"]
+        if arrived != size:
+            system.invalidate_cache(system._parent(path))  # it may have been replaced
+            raise ConnectionError(f"{arrived:,} of {size:,} bytes arrived")
+
+    _tried("read", url, copy)
+
+
+def write(url: Url, content: bytes | Path) -> None:
+    """Put a whole object: some bytes, or the content of a file.
+
+    Raises:
+        RemoteError: if it cannot be written.
+    """
+    system, path = _system(url)
+
+    def put() -> None:
+        if _kind(url) in _WITH_FOLDERS:
+            system.makedirs(system._parent(path), exist_ok=True)
+        if isinstance(content, Path):
+            system.put_file(str(content), path)
+        else:
+            system.pipe_file(path, content)
+
+    try:
+        _tried("written", url, put)
+    except FileNotFoundError as error:
+        raise RemoteError(
+            errno.ENOENT,
+            "The bucket must exist; create it, or correct its name. "
+            f"Received: {str(url)!r}, which cannot be written: {_text(error)}",
+        ) from error
+
+
+def delete(urls: Iterable[Url]) -> None:
+    """Delete objects; those that do not exist any more are left out."""
+    found = list(urls)
+    if not found:
+        return
+    system = _system(found[0])[0]
+    paths = [_system(url)[1] for url in found]
+
+    def remove() -> None:
+        try:
+            system.rm(paths)
+        except FileNotFoundError:  # some of them, so one by one
+            for path in paths:
+                try:
+                    system.rm_file(path)
+                except FileNotFoundError:
+                    continue
+
+    _tried("deleted", found[0], remove)
+
+
+def listed(folder: Url) -> list[Url]:
+    """Return what lies in a folder, sorted, with `facts`; nothing if it does not exist."""
+    system, path = _system(folder)
+
+    def names() -> list[Any]:
+        system.invalidate_cache(path)  # others write to the bucket too
+        return list(system.ls(path, detail=True))
+
+    try:
+        found = _tried("listed", folder, names)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    inside = []
+    for facts in found:
+        name = facts["name"].rstrip("/")
+        if name.rpartition("/")[2] and name.strip("/") != path.strip("/"):
+            url = folder / name.rpartition("/")[2]
+            url.facts = facts
+            inside.append(url)
+    return sorted(inside)
+
+
+def facts_of(url: Url) -> Mapping[str, Any]:
+    """Return size, type and so on of an object or folder as they are now.
+
+    Raises:
+        FileNotFoundError: if it does not exist.
+        RemoteError: if it cannot be read.
+    """
+    system, path = _system(url)
+
+    def ask() -> Mapping[str, Any]:
+        system.invalidate_cache(system._parent(path))
+        return system.info(path)
+
+    return _tried("read", url, ask)
+
+
+def kind_of(url: Url) -> str | None:
+    """Return `"file"`, `"directory"` or, if it does not exist, None."""
+    try:
+        return str((url.facts or facts_of(url))["type"])
+    except FileNotFoundError:
+        return None
+
+
+def version_of(facts: Mapping[str, Any]) -> tuple[int, str]:
+    """Return the size of an object, and what changes when it is replaced."""
+    changes = [str(facts[name]) for name in _CHANGES if facts.get(name)]
+    return int(facts["size"] or 0), changes[0] if changes else ""
+
+
+def modified(facts: Mapping[str, Any]) -> float:
+    """Return when an object was written, in seconds; 0 if the file system does not tell."""
+    names = ("LastModified", "mtime", "last_modified", "updated", "modified", "created")
+    when = next((facts[name] for name in names if facts.get(name)), 0.0)
+    if hasattr(when, "timestamp"):
+        return float(when.timestamp())
+    return datetime.fromisoformat(when).timestamp() if isinstance(when, str) else float(when)
+
+
+def _kind(url: Url) -> str:
+    return str(url).partition("://")[0].lower()
+
+
+def _system(url: Url) -> tuple[Any, str]:
+    """Return the file system of a URL, which fsspec keeps, and the path in it."""
+    kind = _kind(url)
+    if kind in ("http", "https"):
+        raise ValueError(
+            "A URL must be that of a bucket, such as s3://bucket/folder; download files of other "
+            f"servers first. Received: {str(url)!r}"
+        )
+    try:
+        from fsspec.core import url_to_fs  # the extra `cloud`, imported when needed
+
+        return url_to_fs(str(url), **_options(kind))
+    except ImportError as error:
+        raise ImportError(
+            f"Paths such as {str(url)!r} need fsspec and its package for {kind}:// "
+            f"(pip install 'finetune-kit[cloud]'). {_text(error)}"
+        ) from error
+    except ValueError as error:
+        raise ValueError(
+            f"A URL must be of a kind that fsspec knows, such as s3://. Received: {str(url)!r}, "
+            f"which fails with {_text(error)}"
+        ) from error
+
+
+def _options(kind: str) -> dict[str, Any]:
+    if kind in ("file", "local"):
+        return {"auto_mkdir": True}
+    if kind not in ("s3", "s3a"):
+        return {}
+    from fsspec.config import conf
+
+    own = conf.get(kind, {})
+    # One GET for an object, without a HEAD before it, and as many connections as threads.
+    connections = {"max_pool_connections": THREADS, **own.get("config_kwargs", {})}
+    return {"max_concurrency": 1, **own, "config_kwargs": connections}
+
+
+def _tried(done: str, url: Url, work: Callable[[], Result]) -> Result:
+    """Return what `work` returns. If it fails it is tried again, unless that cannot help."""
+    for pause in (*_PAUSES, None):
+        try:
+            return work()
+        except (FileNotFoundError, NotADirectoryError):
+            raise
+        except Exception as error:  # each file system has errors of its own
+            if pause is None or _is_final(error):
+                raise _failure(done, url, error) from error
+            time.sleep(pause * random.uniform(1, 2))
+    raise AssertionError  # not reached
+
+
+def _is_final(error: Exception) -> bool:
+    lacks_key = "Credentials" in type(error).__name__  # botocore's NoCredentialsError
+    full = isinstance(error, OSError) and error.errno in {*_FULL, errno.EINVAL, errno.EROFS}
+    return isinstance(error, _FINAL) or lacks_key or full
+
+
+def _failure(done: str, url: Url, error: Exception) -> Exception:
+    reason = f"{str(url)!r} cannot be {done}: {_text(error)}"
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return OSError(error.errno, f"{reason}. Free space, or choose another folder")
+    if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
+        return RemoteError(
+            errno.EACCES,
+            f"{reason}. Check that the credentials that fsspec finds (environment, configuration "
+            "files) permit it",
+        )
+    if _is_final(error):
+        return RemoteError(getattr(error, "errno", None) or errno.EIO, reason)
+    return RemoteError(
+        errno.EIO,
+        f"{reason}, after {len(_PAUSES) + 1} tries. Check the connection and call again: what was "
+        "finished before is kept",
+    )
+
+
+def _text(error: BaseException) -> str:
+    """Return an error as text, without passwords of URLs in it."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {_SECRET.sub('***@', text)}"
