@@ -73,6 +73,11 @@ def is_url(path: Any) -> bool:
     return "://" in text and _URL.match(text) is not None
 
 
+def shown_url(url: Any) -> str:
+    """Return a URL as text, without a password."""
+    return _SECRET.sub("***@", str(url))
+
+
 def check_url(name: str, url: Any) -> None:
     """Check that an argument is a URL without a password, of a file system that is installed.
 
@@ -84,7 +89,7 @@ def check_url(name: str, url: Any) -> None:
         raise ValueError(
             f"`{name}` must be a URL without a password, because it is shown in reports. Set it "
             "where fsspec looks for it: in the environment or in its configuration files. "
-            f"Received: {name}={_SECRET.sub('***@', str(url))!r}"
+            f"Received: {name}={shown_url(url)!r}"
         )
     _system(Url(url))
 

@@ -26,9 +26,9 @@ from PIL import (
 from PIL import __version__ as pillow
 from PIL.PngImagePlugin import PngImageFile
 
+from finetune_kit._buckets import RemoteError, is_url
 from finetune_kit._data.depth import (
     File,
-    binary,
     check_area,
     check_colors,
     is_deep,
@@ -37,7 +37,7 @@ from finetune_kit._data.depth import (
     value_range,
 )
 from finetune_kit._data.dicom import dicom_image
-from finetune_kit._data.paths import member_of, read_member
+from finetune_kit._data.paths import content_of, first_bytes, member_of
 
 PICTURES = frozenset(
     {".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpe", ".jpeg", ".jpg", ".jxl", ".png"}
@@ -83,12 +83,14 @@ DECODING = {"colors": "RGB", "resize": "bilinear, antialiased", "pillow": pillow
 def decode(file: File, size: tuple[int, int]) -> NDArray[np.uint8]:
     """Decode and resize a file, or its content, to RGB pixels `(height, width, 3)`."""
     try:
-        content = _unzipped(file)
+        content = _in_memory(file)
         with _opened(content) as image:
             # A JPEG can be decoded at a half, a quarter or an eighth of its size, by averaging.
             turned = image.getexif().get(_ORIENTATION, 1) > 4  # height and width change places
             image.draft(None, size if turned else (size[1], size[0]))
             return resize(upright(image, content), size)
+    except RemoteError:
+        raise
     except Exception as error:  # a decoder may raise anything on a broken file
         raise undecodable(file, error) from error
 
@@ -96,9 +98,11 @@ def decode(file: File, size: tuple[int, int]) -> NDArray[np.uint8]:
 def decode_original(file: File) -> NDArray[np.uint8]:
     """Decode a file, or its content, to RGB pixels in its original size."""
     try:
-        content = _unzipped(file)
+        content = _in_memory(file)
         with _opened(content) as image:
             return _three_channels(upright(image, content))
+    except RemoteError:
+        raise
     except Exception as error:  # a decoder may raise anything on a broken file
         raise undecodable(file, error) from error
 
@@ -120,12 +124,14 @@ def inspected(file: str | os.PathLike[str]) -> tuple[str, float | None]:
     The share is None for images of 8 bits.
     """
     try:
-        content = _unzipped(file)
+        content = _in_memory(file)
         with _opened(content) as image:
             image.draft(None, (1, 1))  # reads all of a JPEG, but computes few of its pixels
             share = used_share(image, content)
             upright(image, content)
             return "", share
+    except RemoteError:
+        raise
     except Exception as error:  # a decoder may raise anything on a broken file
         return reason(error), None
 
@@ -136,6 +142,7 @@ def undecodable(file: File, error: Exception) -> ValueError:
         name, there = f"{len(file):,} bytes", True
     else:
         name, there = repr(os.fspath(file)), os.path.lexists(file) or member_of(file) is not None
+        there = there or (is_url(file) and not isinstance(error, FileNotFoundError))
     if not there:
         return ValueError(
             "Each image must exist as long as its set is used; read the images again. "
@@ -147,10 +154,10 @@ def undecodable(file: File, error: Exception) -> ValueError:
     )
 
 
-def _unzipped(file: File) -> File:
-    """Return the content of a file in a zip archive, and any other file as it is."""
-    found = None if isinstance(file, bytes) else member_of(file)
-    return file if found is None else read_member(*found)
+def _in_memory(file: File) -> File:
+    """Return the content of a file in a zip archive or a bucket, and any other file as it is."""
+    content = None if isinstance(file, bytes) else content_of(file)
+    return file if content is None else content
 
 
 def resize(image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -219,7 +226,7 @@ def reason(error: BaseException) -> str:
     """Return why a file cannot be decoded, as the end of a sentence about it."""
     if isinstance(error, UnidentifiedImageError):
         return "is not an image"
-    if type(error) is FileNotFoundError and error.errno is None:  # of this module
+    if type(error) is FileNotFoundError and error.errno is None:  # of this package
         return str(error)
     return f"fails with {type(error).__name__}: {' '.join(str(error).split())}"
 
@@ -242,8 +249,7 @@ def upright(image: Image.Image, file: File) -> Image.Image:
 
 def format_of(file: File) -> str:
     """Return the format of an image file by its first bytes, or an empty text."""
-    with binary(_unzipped(file)) as opened:
-        start = opened.read(132)
+    start = file[:132] if isinstance(file, bytes) else first_bytes(file, 132)
     found = (kind for at, begins, kind in _BEGINNINGS if start[at : at + len(begins)] == begins)
     return next(found, "")
 

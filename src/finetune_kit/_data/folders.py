@@ -13,9 +13,20 @@ from typing import Any
 
 import numpy as np
 
+from finetune_kit._buckets import RemoteError
 from finetune_kit._data.decoding import SUFFIXES, format_of
 from finetune_kit._data.labels import missing, shown
-from finetune_kit._data.paths import entries, files_below, is_archive, is_file, is_folder
+from finetune_kit._data.paths import (
+    absolute,
+    as_path,
+    entries,
+    exists,
+    files_below,
+    is_archive,
+    is_file,
+    is_folder,
+    joined_path,
+)
 from finetune_kit._text import listed, shortened
 
 Groups = Callable[[str], Hashable] | str | re.Pattern[str]
@@ -40,9 +51,9 @@ def checked_folder(path: Any) -> Path:
         raise ValueError(
             f"`path` must be one folder, as text or a path object{hint}. Received: {received}"
         )
-    root = Path(os.path.expanduser(path))
+    root = as_path("path", path)
     if not is_folder(root) and not is_archive(root):
-        reason = "is a file" if root.exists() else "does not exist"
+        reason = "is a file" if exists(root) else "does not exist"
         pattern = "; patterns are not expanded" if re.search(r"[*?\[]", str(root)) else ""
         raise FileNotFoundError(
             "`path` must be a folder with one folder per class. "
@@ -121,6 +132,8 @@ def is_image(file: Path) -> bool:
         return not is_folder(file)
     try:
         return is_file(file) and bool(format_of(file))
+    except RemoteError:
+        raise
     except (OSError, ValueError):
         return False
 
@@ -128,6 +141,8 @@ def is_image(file: Path) -> bool:
 def _entries(folder: Path, found: ClassFolders) -> list[Path]:
     try:
         return entries(folder)
+    except RemoteError:
+        raise
     except OSError as error:
         found.closed[folder] = f"fails with {type(error).__name__}: {error.strerror}"
         return []
@@ -187,7 +202,7 @@ def folder_of(root: Path, part: str) -> Path:
 
 def _parent_hint(root: Path) -> str:
     """Suggest the parent if the folder looks like one of several class folders."""
-    folder = Path(os.path.abspath(root))
+    folder = joined_path(Path(), absolute(root))
     folder = folder.parent if folder.name == "images" else folder
     scratch = ClassFolders(folder.parent, {}, [], {})
     siblings = [entry for entry, read in _entries_to_read(folder.parent, scratch) if read]

@@ -15,7 +15,7 @@ from finetune_kit._checks import check_indices, is_count
 from finetune_kit._data.datasets import contents_of
 from finetune_kit._data.joining import check_joinable, joined_fields, warn_of_common_images
 from finetune_kit._data.labels import as_groups, as_values, class_indices, group_names, rgb_pixels
-from finetune_kit._data.pixels import Arrays, Source
+from finetune_kit._data.pixels import Arrays, Source, is_remote, load_pixels
 from finetune_kit._data.sheets import of_images
 from finetune_kit._data.split import SPLIT_HINTS, stratified
 from finetune_kit._data.threads import in_threads
@@ -196,7 +196,7 @@ class ImageSet:
             ValueError: if a file cannot be read.
         """
         unique, place = np.unique(self.rows, return_inverse=True)
-        found = in_threads(self.source.digest, unique.tolist(), at_once=64)
+        found = in_threads(self.source.digest, unique.tolist(), 64, is_remote(self.source))
         return tuple(found[i] for i in place.tolist())
 
     def load(
@@ -222,10 +222,7 @@ class ImageSet:
                 "`size` must be height and width, whole numbers such as (224, 224). "
                 f"Received: size={size!r}"
             )
-        batch = np.empty((len(chosen), *size, 3), np.uint8)
-        for i, row in enumerate(self.rows[chosen.astype(np.int64)].tolist()):
-            batch[i] = self.source.load(row, (size[0], size[1]))
-        return batch
+        return load_pixels(self.source, self.rows[chosen.astype(np.int64)], (size[0], size[1]))
 
     @classmethod
     def from_arrays(

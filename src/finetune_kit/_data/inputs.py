@@ -7,18 +7,18 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from finetune_kit._buckets import is_url, shown_url
 from finetune_kit._data.decoding import decode, decode_image, decode_stream, resize
 from finetune_kit._data.folders import ClassFolders, images_in
 from finetune_kit._data.images import ImageSet
 from finetune_kit._data.labels import remedy
-from finetune_kit._data.paths import exists, is_archive, is_folder
+from finetune_kit._data.paths import as_path, exists, is_archive, is_folder
 from finetune_kit._text import shortened
 
 # From height and width to RGB pixels of that size.
@@ -64,7 +64,7 @@ def as_inputs(images: Any) -> tuple[tuple[str, ...], tuple[Load, ...]]:
 def _each(image: Any, i: int) -> Iterator[tuple[str, Load]]:
     """Yield the images of an element of a list: those in a folder, or a single one."""
     if isinstance(image, (str, os.PathLike)):
-        path = os.path.expanduser(os.fspath(image))
+        path = _expanded(image)
         if is_folder(path) or is_archive(path):
             yield from (_one(file, 0) for file in _files(path))
             return
@@ -74,7 +74,7 @@ def _each(image: Any, i: int) -> Iterator[tuple[str, Load]]:
 def _one(image: Any, i: int) -> tuple[str, Load]:
     """Return name and load function of one image."""
     if isinstance(image, (str, os.PathLike)):
-        path = os.path.expanduser(os.fspath(image))
+        path = _expanded(image)
         return path, partial(decode, path)
     if isinstance(image, Image.Image):
         return getattr(image, "filename", "") or f"image {i}", partial(decode_image, image)
@@ -98,18 +98,19 @@ def _one(image: Any, i: int) -> tuple[str, Load]:
 
 def _files(path: str | os.PathLike[str]) -> list[str]:
     """Return the file of a path, or all image files in a folder or of a pattern."""
-    text = os.path.expanduser(os.fspath(path))
+    if re.match(r"https?://", str(path)):
+        raise ValueError(
+            "`images` must be files on this machine or in a bucket; download them first. "
+            f"Received: images={shown_url(path)!r}"
+        )
+    text = _expanded(path)
     if is_folder(text) or is_archive(text):
-        found = ClassFolders(Path(text), {}, [], {})
-        files = [str(file) for file in [*images_in(Path(text), found, set()), *found.closed]]
+        folder = as_path("images", text)
+        found = ClassFolders(folder, {}, [], {})
+        files = [str(file) for file in [*images_in(folder, found, set()), *found.closed]]
     elif os.path.lexists(text) or exists(text):
         files = [text]
-    elif re.match(r"[a-z0-9]+://", text):
-        raise ValueError(
-            "`images` must be files on this machine; download them first. "
-            f"Received: images={text!r}"
-        )
-    elif glob.has_magic(text):
+    elif glob.has_magic(text) and not is_url(text):
         files = sorted(file for file in glob.glob(text, recursive=True) if os.path.isfile(file))
     else:
         raise FileNotFoundError(
@@ -120,6 +121,10 @@ def _files(path: str | os.PathLike[str]) -> list[str]:
         kind = "a folder without image files" if exists(text) else "which matches no file"
         raise ValueError(f"`images` must hold at least one image. Received: {text!r}, {kind}")
     return files
+
+
+def _expanded(path: str | os.PathLike[str]) -> str:
+    return str(as_path("images", path)) if is_url(path) else os.path.expanduser(os.fspath(path))
 
 
 def _separate(pixels: NDArray[Any]) -> NDArray[np.uint8]:

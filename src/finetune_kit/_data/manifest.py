@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from finetune_kit._buckets import is_url, shown_url
 from finetune_kit._checks import check_kind
 from finetune_kit._data.images import ImageSet
 from finetune_kit._data.manifest_format import (
@@ -23,8 +24,9 @@ from finetune_kit._data.manifest_format import (
     to_csv,
     to_json,
 )
-from finetune_kit._data.paths import is_file
-from finetune_kit._data.pixels import Files
+from finetune_kit._data.paths import absolute, is_file, joined_path, normal
+from finetune_kit._data.pixels import Files, is_remote
+from finetune_kit._data.threads import in_threads
 from finetune_kit._files import write_whole
 from finetune_kit._hints import hints
 from finetune_kit._text import plural
@@ -42,7 +44,7 @@ def write_manifest(file: str | os.PathLike[str], /, **parts: ImageSet) -> dict[s
 
     Args:
         file: the file to write, `.json` or `.csv`. An existing file is replaced. Paths in it are
-            relative to its folder.
+            relative to its folder, besides those in buckets.
         **parts: the image sets by name, such as `train=train, test=test`. They must have the same
             classes, and no image may be in two of them.
 
@@ -121,6 +123,11 @@ def read_manifest(file: str | os.PathLike[str]) -> dict[str, ImageSet]:
 
 
 def _checked_file(file: str | os.PathLike[str]) -> Path:
+    if is_url(file):
+        raise ValueError(
+            "`file` must be on this machine; the images may lie in a bucket. "
+            f"Received: file={shown_url(file)!r}"
+        )
     target = Path(os.path.expanduser(file))
     if target.suffix.lower() not in (".json", ".csv"):
         raise ValueError(f"`file` must end in .json or .csv. Received: {str(target)!r}")
@@ -154,7 +161,7 @@ def _check_parts(parts: Mapping[str, ImageSet]) -> None:
 
 def _check_disjoint(parts: Mapping[str, ImageSet]) -> None:
     """Check that no file is in two parts, or twice in one."""
-    pairs = [(os.path.abspath(p), name) for name, images in parts.items() for p in images.paths]
+    pairs = [(absolute(p), name) for name, images in parts.items() for p in images.paths]
     counts = Counter(path for path, _ in pairs)
     twice = {path for path, count in counts.items() if count > 1}
     if twice:
@@ -180,7 +187,7 @@ def _rows(part: str, images: ImageSet, folder: Path) -> list[dict[str, Any]]:
     return [
         {
             "part": part,
-            "path": Path(os.path.relpath(path, folder)).as_posix(),
+            "path": path if is_url(path) else Path(os.path.relpath(path, folder)).as_posix(),
             "sha256": digest,
             "label": label,
             "group": group,
@@ -203,7 +210,7 @@ def _image_set(
     grouped = rows[0]["group"] is not None
     return ImageSet(
         # Without `..`, which would lead elsewhere from a folder that is a link.
-        Files(tuple(os.path.normpath(folder / row["path"]) for row in rows)),
+        Files(tuple(normal(joined_path(folder, row["path"])) for row in rows)),
         labels,
         names,
         groups=np.array([row["group"] for row in rows]) if grouped else None,
@@ -217,7 +224,8 @@ def _check_files(
     """Check that each file exists and has the digest of the manifest."""
     lines: list[str] = []
     for name, images in sets.items():
-        there = [i for i, path in enumerate(images.paths) if is_file(path)]
+        files = in_threads(is_file, images.paths, at_once=64, remote=is_remote(images.source))
+        there = np.flatnonzero(files).tolist()
         digests = dict(zip(there, images.take(there).digests(), strict=True))
         for i, (path, row) in enumerate(zip(images.paths, parts[name], strict=True)):
             if digests.get(i) != row["sha256"]:

@@ -1,20 +1,25 @@
-"""Files and folders on disk, and in zip archives by paths such as `archive.zip/train/cat/1.png`.
+"""Files and folders on disk, in buckets, and in zip archives by `archive.zip/train/cat/1.png`.
 
-Archives are read in place; nothing is unpacked.
+Archives on disk are read in place; nothing is unpacked. A path in a bucket is a `Url`, which only
+the functions of this module can read.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BufferedIOBase
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, cast
+
+from finetune_kit import _buckets
+from finetune_kit._buckets import Url, check_url, is_url
 
 _MOST_BYTES = 1 << 30  # of one file: a small archive may expand to anything
 
@@ -28,10 +33,42 @@ class _Archive:
     folders: Mapping[str, frozenset[str]]
 
 
+def as_path(name: str, path: str | os.PathLike[str]) -> Path:
+    """Return the path that was given as an argument, with `~` expanded.
+
+    Raises:
+        ValueError: if it is a URL that holds a password.
+        ImportError: if it is a URL, and fsspec or its package for such URLs is missing.
+    """
+    if not is_url(path):
+        return Path(os.path.expanduser(path))
+    check_url(name, path)
+    return cast(Path, Url(path))
+
+
+def joined_path(folder: Path, path: str) -> Path:
+    """Return a path relative to a folder; a URL stays as it is."""
+    return cast(Path, Url(path)) if is_url(path) else folder / path
+
+
+def normal(path: str | os.PathLike[str]) -> str:
+    """Return a path without `..` and repeated separators."""
+    return str(Url(path)) if is_url(path) else os.path.normpath(path)
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """Return a path that does not depend on the current folder."""
+    return str(Url(path)) if is_url(path) else os.path.abspath(path)
+
+
+def _url(path: Any) -> Url:
+    return path if isinstance(path, Url) else Url(path)
+
+
 def member_of(path: str | os.PathLike[str]) -> tuple[str, str] | None:
     """Return the archive of a path and the name in it, empty for the archive; None for others."""
     text = os.fspath(path)
-    if ".zip" not in text.lower():
+    if ".zip" not in text.lower() or is_url(text):
         return None
     for match in re.finditer(r"\.zip(?=[/\\]|$)", text, re.IGNORECASE):
         archive, name = text[: match.end()], text[match.end() :]
@@ -41,7 +78,9 @@ def member_of(path: str | os.PathLike[str]) -> tuple[str, str] | None:
 
 
 def exists(path: str | os.PathLike[str]) -> bool:
-    """Return whether a file or folder exists, on disk or in an archive."""
+    """Return whether a file or folder exists."""
+    if is_url(path):
+        return _buckets.kind_of(_url(path)) is not None
     found = member_of(path)
     if found is None:
         return os.path.exists(path)
@@ -50,7 +89,9 @@ def exists(path: str | os.PathLike[str]) -> bool:
 
 
 def is_file(path: str | os.PathLike[str]) -> bool:
-    """Return whether a path is a file, on disk or in an archive."""
+    """Return whether a path is a file."""
+    if is_url(path):
+        return _buckets.kind_of(_url(path)) == "file"
     found = member_of(path)
     if found is None or not found[1]:
         return os.path.isfile(path)
@@ -58,7 +99,9 @@ def is_file(path: str | os.PathLike[str]) -> bool:
 
 
 def is_folder(path: str | os.PathLike[str]) -> bool:
-    """Return whether a path is a folder, on disk or in an archive. An archive is a file."""
+    """Return whether a path is a folder. An archive is a file."""
+    if is_url(path):
+        return _buckets.kind_of(_url(path)) == "directory"
     found = member_of(path)
     if found is None:
         return os.path.isdir(path)
@@ -78,6 +121,9 @@ def entries(folder: Path) -> list[Path]:
         OSError: if the folder cannot be read.
         ValueError: if the archive cannot be read.
     """
+    if is_url(folder):
+        inside = cast(list[Path], _buckets.listed(_url(folder)))
+        return [entry for entry in inside if not entry.name.startswith(".")]
     found = member_of(folder)
     if found is None:
         return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
@@ -91,6 +137,8 @@ def files_below(folder: Path) -> Iterator[Path]:
     """Yield the files in a folder at any depth, without hidden ones; links are not followed."""
     try:
         inside = entries(folder)
+    except _buckets.RemoteError:
+        raise
     except OSError:
         return
     for entry in inside:
@@ -101,19 +149,45 @@ def files_below(folder: Path) -> Iterator[Path]:
 
 
 def open_binary(path: str | os.PathLike[str]) -> BufferedIOBase:
-    """Open a file on disk or in an archive for reading."""
-    found = member_of(path)
-    return open(path, "rb") if found is None else io.BytesIO(read_member(*found))
+    """Open a file for reading."""
+    content = content_of(path)
+    return open(path, "rb") if content is None else io.BytesIO(content)
 
 
 def open_text(path: str | os.PathLike[str]) -> IO[str]:
-    """Open a text file (UTF-8) on disk or in an archive; line ends stay as they are."""
-    found = member_of(path)
-    if found is None:
+    """Open a text file (UTF-8) for reading; line ends stay as they are."""
+    content = content_of(path)
+    if content is None:
         return open(path, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    content = io.BytesIO(read_member(*found))
     # utf-8-sig drops the mark that Excel writes at the beginning.
-    return io.TextIOWrapper(content, "utf-8-sig", errors="surrogateescape", newline="")
+    return io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", "surrogateescape", newline="")
+
+
+def content_of(path: str | os.PathLike[str]) -> bytes | None:
+    """Return the content of a file in an archive or a bucket; None for a file on disk.
+
+    Raises:
+        FileNotFoundError: if it does not exist.
+        ValueError: if it cannot be read from the archive.
+        RemoteError: if it cannot be read from the bucket.
+    """
+    if is_url(path):
+        url = _url(path)
+        content = _buckets.read(url)
+        if url.facts is not None:  # the digest of what was listed, without another download
+            digest = hashlib.sha256(content).hexdigest()
+            _KNOWN[str(url)] = (_buckets.version_of(url.facts), digest)
+        return content
+    found = member_of(path)
+    return None if found is None else read_member(*found)
+
+
+def first_bytes(path: str | os.PathLike[str], count: int) -> bytes:
+    """Return the first bytes of a file."""
+    if is_url(path):
+        return _buckets.read(_url(path), count)
+    with open_binary(path) as file:
+        return file.read(count)
 
 
 def read_member(archive: str, name: str) -> bytes:
@@ -134,13 +208,36 @@ def read_member(archive: str, name: str) -> bytes:
     return opened.file.read(info)
 
 
-def file_state(path: str) -> tuple[int, int, int]:
-    """Return numbers of a file that change when its content changes, on disk or in an archive."""
+# Of files that were read in this process, by absolute path: their state, and SHA-256.
+_KNOWN: dict[str, tuple[Hashable, str]] = {}
+
+
+def digest_of(path: str) -> str:
+    """Return the SHA-256 of a file. It is read again only after its size or a time has changed.
+
+    Raises:
+        OSError: if it cannot be read, or does not exist.
+        ValueError: if it cannot be read from an archive.
+    """
+    # Not abspath, which would take `link/../a.png` for `a.png`.
+    where = str(Url(path)) if is_url(path) else os.path.join(os.getcwd(), path)
+    state = _state(where)
+    known, digest = _KNOWN.get(where, (None, ""))
+    if known != state:
+        with open_binary(where) as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        _KNOWN[where] = (state, digest)
+    return digest
+
+
+def _state(path: str) -> Hashable:
+    """Return what changes when the content of a file changes."""
+    if is_url(path):
+        return _buckets.version_of(_buckets.facts_of(Url(path)))
     found = member_of(path)
     stat = os.stat(path if found is None else found[0])
     # The last time reveals a file that was replaced by one of the same size and write time.
-    state = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-    return state
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def _open(archive: str) -> _Archive:

@@ -7,6 +7,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate
 from typing import Protocol
 
@@ -14,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from finetune_kit._buckets import RemoteError, is_url
 from finetune_kit._data.decoding import decode, decode_original, resize, undecodable
-from finetune_kit._data.paths import file_state, open_binary
+from finetune_kit._data.paths import digest_of
+from finetune_kit._data.threads import in_threads
 
 
 class Source(Protocol):
@@ -174,22 +177,29 @@ def pixel_digest(pixels: NDArray[np.uint8]) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-# By absolute path: state of the file, SHA-256.
-_KNOWN: dict[str, tuple[tuple[int, int, int], str]] = {}
-
-
 def file_digest(path: str) -> str:
     """Return the SHA-256 of a file. It is read again only after its size or a time has changed."""
     try:
-        # Not abspath, which would take `link/../a.png` for `a.png`.
-        where = os.path.join(os.getcwd(), path)
-        state = file_state(where)
-        known, digest = _KNOWN.get(where, (None, ""))
-        if known == state:
-            return digest
-        with open_binary(where) as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return digest_of(path)
+    except RemoteError:
+        raise
     except (OSError, ValueError) as error:
         raise undecodable(path, error) from error
-    _KNOWN[where] = (state, digest)
-    return digest
+
+
+def load_pixels(
+    source: Source, rows: NDArray[np.int64], size: tuple[int, int]
+) -> NDArray[np.uint8]:
+    """Load images: uint8 `(n, height, width, 3)`."""
+    batch = np.empty((len(rows), *size, 3), np.uint8)
+    load, numbers = partial(source.load, size=size), rows.tolist()
+    loaded = in_threads(load, numbers, remote=True) if is_remote(source) else map(load, numbers)
+    for i, pixels in enumerate(loaded):
+        batch[i] = pixels
+    return batch
+
+
+def is_remote(source: Source) -> bool:
+    """Return whether images lie in a bucket: reading them waits for the network."""
+    parts = source.sources if isinstance(source, Joined) else (source,)
+    return any(len(part) and is_url(part.file(0)) for part in parts)

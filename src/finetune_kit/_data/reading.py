@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune_kit._buckets import is_url
 from finetune_kit._checks import check_choice
 from finetune_kit._data.decoding import inspected
 from finetune_kit._data.folders import (
@@ -31,7 +32,7 @@ from finetune_kit._data.folders import (
 )
 from finetune_kit._data.images import ImageSet
 from finetune_kit._data.labels import unique_names
-from finetune_kit._data.paths import entries, exists
+from finetune_kit._data.paths import as_path, entries, exists, joined_path, normal
 from finetune_kit._data.pixels import Files
 from finetune_kit._data.table import Table, read_table
 from finetune_kit._data.threads import in_threads
@@ -61,7 +62,8 @@ def read_image_folder(
 
     Args:
         path: the folder that holds the class folders; or a zip archive, or a folder in one
-            (`"archive.zip/images"`), which is read in place.
+            (`"archive.zip/images"`), which is read in place; or, with the extra `cloud`, a folder
+            in a bucket (`"s3://bucket/images"`).
         groups: the group (such as the patient) of each image, as a function of its path relative to
             `path`, or as a regular expression with one group in parentheses that is searched for in
             this path, such as ``r"(patient\d+)"``. Defaults to no groups.
@@ -79,6 +81,7 @@ def read_image_folder(
     Raises:
         FileNotFoundError: if the folder does not exist.
         ValueError: if it has no class folders, or has broken files.
+        OSError: if files in a bucket cannot be read after several tries.
 
     Example:
         >>> import pathlib, tempfile
@@ -132,13 +135,14 @@ def read_image_table(
     """Read the images that a CSV file or a DataFrame lists, with their labels and groups.
 
     Args:
-        table: the path of a CSV file (UTF-8, with a header), or a DataFrame of pandas or polars.
+        table: the path (or the URL in a bucket, with the extra `cloud`) of a CSV file (UTF-8, with
+            a header), or a DataFrame of pandas or polars.
         path: name of the column of the image files, relative to `root`. Defaults to `"path"`.
         label: name of the column of the class names; or, for multi-label images, the names of
             several columns of 0 and 1, one for each label. Defaults to `"label"`.
         group: name of the column of the groups (such as the patients). Defaults to no groups.
-        root: the folder that the paths are relative to. Defaults to the folder of the CSV file, or
-            to the current folder for a DataFrame.
+        root: the folder, or its URL, that the paths are relative to. Defaults to the folder of the
+            CSV file, or to the current folder for a DataFrame.
         class_names: the classes in the order of their indices. Another label is an error. Pass it
             if several tables must have the same classes. Defaults to the labels, sorted.
         on_error: `"raise"` (default) an error that lists all missing and broken files, or `"skip"`
@@ -151,6 +155,7 @@ def read_image_table(
         FileNotFoundError: if the CSV file does not exist.
         ValueError: if a column or a value is missing, a file is listed twice, or files are missing
             or broken.
+        OSError: if files in a bucket cannot be read after several tries.
 
     Example:
         >>> import pathlib, tempfile
@@ -168,8 +173,8 @@ def read_image_table(
     if not columns:
         raise ValueError(f"`label` must name at least one column. Received: label={label!r}")
     rows = read_table(table, [path, *columns, *([] if group is None else [group])])
-    base = rows.folder if root is None else Path(os.path.expanduser(root))
-    files = [base / cell for cell in rows.cells[path]]
+    base = rows.folder if root is None else as_path("root", root)
+    files = [joined_path(base, cell) for cell in rows.cells[path]]
     _check_once(files)
     _check_found(files)
     good, bad = _readable(files, on_error)
@@ -209,7 +214,7 @@ def _check_found(files: Sequence[Path]) -> None:
 
 
 def _check_once(files: Sequence[Path]) -> None:
-    counts = Counter(map(os.path.normpath, files))
+    counts = Counter(map(normal, files))
     twice = [file for file, count in counts.items() if count > 1]
     if twice:
         raise ValueError(
@@ -259,7 +264,7 @@ def _readable(
     files: Sequence[Path], on_error: str, closed: Mapping[Path, str] = MappingProxyType({})
 ) -> tuple[list[int], list[Path]]:
     """Return the indices of the files that can be decoded, and the paths that cannot be read."""
-    found = in_threads(inspected, files, at_once=4)
+    found = in_threads(inspected, files, at_once=4, remote=any(map(is_url, files[:1])))
     errors = [error for error, _ in found]
     _warn_of_dark([share for _, share in found if share is not None])
     bad = {file: error for file, error in zip(files, errors, strict=True) if error} | dict(closed)

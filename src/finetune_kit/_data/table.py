@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from finetune_kit._data.labels import missing
-from finetune_kit._data.paths import exists, is_file, open_text
+from finetune_kit._data.paths import as_path, exists, is_file, open_text
 from finetune_kit._text import listed, plural, shortened
 
 
@@ -36,7 +36,7 @@ class Table:
 def read_table(table: Any, columns: Sequence[str]) -> Table:
     """Read columns of a table, and check that no value is missing."""
     if isinstance(table, (str, os.PathLike)):
-        found = _from_csv(Path(os.path.expanduser(table)), columns)
+        found = _from_csv(as_path("table", table), columns)
     elif hasattr(table, "columns") and hasattr(table, "__getitem__"):
         found = _from_frame(table, columns)
     else:

@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
+from finetune_kit._buckets import THREADS
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -15,15 +17,20 @@ WORKERS = min(8, os.cpu_count() or 1)
 
 
 def in_threads(
-    function: Callable[[Item], Result], items: Sequence[Item], at_once: int = 1
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    at_once: int = 1,
+    remote: bool = False,
 ) -> list[Result]:
     """Call a function with each item, in threads, and return the results in order.
 
     A thread takes `at_once` items at a time. Use more than one where a call may be as short as the
-    20 microseconds that handing it over takes.
+    20 microseconds that handing it over takes. With `remote`, calls wait for the network, so that
+    there are more threads than processors.
     """
+    at_once = 1 if remote else at_once
     parts = [items[start : start + at_once] for start in range(0, len(items), at_once)]
-    with ThreadPoolExecutor(WORKERS) as pool:
+    with ThreadPoolExecutor(THREADS if remote else WORKERS) as pool:
         return [result for part in pool.map(partial(_each, function), parts) for result in part]
 
 
