@@ -162,11 +162,13 @@ class Entry:
             if chunk in self._mapped:
                 self._mapped[chunk] = self._mapped.pop(chunk)
         held = sum(self._bytes[chunk] for chunk in self._mapped)
+        if held <= limit:
+            return
         for chunk in [chunk for chunk in self._mapped if chunk not in used]:
-            if held <= limit:
-                break
-            del self._mapped[chunk]
-            held -= self._bytes[chunk]
+            if held > limit:
+                del self._mapped[chunk]
+                held -= self._bytes[chunk]
+        self.place.make_room({})
 
     def _open(self, chunk: int) -> NDArray[Any] | None:
         """Return the rows of a chunk, if they are those that its index names."""

@@ -144,9 +144,7 @@ class Place:
     def make_room(self, sizes: Mapping[Path, int]) -> None:
         """Delete copies until chunks of some sizes, in bytes, have room."""
         if self.copies is not None:
-            needed = sum(size for path, size in sizes.items() if not path.exists())
-            if needed:
-                self.copies.make_room(needed)
+            self.copies.make_room(sum(n for path, n in sizes.items() if not path.exists()))
 
     def put(self, path: Path) -> None:
         """Upload a file that was written here."""
