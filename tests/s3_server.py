@@ -1,4 +1,4 @@
-"""A real S3 server (moto's) on the loopback interface, behind a proxy that counts and breaks requests."""
+"""A real S3 server (moto's) on this machine, behind a proxy that counts and breaks requests."""
 
 from __future__ import annotations
 

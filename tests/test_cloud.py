@@ -18,9 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from s3_server import Fault, s3_server
+from typer.testing import CliRunner
 
 import finetune_kit as ftk
 from finetune_kit import _buckets
+from finetune_kit._cli.app import app
 from finetune_kit._features import entry, store
 
 SECRET = "do-not-show-this"
@@ -175,9 +177,7 @@ def test_errors_that_another_try_does_not_change_name_the_reason(cache, extract,
     s3.faults.append(Fault("PUT", "", 403, times=1000))
     s3.requests.clear()
     other = ftk.FeatureCache(f"{folder}-other", local_folder=cache.local_folder)
-    with pytest.raises(
-        OSError, match="entry.json' cannot be written: PermissionError.*credentials"
-    ):
+    with pytest.raises(OSError, match=r"json' cannot be written: PermissionError.*credentials"):
         extract(other)
     assert s3.count("PUT") == 1, "it is not tried again, and nothing was computed"
     s3.faults[:] = [Fault("GET", "list-type", 403, times=1000)]
@@ -205,9 +205,7 @@ def test_damage_is_noticed_and_repaired(cache, extract, expected, s3, tmp_path):
     system.pipe_file(first, bytes(content))  # a damaged chunk,
     system.rm_file(second.replace(".npy", ".index"))  # one whose writer died before its index,
     system.pipe_file(third.replace(".npy", ".index"), b"short")  # and a damaged index
-    system.pipe_file(
-        str(Path(first).with_name("0" * 64 + ".index")), b"short"
-    )  # the index of no chunk
+    system.pipe_file(f"{Path(first).parent}/{'0' * 64}.index", b"short")  # that of no chunk
     assert (extract(emptied(cache)) == expected).all()
     assert {**before, "0" * 64 + ".index": b"short"} == {
         "0" * 64 + ".index": b"short", **objects(cache.folder)
@@ -244,7 +242,8 @@ def opened(cache, extract):
 
 @pytest.mark.once
 def test_entries_of_a_bucket_are_listed_and_cleared(cache, extract, s3):
-    assert cache.entries() == () and cache.size == 0
+    assert cache.entries() == ()
+    assert cache.size == 0
     extract(cache)
     found = objects(cache.folder)
     import fsspec
@@ -363,9 +362,8 @@ def missing(monkeypatch):
     """Make a package as one that is not installed."""
 
     def hide(package):
-        import fsspec.registry
-
-        monkeypatch.delitem(fsspec.registry._registry, "s3", raising=False)
+        registry = pytest.importorskip("fsspec.registry")
+        monkeypatch.delitem(registry._registry, "s3", raising=False)
         for name in (package, f"{package}.core"):
             monkeypatch.setitem(sys.modules, name, None)
 
@@ -388,7 +386,8 @@ def test_paths_of_this_machine_do_not_need_fsspec(tmp_path, missing, extract, ex
         (tmp_path / name).parent.mkdir()
         Image.new("L", (8, 8)).save(tmp_path / name)
     images = ftk.read_image_folder(tmp_path)
-    assert len(set(images.digests())) == 1 and images.load().shape == (2, 224, 224, 3)
+    assert len(set(images.digests())) == 1
+    assert images.load().shape == (2, 224, 224, 3)
     assert (extract(tmp_path / "features") == expected).all()
     assert ftk.FeatureCache(tmp_path / "features").size > 0
 
@@ -440,7 +439,8 @@ def test_a_folder_in_a_bucket_is_read_as_one_on_disk(photos, s3):
     assert there.digests() == here.digests()
     assert s3.count("GET", r"\.png$") == 0, "the digests are known from the first reading"
     assert (there.load() == here.load()).all()
-    assert (there.labels == here.labels).all() and (there.groups == here.groups).all()
+    assert (there.labels == here.labels).all()
+    assert (there.groups == here.groups).all()
     for i, original in enumerate(map(there.source.original, range(12))):
         assert (original == here.source.original(i)).all()
     assert (pickle.loads(pickle.dumps(there)).load([3]) == here.load([3])).all()
@@ -450,7 +450,7 @@ def test_a_folder_in_a_bucket_is_read_as_one_on_disk(photos, s3):
 def test_a_replaced_object_has_another_digest(photos):
     import fsspec
 
-    root, url = photos
+    _, url = photos
     images = ftk.read_image_folder(url)
     before = images.digests()
     content = io.BytesIO()
@@ -540,4 +540,16 @@ def test_a_run_on_a_bucket_shows_no_credentials(photos, folder, tune, tmp_path, 
     kept = objects(f"{folder}-features").values()
     for content in [*written, *kept, *(text.encode() for text in shown)]:
         assert SECRET.encode() not in content
-    assert json.loads(objects(f"{folder}-features")["entry.json"])["model"] == "small"
+    assert json.loads(objects(f"{folder}-features")["entry.json"])["dtype"] == "float32"
+
+
+@pytest.mark.once
+def test_the_command_line_takes_urls(photos, tmp_path):
+    _, url = photos
+    manifest = tmp_path / "split.csv"
+    options = ["--out", str(manifest), "--sizes", "0.5,0,0.5", "--no-duplicates"]
+    done = CliRunner().invoke(app, ["split", url, *options])
+    assert done.exit_code == 0, done.output
+    assert manifest.read_text().count(url) == 12
+    assert CliRunner().invoke(app, ["split", f"{url}/images.csv", *options]).exit_code == 0
+    assert manifest.read_text().count(url) == 12

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import finetune_kit as ftk
 from finetune_kit._data.folders import parts_in, top_folder
-from finetune_kit._data.paths import is_archive, is_folder, open_text
+from finetune_kit._data.paths import as_path, exists, is_archive, is_folder, open_text
 from finetune_kit._text import plural
 
 
@@ -39,7 +39,7 @@ class Data:
 
     def parts(self, class_names: Sequence[str] | None = None) -> dict[str, ftk.ImageSet]:
         """Read the images: the parts by name if they are split already, or `all`."""
-        path = Path(self.path).expanduser()
+        path = as_path("data", self.path)
         if not (is_folder(path) or is_archive(path)):
             return self._listed(path, class_names)
         names: list[str | None] = [*parts_in(top_folder(path))] or [None]
@@ -69,7 +69,7 @@ class Data:
         if path.suffix.lower() == ".json" or _is_manifest(path):
             return ftk.read_manifest(path)
         if path.suffix.lower() != ".csv":
-            reason = "is a file of another kind" if path.exists() else "does not exist"
+            reason = "is a file of another kind" if exists(path) else "does not exist"
             raise FileNotFoundError(
                 "The images must be a folder or a .zip file with a folder for each class, a .csv "
                 f"file that lists images, or a manifest. Received: {self.path!r}, which {reason}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import finetune_kit as ftk
+from finetune_kit._buckets import is_url
 
 CONFIG, MANIFEST, CHECKPOINTS = "config.json", "manifest.csv", "checkpoints"
 RECOMMENDATION = "recommendation.txt"
@@ -112,7 +113,8 @@ def config_of(out: Path, job: Job) -> dict[str, Any]:
         **asdict(job),
     }
     for name in _PATHS:  # valid from any folder
-        content[name] = content[name] and str(Path(content[name]).expanduser().absolute())
+        if content[name] and not is_url(content[name]):
+            content[name] = str(Path(content[name]).expanduser().absolute())
     plain = json.loads(json.dumps(content))
     there = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not there.is_dir():
