@@ -17,7 +17,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 THREADS = 32  # requests at once; they wait for the network, not for a processor
-_PAUSES = (0.2, 0.5, 1.0, 2.0)  # seconds between tries; each is up to twice as long, at random
+_PAUSES = (0.2, 0.5, 1.0, 2.0, 4.0)  # seconds between tries; each is up to twice as long, at random
+_PATIENCE = 60.0  # seconds; a server that takes longer to fail is not asked again
 
 # Errors that another try does not change.
 _FINAL = (
@@ -263,20 +264,26 @@ def _options(kind: str) -> dict[str, Any]:
     from fsspec.config import conf
 
     own = conf.get(kind, {})
-    # One GET for an object, without a HEAD before it, and as many connections as threads.
-    connections = {"max_pool_connections": THREADS, **own.get("config_kwargs", {})}
-    return {"max_concurrency": 1, **own, "config_kwargs": connections}
+    # One GET for an object, without a HEAD before it; as many connections as threads; and the tries
+    # are ours, as those of botocore, s3fs and this module would be multiplied.
+    config = {"max_pool_connections": THREADS, "retries": {"total_max_attempts": 1}}
+    return {
+        "max_concurrency": 1,
+        **own,
+        "config_kwargs": {**config, **own.get("config_kwargs", {})},
+    }
 
 
 def _tried(done: str, url: Url, work: Callable[[], Result]) -> Result:
     """Return what `work` returns. If it fails it is tried again, unless that cannot help."""
+    began = time.monotonic()
     for pause in (*_PAUSES, None):
         try:
             return work()
         except (FileNotFoundError, NotADirectoryError):
             raise
         except Exception as error:  # each file system has errors of its own
-            if pause is None or _is_final(error):
+            if pause is None or _is_final(error) or time.monotonic() - began > _PATIENCE:
                 raise _failure(done, url, error) from error
             time.sleep(pause * random.uniform(1, 2))
     raise AssertionError  # not reached
@@ -302,8 +309,8 @@ def _failure(done: str, url: Url, error: Exception) -> Exception:
         return RemoteError(getattr(error, "errno", None) or errno.EIO, reason)
     return RemoteError(
         errno.EIO,
-        f"{reason}, after {len(_PAUSES) + 1} tries. Check the connection and call again: what was "
-        "finished before is kept",
+        f"{reason}, after several tries. Check the connection and call again: what was finished "
+        "before is kept",
     )
 
 
