@@ -11,6 +11,8 @@ TORCH = torch==2.13.0
 HUB = keras-hub==0.32.* regex tokenizers
 # The experiment trackers of docs/howto/log_your_runs.md, likewise on one backend.
 TRACKERS = "mlflow-skinny>=3" sqlalchemy alembic "wandb>=0.31" "trackio>=0.43" tensorboard
+# The S3 server of tests/test_cloud.py, likewise. It takes 60 MB.
+S3 = "moto[s3]>=5" flask flask-cors
 
 ifeq ($(filter $(BACKEND),tensorflow jax torch),)
 $(error BACKEND must be tensorflow, jax or torch. Received: BACKEND=$(BACKEND))
@@ -70,5 +72,5 @@ $(VENV)/.%: pyproject.toml
 	$(if $(filter torch,$(BACKEND)),$(BIN)/pip install -qq $(TORCH))
 	$(BIN)/pip install -qq -e '.[$(BACKEND),$*]'
 	$(if $(filter torch-test,$(BACKEND)-$*),$(BIN)/pip install -qq --no-deps $(HUB))
-	$(if $(filter tensorflow-test,$(BACKEND)-$*),$(BIN)/pip install -qq $(TRACKERS))
+	$(if $(filter tensorflow-test,$(BACKEND)-$*),$(BIN)/pip install -qq $(TRACKERS) $(S3))
 	touch $@

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -552,3 +553,19 @@ def test_the_command_line_takes_urls(photos, tmp_path):
     assert manifest.read_text().count(url) == 12
     assert CliRunner().invoke(app, ["split", f"{url}/images.csv", *options]).exit_code == 0
     assert manifest.read_text().count(url) == 12
+
+
+@pytest.mark.once
+def test_the_code_of_the_page_runs(photos, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[1] / "docs/howto/buckets.md").read_text("utf-8")
+    code = "".join(re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL))
+    names = {}
+    exec("from quickstart_setup import *", names)
+    names["head"] = ftk.classification_head(("cat", "dog"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    features = f"{photos[1]}-features"
+    code = code.replace("s3://bucket/photos", photos[1]).replace("s3://bucket/features", features)
+    exec(code, names)
+    assert [e.folder for e in names["cache"].entries()] == [names["entry"].folder]
+    assert (tmp_path / "copies").is_dir()

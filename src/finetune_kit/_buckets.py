@@ -12,6 +12,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -114,14 +115,14 @@ def download(url: Url, file: Path) -> None:
         system.get_file(path, str(file))
         arrived, size = file.stat().st_size, system.info(path)["size"]
         if arrived != size:
-            system.invalidate_cache(system._parent(path))  # it may have been replaced
+            _forget(system, system._parent(path))  # it may have been replaced
             raise ConnectionError(f"{arrived:,} of {size:,} bytes arrived")
 
     _tried("read", url, copy)
 
 
-def write(url: Url, content: bytes | Path) -> None:
-    """Put a whole object: some bytes, or the content of a file.
+def upload(file: Path, url: Url) -> None:
+    """Put the content of a file as a whole object.
 
     Raises:
         RemoteError: if it cannot be written.
@@ -131,10 +132,7 @@ def write(url: Url, content: bytes | Path) -> None:
     def put() -> None:
         if _kind(url) in _WITH_FOLDERS:
             system.makedirs(system._parent(path), exist_ok=True)
-        if isinstance(content, Path):
-            system.put_file(str(content), path)
-        else:
-            system.pipe_file(path, content)
+        system.put_file(str(file), path)
 
     try:
         _tried("written", url, put)
@@ -172,7 +170,7 @@ def listed(folder: Url) -> list[Url]:
     system, path = _system(folder)
 
     def names() -> list[Any]:
-        system.invalidate_cache(path)  # others write to the bucket too
+        _forget(system, path)
         return list(system.ls(path, detail=True))
 
     try:
@@ -199,7 +197,7 @@ def facts_of(url: Url) -> Mapping[str, Any]:
     system, path = _system(url)
 
     def ask() -> Mapping[str, Any]:
-        system.invalidate_cache(system._parent(path))
+        _forget(system, system._parent(path))
         return system.info(path)
 
     return _tried("read", url, ask)
@@ -226,6 +224,12 @@ def modified(facts: Mapping[str, Any]) -> float:
     if hasattr(when, "timestamp"):
         return float(when.timestamp())
     return datetime.fromisoformat(when).timestamp() if isinstance(when, str) else float(when)
+
+
+def _forget(system: Any, folder: str) -> None:
+    """Make fsspec list a folder anew: others write to the bucket too."""
+    with suppress(KeyError):  # another thread has done it
+        system.invalidate_cache(folder)
 
 
 def _kind(url: Url) -> str:

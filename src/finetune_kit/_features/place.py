@@ -149,7 +149,7 @@ class Place:
     def put(self, path: Path) -> None:
         """Upload a file that was written here."""
         if self.url is not None:
-            _buckets.write(self.url / path.name, path)
+            _buckets.upload(path, self.url / path.name)
 
     def remove(self, *paths: Path) -> None:
         """Delete files, here and in the bucket."""
