@@ -145,7 +145,7 @@ class Entry:
         new = [chunk for chunk in chunks.tolist() if chunk >= 0 and chunk not in self._mapped]
         if new:
             self.place.make_room({self._chunks[chunk]: self._bytes[chunk] for chunk in new})
-            with ThreadPoolExecutor(WORKERS) as pool:
+            with ThreadPoolExecutor(self.place.threads) as pool:
                 opened = list(pool.map(self._open, new))
             for chunk, rows in zip(new, opened, strict=True):
                 if rows is None:
