@@ -18,6 +18,7 @@ from finetune_kit._model.flattening import plain
 from finetune_kit._model.head import check_not_swapped, misfit
 from finetune_kit._model.spec import FineTuneSpec, check_no_classifier, check_prefix_in_fit
 from finetune_kit._model.state import is_stochastic, moved_by_layer
+from finetune_kit._processes import is_first
 from finetune_kit._text import listed, plural
 from finetune_kit._train.calibration import check_calibrate
 from finetune_kit._train.callbacks import (
@@ -75,7 +76,7 @@ def make_setup(
         cache=cache,
         calibrate=options["calibrate"],
         seed=options["seed"],
-        verbose=options["verbose"],
+        verbose=options["verbose"] if is_first() else 0,
         digests=tuple(map(variable_digest, backbone.weights)),
         origin=start.origin,
         seen_before=start.seen_before,
