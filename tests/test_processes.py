@@ -81,8 +81,12 @@ def train(number=0, *, folder=None, seed=0, stop=False, batch_size=8, save=None,
     report = ftk.evaluate(tuned, test, verbose=0)
     if number == 0 and save:
         tuned.save(save)
-    return {"losses": tuned.history["loss"], "val_losses": tuned.history["val_loss"],
-            "temperature": tuned.settings["temperature"], "scores": report.scores.tolist()}  # fmt: skip
+    return {
+        "losses": tuned.history["loss"],
+        "val_losses": tuned.history["val_loss"],
+        "temperature": tuned.settings["temperature"],
+        "scores": report.scores.tolist(),
+    }
 
 
 def together(*, options=({}, {})) -> list[subprocess.CompletedProcess]:
