@@ -128,10 +128,12 @@ def fit_with_keras(
     """Train the whole network with `keras.Model.fit`; return the model and its history."""
     keras.utils.set_random_seed(seed)
     (spec,) = setting.specs(args.epochs)
+    backbone = load_backbone(args.weights, args.image_size)
+    layer = recipe(setting.pixels).preprocessing
     model = spec.build(
-        load_backbone(args.weights, args.image_size),
+        backbone,
         setting.head(training.class_names),
-        preprocessing=recipe(setting.pixels).preprocessing,
+        preprocessing=ftk.preprocessing(backbone) if layer == "auto" else layer,
     )
     model.compile(
         keras.optimizers.Adam(setting.learning_rate),

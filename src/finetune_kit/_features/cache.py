@@ -18,6 +18,7 @@ from finetune_kit._features.engine import BACKENDS, check_backend
 from finetune_kit._features.place import Copies, Place
 from finetune_kit._features.store import about_of, count_rows, entry_places
 from finetune_kit._files import make_folder
+from finetune_kit._processes import is_first
 
 DTYPES = ("float32", "float16")
 _LOCAL_BYTES = 50 * 10**9
@@ -197,7 +198,8 @@ def opened(
     elif run_dir is not None:
         folder = make_folder("run_dir", Path(run_dir) / "features")
         yield replace(cache, folder=folder)
-        shutil.rmtree(folder)
+        if is_first():
+            shutil.rmtree(folder)
     else:
         with tempfile.TemporaryDirectory(prefix="finetune-kit-") as temporary:
             yield replace(cache, folder=temporary)

@@ -6,6 +6,7 @@ each epoch the state of the run can be saved, so that an interrupted run resumes
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections import Counter
@@ -19,6 +20,7 @@ import numpy as np
 from finetune_kit._data.batches import Batches
 from finetune_kit._features.frozen import FeatureSource, Trainee
 from finetune_kit._model.digest import variable_digest
+from finetune_kit._processes import agree, shared_batches
 from finetune_kit._text import listed, plural
 from finetune_kit._train.callbacks import (
     BestEpoch,
@@ -55,6 +57,7 @@ def train(
     """Train all phases, or those that are left, and return the whole model."""
     run = _Run(setup, source, progress, checkpoints)
     state = checkpoints.latest() if checkpoints else None
+    agree("see the same `run_dir`", json.dumps(state and state.position["epochs"]))
     current, ended = 1, False
     if state is not None:
         progress.epochs.extend(state.position["epochs"])
@@ -190,7 +193,11 @@ def _fit(
     training = _batches(setup, trainee.train.load, goal, trainee.threads, setup.seed, first)
     validation = _batches(setup, trainee.validation.load, goal, trainee.threads)
     frozen = setup.frozen_digests(phase)
-    with continued_logs(setup.callbacks, first), released(trainee.model, training, validation):
+    with (
+        continued_logs(setup.callbacks, first),
+        released(trainee.model, training, validation),
+        shared_batches(),
+    ):
         trainee.model.fit(
             training,
             steps_per_epoch=training.steps,

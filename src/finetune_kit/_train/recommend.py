@@ -170,7 +170,9 @@ def _parts(train: ImageSet, validation: ImageSet | None, seed: int) -> Parts:
             f"or pass `validation`. Received: {plural(fewest, noun)} of {name!r}"
         )
     folds = StratifiedFolds(min(_FOLDS, fewest), seed=seed)
-    return list(folds.split(None, train.labels, train.groups))
+    # Names of the classes, because a log message names them.
+    labels = train.labels if train.multi_label else np.array(train.class_names)[train.labels]
+    return list(folds.split(None, labels, train.groups))
 
 
 def _groups(train: ImageSet, count: int) -> NDArray[np.int64]:
