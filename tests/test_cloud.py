@@ -14,6 +14,7 @@ import uuid
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -344,8 +345,11 @@ def test_a_folder_by_its_url_is_a_folder(extract, expected, tmp_path):
     assert there[0].bytes == ftk.FeatureCache(url[7:]).size > 0
 
 
-def test_credentials_are_not_accepted_in_a_url(tmp_path):
+@pytest.mark.parametrize("secret", [SECRET, "with/slash+and=" + SECRET])
+def test_credentials_are_not_accepted_in_a_url(secret, tmp_path):
+    table = {"path": [f"s3://key:{secret}@bucket/a.png"], "label": ["a"]}
     for call in (
+        lambda url: ftk.read_image_table(pd.DataFrame(table)),
         lambda url: ftk.FeatureCache(url),
         lambda url: ftk.read_image_folder(url),
         lambda url: ftk.read_image_table(f"{url}/a.csv"),
@@ -353,7 +357,7 @@ def test_credentials_are_not_accepted_in_a_url(tmp_path):
         lambda url: ftk.predict("model.keras", url),
     ):
         with pytest.raises((ValueError, FileNotFoundError)) as caught:
-            call(f"s3://key:{SECRET}@bucket/folder")
+            call(f"s3://key:{secret}@bucket/folder")
         assert SECRET not in str(caught.value)
 
 

@@ -19,7 +19,17 @@ MODULES = {
     info.name.removeprefix("finetune_kit."): Path(importlib.util.find_spec(info.name).origin)
     for info in pkgutil.walk_packages(ftk.__path__, "finetune_kit.")
 }
-GROUND = {"_buckets", "_checks", "_files", "_hints", "_html", "_processes", "_quiet", "_text"}
+GROUND = {
+    "_buckets",
+    "_checks",
+    "_files",
+    "_hints",
+    "_html",
+    "_processes",
+    "_quiet",
+    "_text",
+    "_urls",
+}
 # Each package may import the ground floor, itself, and the packages named here.
 BELOW = {
     "_data": set(),

@@ -7,15 +7,15 @@ again a few times; then the error names the object. No object is renamed: stores
 from __future__ import annotations
 
 import errno
-import os
 import random
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, TypeVar
+
+from finetune_kit._urls import Url, shown_url, without_password
 
 THREADS = 32  # requests at once; they wait for the network, not for a processor
 _PAUSES = (0.2, 0.5, 1.0, 2.0, 4.0)  # seconds between tries; each is up to twice as long, at random
@@ -34,9 +34,6 @@ _CHANGES = (
     "ETag", "etag", "md5Hash", "content_md5", "mtime", "updated", "last_modified", "created",
 )  # fmt: skip
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_SINGLE = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*:)/+")
-_SECRET = re.compile(r"(?<=//)[^/@\s]*:[^/@\s]*@")
 
 Result = TypeVar("Result")
 
@@ -45,55 +42,16 @@ class RemoteError(OSError):
     """An object could not be read or written. The message names it, and says what to do."""
 
 
-class Url(PurePosixPath):
-    """A URL that is joined, compared and sorted as a path.
-
-    Attributes:
-        facts: size, type and so on, if a listing of its folder has shown them, or else None.
-    """
-
-    facts: Mapping[str, Any] | None = None
-
-    def __str__(self) -> str:
-        text = super().__str__()  # in which all slashes are single
-        slashes = "///" if text.startswith(("file:", "local:")) else "//"
-        return _SINGLE.sub(rf"\1{slashes}", text)
-
-    def __fspath__(self) -> str:
-        return str(self)
-
-    def is_symlink(self) -> bool:
-        """Return False."""
-        return False
-
-
-def is_url(path: Any) -> bool:
-    """Return whether a path is a URL, by its text alone."""
-    if not isinstance(path, (str, os.PathLike)):
-        return False
-    text = os.fspath(path)
-    return "://" in text and _URL.match(text) is not None
-
-
-def shown_url(url: Any) -> str:
-    """Return a URL as text, without a password."""
-    return _SECRET.sub("***@", str(url))
-
-
-def check_url(name: str, url: Any) -> None:
-    """Check that an argument is a URL without a password, of a file system that is installed.
+def check_url(name: str, url: Any) -> Url:
+    """Return an argument as a URL without a password, of a file system that is installed.
 
     Raises:
         ValueError: if it holds a password, or fsspec does not know its kind.
         ImportError: if a package is missing.
     """
-    if _SECRET.search(str(url)):
-        raise ValueError(
-            f"`{name}` must be a URL without a password, because it is shown in reports. Set it "
-            "where fsspec looks for it: in the environment or in its configuration files. "
-            f"Received: {name}={shown_url(url)!r}"
-        )
-    _system(Url(url))
+    checked = without_password(name, url)
+    _system(checked)
+    return checked
 
 
 def read(url: Url, end: int | None = None) -> bytes:
@@ -300,7 +258,9 @@ def _is_final(error: Exception) -> bool:
 
 
 def _failure(done: str, url: Url, error: Exception) -> Exception:
-    reason = f"{str(url)!r} cannot be {done}: {_text(error)}"
+    final = _is_final(error)
+    tries = "" if final else " after several tries"
+    reason = f"{str(url)!r} cannot be {done}{tries}: {_text(error)}"
     if isinstance(error, OSError) and error.errno in _FULL:
         return OSError(error.errno, f"{reason}. Free space, or choose another folder")
     if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
@@ -309,16 +269,14 @@ def _failure(done: str, url: Url, error: Exception) -> Exception:
             f"{reason}. Check that the credentials that fsspec finds (environment, configuration "
             "files) permit it",
         )
-    if _is_final(error):
+    if final:
         return RemoteError(getattr(error, "errno", None) or errno.EIO, reason)
     return RemoteError(
         errno.EIO,
-        f"{reason}, after several tries. Check the connection and call again: what was finished "
-        "before is kept",
+        f"{reason}. Check the connection and call again: what was finished before is kept",
     )
 
 
 def _text(error: BaseException) -> str:
     """Return an error as text, without passwords of URLs in it."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {_SECRET.sub('***@', text)}"
+    return f"{type(error).__name__}: {shown_url(' '.join(str(error).split()))}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import finetune_kit as ftk
-from finetune_kit._buckets import is_url
+from finetune_kit._urls import is_url
 
 CONFIG, MANIFEST, CHECKPOINTS = "config.json", "manifest.csv", "checkpoints"
 RECOMMENDATION = "recommendation.txt"

@@ -26,7 +26,7 @@ from PIL import (
 from PIL import __version__ as pillow
 from PIL.PngImagePlugin import PngImageFile
 
-from finetune_kit._buckets import RemoteError, is_url
+from finetune_kit._buckets import RemoteError
 from finetune_kit._data.depth import (
     File,
     check_area,
@@ -38,6 +38,7 @@ from finetune_kit._data.depth import (
 )
 from finetune_kit._data.dicom import dicom_image
 from finetune_kit._data.paths import content_of, first_bytes, member_of
+from finetune_kit._urls import is_url
 
 PICTURES = frozenset(
     {".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpe", ".jpeg", ".jpg", ".jxl", ".png"}

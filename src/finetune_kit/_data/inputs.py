@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from finetune_kit._buckets import is_url, shown_url
 from finetune_kit._data.decoding import decode, decode_image, decode_stream, resize
 from finetune_kit._data.folders import ClassFolders, images_in
 from finetune_kit._data.images import ImageSet
 from finetune_kit._data.labels import remedy
 from finetune_kit._data.paths import as_path, exists, is_archive, is_folder
 from finetune_kit._text import shortened
+from finetune_kit._urls import is_url, shown_url
 
 # From height and width to RGB pixels of that size.
 Load = Callable[[tuple[int, int]], NDArray[np.uint8]]

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from finetune_kit._buckets import is_url, shown_url
 from finetune_kit._checks import check_kind
 from finetune_kit._data.images import ImageSet
 from finetune_kit._data.manifest_format import (
@@ -30,6 +29,7 @@ from finetune_kit._data.threads import in_threads
 from finetune_kit._files import write_whole
 from finetune_kit._hints import hints
 from finetune_kit._text import plural
+from finetune_kit._urls import is_url, shown_url
 
 # What parsing a file of another kind may raise.
 _PARSE_ERRORS = (AttributeError, KeyError, TypeError, ValueError, RecursionError, csv.Error)

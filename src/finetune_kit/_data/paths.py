@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from finetune_kit import _buckets
-from finetune_kit._buckets import Url, check_url, is_url
+from finetune_kit._buckets import check_url
+from finetune_kit._urls import Url, is_url, without_password
 
 _MOST_BYTES = 1 << 30  # of one file: a small archive may expand to anything
 
@@ -42,13 +43,12 @@ def as_path(name: str, path: str | os.PathLike[str]) -> Path:
     """
     if not is_url(path):
         return Path(os.path.expanduser(path))
-    check_url(name, path)
-    return cast(Path, Url(path))
+    return cast(Path, check_url(name, path))
 
 
 def joined_path(folder: Path, path: str) -> Path:
     """Return a path relative to a folder; a URL stays as it is."""
-    return cast(Path, Url(path)) if is_url(path) else folder / path
+    return cast(Path, without_password("path", path)) if is_url(path) else folder / path
 
 
 def normal(path: str | os.PathLike[str]) -> str:

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from finetune_kit._buckets import RemoteError, is_url
+from finetune_kit._buckets import RemoteError
 from finetune_kit._data.decoding import decode, decode_original, resize, undecodable
 from finetune_kit._data.paths import digest_of
 from finetune_kit._data.threads import in_threads
+from finetune_kit._urls import is_url
 
 
 class Source(Protocol):

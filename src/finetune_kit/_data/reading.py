@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune_kit._buckets import is_url
 from finetune_kit._checks import check_choice
 from finetune_kit._data.decoding import inspected
 from finetune_kit._data.folders import (
@@ -37,6 +36,7 @@ from finetune_kit._data.pixels import Files
 from finetune_kit._data.table import Table, read_table
 from finetune_kit._data.threads import in_threads
 from finetune_kit._text import listed, plural
+from finetune_kit._urls import is_url
 
 _log = logging.getLogger("finetune_kit")
 

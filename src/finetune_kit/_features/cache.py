@@ -12,13 +12,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from finetune_kit._buckets import Url, check_url, is_url
+from finetune_kit._buckets import check_url
 from finetune_kit._checks import check_choice, check_count, check_folder
 from finetune_kit._features.engine import BACKENDS, check_backend
 from finetune_kit._features.place import Copies, Place
 from finetune_kit._features.store import about_of, count_rows, entry_places
 from finetune_kit._files import make_folder
 from finetune_kit._processes import is_first
+from finetune_kit._urls import Url, is_url
 
 DTYPES = ("float32", "float16")
 _LOCAL_BYTES = 50 * 10**9

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finetune_kit import _buckets
-from finetune_kit._buckets import THREADS, Url
+from finetune_kit._buckets import THREADS
 from finetune_kit._data.batches import WORKERS
+from finetune_kit._urls import Url
 
 _RESERVE = 256 << 20  # bytes of the disk that copies leave free
 
