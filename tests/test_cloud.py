@@ -526,6 +526,23 @@ def test_a_broken_image_is_skipped_and_a_broken_connection_is_an_error(photos, s
 
 
 @pytest.mark.once
+@pytest.mark.filterwarnings("ignore")  # the file is a TIFF too, and dark
+def test_dicom_files_in_a_bucket_are_read(tmp_path):
+    pytest.importorskip("pydicom")
+    fsspec = pytest.importorskip("fsspec")
+    from pydicom.data import get_testdata_file
+
+    scan = Path(get_testdata_file("CT_small.dcm"))
+    for name in ("a/1.dcm", "b/no_suffix"):
+        (tmp_path / name).parent.mkdir()
+        shutil.copy(scan, tmp_path / name)
+        fsspec.filesystem("memory").pipe_file(f"/scans/{name}", scan.read_bytes())
+    there, here = ftk.read_image_folder("memory://scans"), ftk.read_image_folder(tmp_path)
+    assert there.digests() == here.digests()
+    assert (there.load() == here.load()).all()
+
+
+@pytest.mark.once
 def test_a_run_on_a_bucket_shows_no_credentials(photos, folder, tune, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     _, url = photos

@@ -57,6 +57,7 @@ _ADDED = {
 }
 # How the content of each format begins: offset, bytes, format.
 _BEGINNINGS = (
+    (128, b"DICM", "DICOM"),  # what is in front of it may begin as a TIFF file
     (0, b"\xff\xd8\xff", "JPEG"),
     *((0, start, "TIFF") for start in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
     (0, b"\x89PNG\r\n", "PNG"),
@@ -66,7 +67,6 @@ _BEGINNINGS = (
     (4, b"JXL \r\n", "JXL"),
     *((4, b"ftyp" + brand, "AVIF") for brand in (b"avif", b"avis")),
     *((4, b"ftyp" + brand, "HEIF") for brand in (b"heic", b"heix", b"hevc", b"mif1", b"msf1")),
-    (128, b"DICM", "DICOM"),
 )
 
 _FAST = importlib.util.find_spec("kornia_rs") is not None
