@@ -111,7 +111,7 @@ class FeatureCache:
         if self.folder is None:
             return []
         places = [(place, place.files()) for place in entry_places(place_of(self))]
-        places.sort(key=lambda found: found[1]["entry.json"][1])  # by the time of last change
+        places.sort(key=lambda found: found[1].get("entry.json", (0, 0.0))[1])  # its last change
         return [(place, _entry(place, files)) for place, files in places]
 
     @property
