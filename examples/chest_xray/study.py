@@ -136,9 +136,9 @@ def fit_with_keras(
         preprocessing=ftk.preprocessing(backbone) if layer == "auto" else layer,
     )
     model.compile(
-        keras.optimizers.Adam(setting.learning_rate),
-        "sparse_categorical_crossentropy",
-        ["accuracy"],
+        optimizer=keras.optimizers.Adam(setting.learning_rate),
+        loss="sparse_categorical_crossentropy",
+        metrics=["accuracy"],
     )
     size = (args.image_size, args.image_size)
     history = model.fit(
