@@ -265,3 +265,25 @@ def test_a_csv_manifest_that_does_not_fit_is_an_error(own_folder, old, new, says
     (own_folder / "m.csv").write_text(text.replace(old, new, 1))
     with pytest.raises(ValueError, match=f"must be a manifest.*{says}"):
         ftk.read_manifest(own_folder / "m.csv")
+
+
+def test_files_may_be_compared_when_they_are_decoded(own_folder, monkeypatch):
+    checked = ftk.read_manifest(own_folder / "m.json")
+    contents = {name: content(images) for name, images in checked.items()}
+    with monkeypatch.context() as patch:
+        patch.setattr("finetune_kit._data.pixels.digest_of", None)  # no file is read
+        later = ftk.read_manifest(own_folder / "m.json", check_files=False)
+        assert list(later) == ["first", "rest"]
+        for name, images in later.items():
+            assert content(images) == contents[name]
+    size = (8, 8)
+    expected = {name: images.load(size=size) for name, images in checked.items()}
+    assert all(np.array_equal(later[name].load(size=size), expected[name]) for name in later)
+    changed, missing = map(Path, later["rest"].paths[:2])
+    write(changed, np.zeros((8, 8), np.uint8))
+    missing.unlink()
+    with pytest.raises(ValueError, match=r"unchanged since its manifest.*which has changed"):
+        later["rest"].load([0], size)
+    with pytest.raises(ValueError, match=r"must exist as long as its set is used"):
+        later["rest"].load([1], size)
+    assert np.array_equal(later["rest"].load([2, 3], size), expected["rest"][2:])

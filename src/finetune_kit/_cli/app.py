@@ -256,7 +256,7 @@ def features(
     quiet: opt.Quiet = False,
 ) -> Result:
     """Compute the features of the frozen part, so that later trainings start at once."""
-    source = Data(data, None, root, path_column, label_column, None, on_error)
+    source = Data(data, None, root, path_column, label_column, on_error=on_error, check_files=False)
     part, _, parts = shard.partition("/")
     if not (part.isdecimal() and parts.isdecimal()):
         raise ValueError(f"--shard must be I/N, such as 0/4. Received: --shard {shard}")

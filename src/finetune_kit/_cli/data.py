@@ -27,6 +27,7 @@ class Data:
         label_column: column of its labels; several, separated by commas, for multi-label images.
         group_column: column of its groups, or None.
         on_error: `"raise"` or `"skip"`, for files that cannot be read.
+        check_files: whether all files of a manifest are compared with it first, or each when used.
     """
 
     path: str
@@ -36,6 +37,7 @@ class Data:
     label_column: str = "label"
     group_column: str | None = None
     on_error: str = "raise"
+    check_files: bool = True
 
     def parts(self, class_names: Sequence[str] | None = None) -> dict[str, ftk.ImageSet]:
         """Read the images: the parts by name if they are split already, or `all`."""
@@ -67,7 +69,7 @@ class Data:
     def _listed(self, path: Path, class_names: Sequence[str] | None) -> dict[str, ftk.ImageSet]:
         """Read the images that a manifest or a CSV file lists."""
         if path.suffix.lower() == ".json" or _is_manifest(path):
-            return ftk.read_manifest(path)
+            return ftk.read_manifest(path, check_files=self.check_files)
         if path.suffix.lower() != ".csv":
             reason = "is a file of another kind" if exists(path) else "does not exist"
             raise FileNotFoundError(

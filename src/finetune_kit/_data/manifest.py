@@ -80,11 +80,14 @@ def write_manifest(file: str | os.PathLike[str], /, **parts: ImageSet) -> dict[s
     return {name: replace(images, manifest=fingerprint) for name, images in parts.items()}
 
 
-def read_manifest(file: str | os.PathLike[str]) -> dict[str, ImageSet]:
+def read_manifest(file: str | os.PathLike[str], *, check_files: bool = True) -> dict[str, ImageSet]:
     """Read the image sets that `write_manifest` wrote, and check that no file has changed.
 
     Args:
         file: the manifest, `.json` or `.csv`. Paths in it are relative to its folder.
+        check_files: True (default) reads and compares all files first. With False, each file is
+            compared when it is decoded, so that a part of a large set can be used without reading
+            the rest.
 
     Returns:
         The image sets by name, with the fingerprint of the manifest as their `manifest`.
@@ -116,9 +119,11 @@ def read_manifest(file: str | os.PathLike[str]) -> dict[str, ImageSet]:
     for row in manifest.rows:
         parts.setdefault(row["part"], []).append(row)
     sets = {
-        name: _image_set(rows, manifest, source.parent, fingerprint) for name, rows in parts.items()
+        name: _image_set(rows, manifest, source.parent, fingerprint, known=not check_files)
+        for name, rows in parts.items()
     }
-    _check_files(source, parts, sets)
+    if check_files:
+        _check_files(source, parts, sets)
     return sets
 
 
@@ -199,7 +204,12 @@ def _rows(part: str, images: ImageSet, folder: Path) -> list[dict[str, Any]]:
 
 
 def _image_set(
-    rows: Sequence[dict[str, Any]], manifest: Manifest, folder: Path, fingerprint: str
+    rows: Sequence[dict[str, Any]],
+    manifest: Manifest,
+    folder: Path,
+    fingerprint: str,
+    *,
+    known: bool,
 ) -> ImageSet:
     names = manifest.class_names
     if manifest.multi_label:
@@ -210,7 +220,10 @@ def _image_set(
     grouped = rows[0]["group"] is not None
     return ImageSet(
         # Without `..`, which would lead elsewhere from a folder that is a link.
-        Files(tuple(normal(joined_path(folder, row["path"])) for row in rows)),
+        Files(
+            tuple(normal(joined_path(folder, row["path"])) for row in rows),
+            tuple(row["sha256"] for row in rows) if known else None,
+        ),
         labels,
         names,
         groups=np.array([row["group"] for row in rows]) if grouped else None,

@@ -52,24 +52,30 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Files:
-    """Image files, which are decoded on demand."""
+    """Image files, which are decoded on demand.
+
+    Attributes:
+        paths: the files.
+        known: their digests, if a manifest names them; a file is compared when it is decoded.
+    """
 
     paths: tuple[str, ...]
+    known: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def load(self, i: int, size: tuple[int, int]) -> NDArray[np.uint8]:
         """Decode and resize file i."""
-        return decode(self.paths[i], size)
+        return decode(self._unchanged(i), size)
 
     def original(self, i: int) -> NDArray[np.uint8]:
         """Decode file i in its original size."""
-        return decode_original(self.paths[i])
+        return decode_original(self._unchanged(i))
 
     def digest(self, i: int) -> str:
-        """Hash file i, once in a process."""
-        return file_digest(self.paths[i])
+        """Return the known digest of file i, or hash it, once in a process."""
+        return file_digest(self.paths[i]) if self.known is None else self.known[i]
 
     def file(self, i: int) -> str | None:
         """Return the path as it was given."""
@@ -78,6 +84,15 @@ class Files:
     def place(self, i: int) -> Hashable:
         """Return the file behind links."""
         return os.path.realpath(self.paths[i])
+
+    def _unchanged(self, i: int) -> str:
+        path = self.paths[i]
+        if self.known is not None and file_digest(path) != self.known[i]:
+            raise ValueError(
+                "Each image must be unchanged since its manifest was written; write the manifest "
+                f"again. Received: {path!r}, which has changed"
+            )
+        return path
 
 
 @dataclass(frozen=True, eq=False)
