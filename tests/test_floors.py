@@ -33,6 +33,7 @@ BELOW = {
         "_train",
         "_report",
     },  # the public names, and what reads their input
+    "ray": {"_data", "_model", "_features", "_train"},
     "__main__": {"_cli"},
 }
 
