@@ -377,10 +377,13 @@ def _worker_class(ray: Any) -> type:
 
     class Worker:
         def start(self, expected: Any, settings: bytes, images: list[Any], threads: int) -> Any:
+            from finetune_kit._features.remote import kept_open
             from finetune_kit.ray import _conditions, _filling
 
             found = _conditions(expected["backend"])
             if found == expected:
+                self.kept = kept_open()  # until this process ends
+                self.kept.__enter__()
                 self.filling = _filling(settings, ray.get(images[0]), threads)
             return found
 
