@@ -108,7 +108,7 @@ def compute_features(
     check_count("cpus_per_worker", cpus_per_worker)
     if workers is not None:
         check_count("workers", workers)
-    _check_gpus(gpus_per_worker)
+    _check_gpus("gpus_per_worker", gpus_per_worker)
     setup = filling_setup(
         backbone, specs, images, features, head, preprocessing, batch_size, verbose
     )
@@ -154,7 +154,7 @@ class Executor(concurrent.futures.Executor):
 
     def __init__(self, *, cpus: int = 1, gpus: float = 0, address: str | None = None) -> None:
         check_count("cpus", cpus)
-        _check_gpus(gpus)
+        _check_gpus("gpus", gpus)
         self._ray = _ray()
         self._lock, self._futures, self._open = threading.Lock(), set[Any](), True
         self._connection = _connected(self._ray, address)
@@ -236,11 +236,10 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def _check_gpus(gpus: Any) -> None:
+def _check_gpus(name: str, gpus: Any) -> None:
     if isinstance(gpus, bool) or not isinstance(gpus, (int, float)) or gpus < 0:
         raise ValueError(
-            "The GPUs of a worker must be a number of at least 0, such as 1 or 0.5. "
-            f"Received: {gpus!r}"
+            f"`{name}` must be a number of at least 0, such as 1 or 0.5. Received: {name}={gpus!r}"
         )
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import random
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from finetune_kit._features.engine import engine_key
 from finetune_kit._train.fine_tune import fine_tune
 from finetune_kit._train.tuned import FineTuned
 
-# Trainings in one process set the same random seed, so threads of a worker take turns.
+# Random seeds belong to a process, so trainings in threads of one take turns.
 _alone = threading.Lock()
 
 
@@ -123,8 +126,30 @@ def _run(
     callbacks = options.get("callbacks", ())
     several = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else [*callbacks]
     own = {"callbacks": [*several, _Progress(name, lines)] if shown else several, "verbose": 0}
-    with _alone:
+    with _alone, _own_randomness():
         return fine_tune(*args, **{**options, **own})
+
+
+@contextmanager
+def _own_randomness() -> Iterator[None]:
+    """Give Keras random numbers of its own, while a training runs.
+
+    Keras draws the seeds of initial weights from Python's `random`, from which other threads of a
+    worker draw too, such as those of Dask: the weights would depend on when they do.
+    """
+    own = random.Random()
+    places = [
+        (importlib.import_module("keras.src.utils.rng_utils"), "random"),
+        (importlib.import_module("keras.src.random.seed_generator"), "python_random"),
+    ]
+    before = [getattr(module, name) for module, name in places]
+    try:
+        for module, name in places:
+            setattr(module, name, own)
+        yield
+    finally:
+        for (module, name), value in zip(places, before, strict=True):
+            setattr(module, name, value)
 
 
 class _Progress(keras.callbacks.Callback):
