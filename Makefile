@@ -12,6 +12,9 @@ HUB = keras-hub==0.32.* regex tokenizers
 # The experiment trackers of docs/howto/log_your_runs.md, likewise on one backend.
 TRACKERS = "mlflow-skinny>=3" sqlalchemy alembic "wandb>=0.31" "trackio>=0.43" tensorboard
 
+# finetune_kit.ray on a local cluster, and a sweep on Dask, likewise on one backend: 300 MB.
+CLUSTERS = "ray>=2.50" "distributed>=2025.1"
+
 ifeq ($(filter $(BACKEND),tensorflow jax torch),)
 $(error BACKEND must be tensorflow, jax or torch. Received: BACKEND=$(BACKEND))
 endif
@@ -70,5 +73,5 @@ $(VENV)/.%: pyproject.toml
 	$(if $(filter torch,$(BACKEND)),$(BIN)/pip install -qq $(TORCH))
 	$(BIN)/pip install -qq -e '.[$(BACKEND),$*]'
 	$(if $(filter torch-test,$(BACKEND)-$*),$(BIN)/pip install -qq --no-deps $(HUB))
-	$(if $(filter tensorflow-test,$(BACKEND)-$*),$(BIN)/pip install -qq $(TRACKERS))
+	$(if $(filter tensorflow-test,$(BACKEND)-$*),$(BIN)/pip install -qq $(TRACKERS) $(CLUSTERS))
 	touch $@

@@ -8,38 +8,34 @@ the workers write them to the cache, a folder that all nodes reach by the same p
 from __future__ import annotations
 
 import concurrent.futures
-import logging
-import math
 import os
 import pickle
 import threading
-import warnings
-from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import Any
 
 import keras
 
-import finetune_kit
 from finetune_kit._checks import check_count
-from finetune_kit._data.decoding import DECODING
 from finetune_kit._data.images import ImageSet
 from finetune_kit._features.cache import FeatureCache
-from finetune_kit._features.engine import engine_key
-from finetune_kit._model.graph import layers_within
 from finetune_kit._model.spec import FineTuneSpec
 from finetune_kit._text import plural
-from finetune_kit._train.filling import Filling, filling_setup
-from finetune_kit._train.setup import Setup
+from finetune_kit._train.filling import filling_setup
+from finetune_kit._train.on_ray import (
+    THREADS,
+    Team,
+    cause,
+    connected,
+    environment,
+    import_ray,
+    parts_of,
+    room_for,
+)
 from finetune_kit._train.tuned import FineTuned
 
 __all__ = ["Executor", "compute_features"]
-
-# A worker that is slow or lost holds up one part alone. A part is also a step of the progress bar.
-_PARTS_PER_WORKER, _PART_IMAGES, _MOST_PARTS = 8, 2048, 512
-_MOST_LOSSES = 10  # workers that one part may lose: its images are the reason then, not chance
 
 
 def compute_features(
@@ -104,7 +100,7 @@ def compute_features(
             backbone, specs, train + validation, "/shared/features", workers=8, cpus_per_worker=4)
         ```
     """
-    ray = _ray()
+    ray = import_ray()
     check_count("cpus_per_worker", cpus_per_worker)
     if workers is not None:
         check_count("workers", workers)
@@ -112,9 +108,9 @@ def compute_features(
     setup = filling_setup(
         backbone, specs, images, features, head, preprocessing, batch_size, verbose
     )
-    with _connected(ray, address):
-        room = _room(ray, {"CPU": cpus_per_worker, "GPU": gpus_per_worker})
-        parts = _parts(len(images), workers or room, batch_size)
+    with connected(ray, address):
+        room = room_for(ray, {"CPU": cpus_per_worker, "GPU": gpus_per_worker})
+        parts = parts_of(len(images), workers or room, batch_size)
         count = min(workers or room, len(parts))
         if verbose:
             who = f"{plural(len(images), 'image')}, by {plural(count, 'worker')}"
@@ -122,7 +118,7 @@ def compute_features(
         shown = 1 if verbose == "auto" else verbose
         bar = keras.utils.Progbar(len(images), verbose=shown, unit_name="image")
         total = {"images": 0, "computed": 0}
-        team = _Team.of(ray, setup, cpus_per_worker, gpus_per_worker)
+        team = Team.of(ray, setup, cpus_per_worker, gpus_per_worker)
         with closing(team.run(parts, count)) as found:
             for counts in found:
                 total = {name: total[name] + counts[name] for name in total}
@@ -136,6 +132,9 @@ class Executor(concurrent.futures.Executor):
     Ray runs a call again if its process or node was lost; a training with a `run_dir` in a shared
     folder then resumes. It uses the cluster that Ray is connected to. If there is none, it connects
     as `ray.init(address=address)` does, until `shutdown`.
+
+    A call computes with as many threads as this process does (`OMP_NUM_THREADS` and so on), so that
+    its results are the same; the CPUs only say how many calls run on a node at the same time.
 
     Args:
         cpus: CPUs of a call. Defaults to 1.
@@ -155,17 +154,20 @@ class Executor(concurrent.futures.Executor):
     def __init__(self, *, cpus: int = 1, gpus: float = 0, address: str | None = None) -> None:
         check_count("cpus", cpus)
         _check_gpus("gpus", gpus)
-        self._ray = _ray()
+        self._ray = import_ray()
+        given = THREADS[0] in os.environ
         self._lock, self._futures, self._open = threading.Lock(), set[Any](), True
-        self._connection = _connected(self._ray, address)
+        self._connection = connected(self._ray, address)
         self._connection.__enter__()
 
         def call(content: bytes) -> Any:  # local, so that Ray sends its code
+            if not given:
+                os.environ.pop("OMP_NUM_THREADS", None)  # Ray sets it to the CPUs of the call
             function, args, kwargs = pickle.loads(content)
             return function(*args, **kwargs)
 
         self._call = self._ray.remote(call).options(
-            num_cpus=cpus, num_gpus=gpus, runtime_env={"env_vars": _environment(cpus)}
+            num_cpus=cpus, num_gpus=gpus, runtime_env={"env_vars": environment(None)}
         )
 
     def submit(
@@ -202,7 +204,7 @@ class Executor(concurrent.futures.Executor):
         if error is None:
             future.set_result(found.result())
         else:
-            future.set_exception(_cause(error))
+            future.set_exception(cause(error))
 
     def _forget(self, future: Any, ref: Any) -> None:
         with self._lock:
@@ -211,232 +213,8 @@ class Executor(concurrent.futures.Executor):
             self._ray.cancel(ref)
 
 
-def _ray() -> Any:
-    """Return the package Ray, which is imported when it is first used."""
-    try:
-        import ray
-    except ImportError as error:
-        raise ImportError(
-            "finetune_kit.ray needs Ray; pip install 'finetune-kit[ray]' installs it. "
-            f"Received: {error}"
-        ) from error
-    return ray
-
-
-@contextmanager
-def _connected(ray: Any, address: str | None) -> Iterator[None]:
-    """Connect to a cluster, unless Ray is connected to one, and disconnect at the end."""
-    if ray.is_initialized():
-        yield
-        return
-    ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
 def _check_gpus(name: str, gpus: Any) -> None:
     if isinstance(gpus, bool) or not isinstance(gpus, (int, float)) or gpus < 0:
         raise ValueError(
             f"`{name}` must be a number of at least 0, such as 1 or 0.5. Received: {name}={gpus!r}"
         )
-
-
-def _environment(cpus: int) -> dict[str, str]:
-    """Return the environment of a worker: its backend, and no more threads than it has CPUs."""
-    names = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "NPROC")  # the last one is XLA's
-    return {
-        "KERAS_BACKEND": keras.backend.backend(),
-        "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2"),
-        **dict.fromkeys(names, str(cpus)),
-    }
-
-
-def _room(ray: Any, needs: Mapping[str, float]) -> int:
-    """Return how many workers the cluster has room for, at least one."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    room = sum(
-        min(int(node.get(name, 0) / need) for name, need in needs.items() if need) for node in nodes
-    )
-    if not room:
-        wanted = ", ".join(f"{need:g} {name}" for name, need in needs.items() if need)
-        largest = {name: max((node.get(name, 0) for node in nodes), default=0) for name in needs}
-        warnings.warn(
-            f"No node of the cluster has room for a worker, which needs {wanted}: the largest have "
-            f"{', '.join(f'{most:g} {name}' for name, most in largest.items())}. Ray waits until "
-            "one joins",
-            stacklevel=3,
-        )
-    return max(1, room)
-
-
-def _parts(images: int, workers: int, batch_size: int) -> list[range]:
-    """Return parts of the images, as indices: whole batches, several parts for each worker."""
-    size = min(
-        math.ceil(images / (workers * _PARTS_PER_WORKER)),
-        max(_PART_IMAGES, images // _MOST_PARTS),
-    )
-    size = math.ceil(size / batch_size) * batch_size
-    return [range(i, min(i + size, images)) for i in range(0, images, size)]
-
-
-def _conditions(backend: str | None) -> dict[str, Any]:
-    """Return the versions that must be the same in all processes, or features would differ."""
-    return {
-        "finetune-kit": finetune_kit.__version__,
-        "decoding": DECODING,
-        "backend": backend,
-        **engine_key(backend),
-    }
-
-
-@dataclass(frozen=True, eq=False)
-class _Team:
-    """Workers that fill a cache.
-
-    Attributes:
-        ray: the package.
-        actor: the class of the workers, as an actor of Ray.
-        start: what a worker needs: the settings, and by reference the images.
-        expected: the versions that it must have.
-    """
-
-    ray: Any
-    actor: Any
-    start: tuple[Any, ...]
-    expected: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, ray: Any, setup: Setup, cpus: int, gpus: float) -> _Team:
-        """Put settings and images into Ray's object store, from where each worker gets them."""
-        actor = ray.remote(_worker_class(ray)).options(
-            num_cpus=cpus, num_gpus=gpus, runtime_env={"env_vars": _environment(cpus)}
-        )
-        expected = _conditions(None if setup.cache is None else setup.cache.backend)
-        start = (expected, ray.put(_packed(ray, setup)), [ray.put(setup.train)], cpus)
-        return cls(ray, actor, start, expected)
-
-    def run(self, parts: Sequence[range], workers: int) -> Generator[dict[str, int], None, None]:
-        """Yield the counts of each part, as it is ready.
-
-        The part of a lost worker goes to another one. (If Ray itself repeated the call, the part
-        would wait for room for a new worker, which there may not be after a node is lost.)
-        """
-        waiting, free, losses = deque(parts), deque[Any](), Counter[Any]()
-        running = dict(self._new() for _ in range(workers))  # what each call is: worker and part
-        try:
-            for _ in parts:
-                counts = None
-                while counts is None:
-                    while waiting and free:
-                        worker, part = free.popleft(), waiting.popleft()
-                        running[worker.fill.remote(part)] = worker, part
-                    (ref, *_), _ = self.ray.wait(list(running))
-                    worker, part = running.pop(ref)
-                    try:
-                        counts = self._result(ref)
-                    except self.ray.exceptions.RayError as error:
-                        losses[part] += 1
-                        _check_losses(losses[part], workers, part, error)
-                        self.ray.kill(worker)
-                        running.update([self._new()])
-                        waiting.extendleft([] if part is None else [part])
-                    else:
-                        free.append(worker)
-                yield counts
-        finally:
-            for worker in (*free, *(worker for worker, _ in running.values())):
-                self.ray.kill(worker)
-
-    def _new(self) -> tuple[Any, tuple[Any, None]]:
-        worker = self.actor.remote()
-        return worker.start.remote(*self.start), (worker, None)
-
-    def _result(self, ref: Any) -> dict[str, int] | None:
-        """Return the counts of a part, or None if a worker has started."""
-        try:
-            found = self.ray.get(ref)
-        except self.ray.exceptions.RayTaskError as error:
-            raise _cause(error) from error
-        if "images" in found:
-            return found
-        differ = [name for name in self.expected if found[name] != self.expected[name]]
-        if differ:
-            raise ValueError(
-                "All nodes of the cluster must have the versions of this process, "
-                f"{ {name: self.expected[name] for name in differ} }. Received: a worker with "
-                f"{ {name: found[name] for name in differ} }"
-            )
-        return None
-
-
-def _worker_class(ray: Any) -> type:
-    """Return the class of the workers. Ray sends its code: a node may not have this package."""
-
-    class Worker:
-        def start(self, expected: Any, settings: bytes, images: list[Any], threads: int) -> Any:
-            from finetune_kit._features.remote import kept_open
-            from finetune_kit.ray import _conditions, _filling
-
-            found = _conditions(expected["backend"])
-            if found == expected:
-                self.kept = kept_open()  # until this process ends
-                self.kept.__enter__()
-                self.filling = _filling(settings, ray.get(images[0]), threads)
-            return found
-
-        def fill(self, part: range) -> dict[str, int]:
-            return self.filling.fill(part)
-
-    return Worker
-
-
-def _packed(ray: Any, setup: Setup) -> bytes:
-    """Return the settings without images as bytes, with the layers' classes that are not Keras'."""
-    models = [model for model in (setup.backbone, setup.head, setup.preprocessing) if model]
-    layers = [layer for model in models for layer in (model, *layers_within(model))]
-    own = {type(layer) for layer in layers if not type(layer).__module__.startswith("keras.")}
-    named = {
-        name: each
-        for each in own
-        for name in (each.__name__, keras.saving.get_registered_name(each))
-    }
-    nothing: Any = None  # the images travel by themselves
-    settings = replace(setup, train=nothing, callbacks=(), verbose=0)
-    # Classes of the main program are sent as code, those of modules by their name.
-    return pickle.dumps([ray.cloudpickle.dumps(each) for each in (named, settings)])
-
-
-def _filling(content: bytes, images: ImageSet, threads: int) -> Filling:
-    """Return what fills the cache, in a worker."""
-    named, settings = pickle.loads(content)
-    with keras.saving.custom_object_scope(pickle.loads(named)):
-        setup = pickle.loads(settings)
-    return Filling(replace(setup, train=images), threads)
-
-
-def _check_losses(lost: int, workers: int, part: range | None, error: Exception) -> None:
-    """Check that it is not a part of the images that ends the workers, or starting them."""
-    if part is None and lost > _MOST_LOSSES * workers:
-        raise RuntimeError(f"The workers must be able to start. Received: {error}") from error
-    if part is not None and lost > _MOST_LOSSES:
-        raise RuntimeError(
-            "A worker must be able to compute each part of the images; if memory is short, pass a "
-            f"smaller batch_size. Received: {lost} workers lost with the images {part.start} to "
-            f"{part.stop - 1}, the last one because: {error}"
-        ) from error
-
-
-def _cause(error: Any) -> Exception:
-    """Return the error of a call in a worker, without what Ray adds."""
-    found = getattr(error, "cause", None)
-    if not isinstance(found, Exception):
-        return error
-    if isinstance(found, ModuleNotFoundError):
-        return ImportError(
-            "All nodes of the cluster must have the packages of this process; install them there, "
-            "or call ray.init(runtime_env={'pip': ['finetune-kit[tensorflow]'], 'working_dir': "
-            f"'.'}}) before. Received: a worker without the module {found.name!r}"
-        )
-    return found

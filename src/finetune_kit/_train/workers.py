@@ -137,7 +137,7 @@ def _own_randomness() -> Iterator[None]:
     Keras draws the seeds of initial weights from Python's `random`, from which other threads of a
     worker draw too, such as those of Dask: the weights would depend on when they do.
     """
-    own = random.Random()
+    own = _OfThisThread()
     places = [
         (importlib.import_module("keras.src.utils.rng_utils"), "random"),
         (importlib.import_module("keras.src.random.seed_generator"), "python_random"),
@@ -150,6 +150,16 @@ def _own_randomness() -> Iterator[None]:
     finally:
         for (module, name), value in zip(places, before, strict=True):
             setattr(module, name, value)
+
+
+class _OfThisThread:
+    """Python's `random` with a state of its own for one thread, and the common one for others."""
+
+    def __init__(self) -> None:
+        self._own, self._thread = random.Random(), threading.get_ident()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own if threading.get_ident() == self._thread else random, name)
 
 
 class _Progress(keras.callbacks.Callback):
