@@ -207,14 +207,20 @@ def table(folder: Path) -> dict[tuple[str, bytes], bytes]:
 
 
 def workers_of_ray() -> list[int]:
+    """Return the processes of the workers that the nodes started by this process have started."""
     found = []
-    for process in Path("/proc").iterdir():
+    for process in Path("/proc").glob("[0-9]*"):
         try:
-            if (process / "cmdline").read_text().startswith("ray::Worker"):
+            named = (process / "cmdline").read_text().startswith("ray::Worker")
+            if named and parent(parent(int(process.name))) == os.getpid():
                 found.append(int(process.name))
         except OSError:
             continue
     return found
+
+
+def parent(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 class Killer:
@@ -222,9 +228,8 @@ class Killer:
 
     def __init__(self, images: int, seconds: float) -> None:
         self.count, self.seconds, self.images = images, seconds, made(images, seconds)
-        self.cluster = Cluster(
-            True, head_node_args={"num_cpus": 0, "_system_config": {"health_check_period_ms": 500}}
-        )
+        checks = {"health_check_period_ms": 1000, "health_check_failure_threshold": 5}
+        self.cluster = Cluster(True, head_node_args={"num_cpus": 0, "_system_config": checks})
         self.nodes = [self.cluster.add_node(num_cpus=1) for _ in range(2)]
         ray.init(address=self.cluster.address, log_to_driver=False, logging_level="WARNING")
 
@@ -244,6 +249,8 @@ class Killer:
         )  # fmt: skip
         state["ended"] = True
         thread.join()
+        if len(self.nodes) < 2:
+            self.nodes.append(self.cluster.add_node(num_cpus=1))
         return state["killed"]
 
     def worker(self) -> bool:
@@ -254,7 +261,6 @@ class Killer:
 
     def node(self) -> bool:
         self.cluster.remove_node(self.nodes.pop(0), allow_graceful=False)
-        self.nodes.append(self.cluster.add_node(num_cpus=1))
         return True
 
     def process(self, folder: Path, wait: Any) -> bool:

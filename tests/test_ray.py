@@ -85,7 +85,7 @@ def cluster():
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers do not have it
 
-    quickly = {"health_check_period_ms": 500, "health_check_failure_threshold": 3}
+    quickly = {"health_check_period_ms": 1000, "health_check_failure_threshold": 5}
     one = Cluster(True, head_node_args={"num_cpus": 0, "_system_config": quickly})
     nodes = [one.add_node(num_cpus=1) for _ in range(2)]
     ray.init(address=one.address, log_to_driver=False)
@@ -109,16 +109,20 @@ def test_several_nodes_hold_the_rows_of_one_process(
 
 
 def worker_pids() -> list[int]:
-    """Return the processes of the workers of `compute_features`."""
+    """Return the processes of the workers on the nodes that this process has started."""
     found = []
-    for process in Path("/proc").iterdir():
+    for process in Path("/proc").glob("[0-9]*"):
         try:
-            name = (process / "cmdline").read_text()
-        except OSError:
+            named = (process / "cmdline").read_text().startswith("ray::Worker")
+            if named and parent(parent(int(process.name))) == os.getpid():
+                found.append(int(process.name))
+        except OSError:  # it has ended
             continue
-        if name.startswith("ray::Worker"):
-            found.append(int(process.name))
     return found
+
+
+def parent(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def in_the_middle(folder: Path, then) -> threading.Thread:
@@ -234,7 +238,9 @@ def test_it_starts_and_ends_ray_where_there_is_no_cluster(images, small_backbone
 
     backbone = keras.Model(small_backbone.input, Own()(small_backbone.output))
     counts = [
-        finetune_kit.ray.compute_features(backbone, SPECS[0], few, tmp_path, workers=1, **OPTIONS),
+        finetune_kit.ray.compute_features(
+            backbone, SPECS[0], few, tmp_path, workers=1, address="local", **OPTIONS
+        ),
         ftk.compute_features(backbone, SPECS[0], few, tmp_path, **OPTIONS),
     ]
     assert [count["computed"] for count in counts] == [16, 0]

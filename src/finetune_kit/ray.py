@@ -109,7 +109,8 @@ def compute_features(
         backbone, specs, images, features, head, preprocessing, batch_size, verbose
     )
     with connected(ray, address):
-        room = room_for(ray, {"CPU": cpus_per_worker, "GPU": gpus_per_worker})
+        needs = {"CPU": cpus_per_worker, "GPU": gpus_per_worker}
+        room = room_for(ray, needs)
         parts = parts_of(len(images), workers or room, batch_size)
         count = min(workers or room, len(parts))
         if verbose:
@@ -118,7 +119,7 @@ def compute_features(
         shown = 1 if verbose == "auto" else verbose
         bar = keras.utils.Progbar(len(images), verbose=shown, unit_name="image")
         total = {"images": 0, "computed": 0}
-        team = Team.of(ray, setup, cpus_per_worker, gpus_per_worker)
+        team = Team.of(ray, setup, needs)
         with closing(team.run(parts, count)) as found:
             for counts in found:
                 total = {name: total[name] + counts[name] for name in total}

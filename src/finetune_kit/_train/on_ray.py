@@ -28,6 +28,7 @@ from finetune_kit._train.setup import Setup
 # images, or more if there are over a million, because opening a cache takes time for each part.
 _PART_IMAGES, _MOST_PARTS = 2048, 512
 _SHARES, _LEAST_BATCHES = 3, 2
+_PATIENCE = 60  # seconds without news from any worker, before the nodes are looked at
 _MOST_LOSSES = 10  # workers that one part may lose: its images are the reason then, not chance
 
 THREADS = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "NPROC")  # the last one is XLA's
@@ -123,25 +124,28 @@ class Team:
 
     Attributes:
         ray: the package.
+        needs: CPUs and GPUs of a worker.
         actor: the class of the workers, as an actor of Ray.
         start: what a worker needs: the versions, a reference to settings and images, and threads.
         expected: the versions that it must have.
     """
 
     ray: Any
+    needs: Mapping[str, float]
     actor: Any
     start: tuple[Any, ...]
     expected: Mapping[str, Any]
 
     @classmethod
-    def of(cls, ray: Any, setup: Setup, cpus: int, gpus: float) -> Team:
+    def of(cls, ray: Any, setup: Setup, needs: Mapping[str, float]) -> Team:
         """Put settings and images into Ray's object store, from where each worker gets them."""
+        cpus = int(needs["CPU"])
         actor = ray.remote(_worker_class()).options(
-            num_cpus=cpus, num_gpus=gpus, runtime_env={"env_vars": environment(cpus)}
+            num_cpus=cpus, num_gpus=needs["GPU"], runtime_env={"env_vars": environment(cpus)}
         )
         expected = _conditions(None if setup.cache is None else setup.cache.backend)
         start = (expected, ray.put(_packed(ray, setup)), cpus)
-        return cls(ray, actor, start, expected)
+        return cls(ray, needs, actor, start, expected)
 
     def run(self, parts: Sequence[range], workers: int) -> Generator[dict[str, int], None, None]:
         """Yield the counts of each part, as it is ready.
@@ -151,6 +155,7 @@ class Team:
         """
         waiting, free, losses = deque(parts), deque[Any](), Counter[Any]()
         running = dict(self._new() for _ in range(workers))  # what each call is: worker and part
+        team = [worker for worker, _ in running.values()]
         try:
             for _ in parts:
                 counts = None
@@ -158,7 +163,11 @@ class Team:
                     while waiting and free:
                         worker, part = free.popleft(), waiting.popleft()
                         running[worker.fill.remote(part)] = worker, part
-                    (ref, *_), _ = self.ray.wait(list(running))
+                    ready, _ = self.ray.wait(list(running), timeout=_PATIENCE)
+                    if not ready:
+                        room_for(self.ray, self.needs)  # warns where there is none any more
+                        continue
+                    ref = ready[0]
                     worker, part = running.pop(ref)
                     try:
                         counts = self._result(ref)
@@ -169,12 +178,13 @@ class Team:
                         _check_losses(losses[part], workers, part, error)
                         self.ray.kill(worker)
                         running.update([self._new()])
+                        team = [*free, *(worker for worker, _ in running.values())]
                         waiting.extendleft([] if part is None else [part])
                     else:
                         free.append(worker)
                 yield counts
         finally:
-            for worker in (*free, *(worker for worker, _ in running.values())):
+            for worker in team:  # by name: the traceback of an error keeps references
                 self.ray.kill(worker)
 
     def _new(self) -> tuple[Any, tuple[Any, None]]:
