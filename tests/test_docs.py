@@ -43,7 +43,8 @@ NOTEBOOK = "docs/notebook.md"
 CELL = "{code-cell}"
 NOT_RUN = ("console", "{include}", "{toctree}", "{eval-rst}", "{figure}")
 DEVICES = "docs/howto/devices.md"
-ELSEWHERE = {DEVICES, "docs/howto/hub.md", "docs/howto/log_your_runs.md"}  # have tests of their own
+# Pages that have tests of their own.
+ELSEWHERE = {DEVICES, *(f"docs/howto/{page}.md" for page in ("hub", "log_your_runs", "ray"))}
 FLAGS = doctest.ELLIPSIS | doctest.DONT_ACCEPT_TRUE_FOR_1  # those of sphinx.ext.doctest
 # A number with its interval, in the output of a report.
 MEASURED = re.compile(r"(\d[\d.,]*|undefined)( \([^)]*\))?")

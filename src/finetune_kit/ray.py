@@ -93,12 +93,10 @@ def compute_features(
         RuntimeError: if a part of the images ends one worker after the other.
 
     Example:
-        ```python
-        import finetune_kit.ray
-
-        finetune_kit.ray.compute_features(
-            backbone, specs, train + validation, "/shared/features", workers=8, cpus_per_worker=4)
-        ```
+        >>> import finetune_kit.ray
+        >>> finetune_kit.ray.compute_features(  # doctest: +SKIP
+        ...     backbone, specs, train + validation, "/shared/features", workers=8)
+        {'images': 3788, 'computed': 7576}
     """
     ray = import_ray()
     check_count("cpus_per_worker", cpus_per_worker)
@@ -146,10 +144,8 @@ class Executor(concurrent.futures.Executor):
         ImportError: if Ray is not installed.
 
     Example:
-        ```python
-        with finetune_kit.ray.Executor(cpus=4) as executor:
-            runs = ftk.sweep(backbone, head, specs, train, validation, executor=executor)
-        ```
+        >>> with finetune_kit.ray.Executor(cpus=4) as executor:  # doctest: +SKIP
+        ...     runs = sweep(backbone, head, specs, train, validation, executor=executor)
     """
 
     def __init__(self, *, cpus: int = 1, gpus: float = 0, address: str | None = None) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import keras
 
 from finetune_kit._features.engine import engine_key
+from finetune_kit._files import make_folder
 from finetune_kit._train.fine_tune import fine_tune
 from finetune_kit._train.tuned import FineTuned
 
@@ -67,7 +68,8 @@ def run_all(
         folder: where the lines are written, one that other machines reach too; None: a temporary
             folder. A process that does not find its file prints the lines itself.
     """
-    with tempfile.TemporaryDirectory(prefix="progress-", dir=folder) as lines:
+    place = None if folder is None else make_folder("run_dir", folder)
+    with tempfile.TemporaryDirectory(prefix="progress-", dir=place) as lines:
         files = [Path(lines) / f"{i}.txt" for i in range(len(calls))]
         for file in files:
             file.touch()
