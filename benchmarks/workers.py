@@ -157,7 +157,7 @@ def speed(args: argparse.Namespace) -> None:
         for kind in ("bare", "ray"):
             with tempfile.TemporaryDirectory() as to, tempfile.TemporaryDirectory() as log:
                 if kind == "ray":
-                    ray.init(num_cpus=count, log_to_driver=False, logging_level="WARNING")
+                    ray.init("local", num_cpus=count, log_to_driver=False, logging_level="WARNING")
                 begun = time.perf_counter()
                 if kind == "ray":
                     finetune_kit.ray.compute_features(
@@ -184,7 +184,7 @@ def linear(args: argparse.Namespace) -> None:
     print("workers   images/s   share of linear")
     for count in args.workers:
         images = made(args.images * count, args.seconds)
-        ray.init(num_cpus=count, log_to_driver=False, logging_level="WARNING")
+        ray.init("local", num_cpus=count, log_to_driver=False, logging_level="WARNING")
         with tempfile.TemporaryDirectory() as to, tempfile.TemporaryDirectory() as log:
             finetune_kit.ray.compute_features(
                 small(), ftk.FineTuneSpec(0), timed(images, log), to, workers=count,
