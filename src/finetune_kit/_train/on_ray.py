@@ -21,6 +21,7 @@ import finetune_kit
 from finetune_kit._data.decoding import DECODING
 from finetune_kit._features.engine import engine_key
 from finetune_kit._model.graph import layers_within
+from finetune_kit._text import plural
 from finetune_kit._train.filling import Filling
 from finetune_kit._train.setup import Setup
 
@@ -263,7 +264,7 @@ def _check_losses(lost: int, workers: int, part: range | None, error: Exception)
     if part is not None and lost > _MOST_LOSSES:
         raise RuntimeError(
             "A worker must be able to compute each part of the images; if memory is short, pass a "
-            f"smaller batch_size. Received: {lost} workers lost with the images {part.start} to "
+            f"smaller batch_size. Received: {plural(lost, 'worker')} lost with the images {part.start} to "
             f"{part.stop - 1}, the last one because: {error}"
         ) from error
 
