@@ -262,10 +262,10 @@ def _check_losses(lost: int, workers: int, part: range | None, error: Exception)
     if part is None and lost > _MOST_LOSSES * workers:
         raise RuntimeError(f"The workers must be able to start. Received: {error}") from error
     if part is not None and lost > _MOST_LOSSES:
+        which = f"{plural(lost, 'worker')} lost with the images {part.start} to {part.stop - 1}"
         raise RuntimeError(
             "A worker must be able to compute each part of the images; if memory is short, pass a "
-            f"smaller batch_size. Received: {plural(lost, 'worker')} lost with the images {part.start} to "
-            f"{part.stop - 1}, the last one because: {error}"
+            f"smaller batch_size. Received: {which}, the last one because: {error}"
         ) from error
 
 
