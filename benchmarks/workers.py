@@ -6,7 +6,7 @@
 
 - speed: 1, 2 and 4 workers compute the frozen part of MobileNetV2 x0.5 (whole, pooled) for images
   of FOLDER (class folders), as bare processes with a shard each and on Ray, with one thread each.
-- linear: images that take 0.2 s to load, so that the processor does not matter.
+- linear: how the driver shares out images, with stand-ins for workers that sleep 0.2 s an image.
 - kills: at random moments, in turn, a bare process (its shard is run again), a worker of Ray and a
   node of a Ray cluster are killed. All rows must then be those of one undisturbed process.
 
@@ -40,7 +40,7 @@ import finetune_kit as ftk
 import finetune_kit.ray
 from finetune_kit._train.features import _in_shard
 from finetune_kit._train.filling import Filling, filling_setup
-from finetune_kit._train.on_ray import environment
+from finetune_kit._train.on_ray import Team, environment, parts_of
 
 OPTIONS: dict[str, Any] = {"batch_size": 16, "verbose": 0}
 
@@ -180,16 +180,30 @@ def speed(args: argparse.Namespace) -> None:
             )
 
 
+class Sleeper:
+    """A stand-in for the worker, in whose place images take a while and nothing else is done."""
+
+    def start(self, expected: Any, packed: Any, threads: int) -> Any:
+        self.seconds, self.log = packed
+        return expected
+
+    def fill(self, part: range) -> dict[str, int]:
+        with open(f"{self.log}/{os.getpid()}", "a") as file:
+            for _ in part:
+                time.sleep(self.seconds)
+                file.write(f"{time.time()}\n")
+        return {"images": len(part), "computed": 0}
+
+
 def linear(args: argparse.Namespace) -> None:
     print("workers   images/s   share of linear")
     for count in args.workers:
-        images = made(args.images * count, args.seconds)
         ray.init("local", num_cpus=count, log_to_driver=False, logging_level="WARNING")
-        with tempfile.TemporaryDirectory() as to, tempfile.TemporaryDirectory() as log:
-            finetune_kit.ray.compute_features(
-                small(), ftk.FineTuneSpec(0), timed(images, log), to, workers=count,
-                preprocessing=None, **{**OPTIONS, "batch_size": 4},
-            )  # fmt: skip
+        with tempfile.TemporaryDirectory() as log:
+            actor = ray.remote(Sleeper).options(num_cpus=1)
+            team = Team(ray, {"CPU": 1, "GPU": 0}, actor, ({}, (args.seconds, log), 1), {})
+            for _ in team.run(parts_of(args.images * count, count, 4), count):
+                pass
             found = rate(log)
         ray.shutdown()
         share = found * args.seconds / count
