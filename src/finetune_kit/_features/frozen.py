@@ -227,6 +227,14 @@ class FeatureSource:
             self.cuts[key] = _split(model, names, plan)
         return self.cuts[key]
 
+    def _fingerprint(self, prefix: keras.Model) -> str:
+        """Return the fingerprint of a prefix, computed once if cuts are kept."""
+        if self.cuts is None:
+            return fingerprint(prefix, self.weights)
+        if prefix not in self.cuts:
+            self.cuts[prefix] = fingerprint(prefix, self.weights)
+        return self.cuts[prefix]
+
     def _entry(
         self,
         cache: Path,
@@ -243,7 +251,7 @@ class FeatureSource:
         key = {
             **DECODING,
             "size": list(self.size),
-            "prefix": None if prefix is None else fingerprint(prefix, self.weights),
+            "prefix": None if prefix is None else self._fingerprint(prefix),
             **({"keras": None} if prefix is None else engine_key(self.backend)),
             "dtype": dtype,
             **_revision(prefix),
