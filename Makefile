@@ -14,6 +14,9 @@ TRACKERS = "mlflow-skinny>=3" sqlalchemy alembic "wandb>=0.31" "trackio>=0.43" t
 # The S3 server of tests/test_cloud.py, likewise. It takes 60 MB.
 S3 = "moto[s3]>=5" flask flask-cors
 
+# finetune_kit.ray on a local cluster, and a sweep on Dask, likewise on one backend: 300 MB.
+CLUSTERS = "ray>=2.50" "distributed>=2025.1"
+
 ifeq ($(filter $(BACKEND),tensorflow jax torch),)
 $(error BACKEND must be tensorflow, jax or torch. Received: BACKEND=$(BACKEND))
 endif
@@ -72,5 +75,5 @@ $(VENV)/.%: pyproject.toml
 	$(if $(filter torch,$(BACKEND)),$(BIN)/pip install -qq $(TORCH))
 	$(BIN)/pip install -qq -e '.[$(BACKEND),$*]'
 	$(if $(filter torch-test,$(BACKEND)-$*),$(BIN)/pip install -qq --no-deps $(HUB))
-	$(if $(filter tensorflow-test,$(BACKEND)-$*),$(BIN)/pip install -qq $(TRACKERS) $(S3))
+	$(if $(filter tensorflow-test,$(BACKEND)-$*),$(BIN)/pip install -qq $(TRACKERS) $(S3) $(CLUSTERS))
 	touch $@

@@ -44,7 +44,10 @@ CELL = "{code-cell}"
 NOT_RUN = ("console", "{include}", "{toctree}", "{eval-rst}", "{figure}")
 DEVICES = "docs/howto/devices.md"
 # These have tests of their own.
-ELSEWHERE = {DEVICES, *(f"docs/howto/{name}.md" for name in ("hub", "log_your_runs", "buckets"))}
+ELSEWHERE = {
+    DEVICES,
+    *(f"docs/howto/{name}.md" for name in ("hub", "log_your_runs", "buckets", "ray")),
+}
 FLAGS = doctest.ELLIPSIS | doctest.DONT_ACCEPT_TRUE_FOR_1  # those of sphinx.ext.doctest
 # A number with its interval, in the output of a report.
 MEASURED = re.compile(r"(\d[\d.,]*|undefined)( \([^)]*\))?")

@@ -43,6 +43,7 @@ BELOW = {
         "_train",
         "_report",
     },  # the public names, and what reads their input
+    "ray": {"_data", "_model", "_features", "_train"},
     "__main__": {"_cli"},
 }
 
@@ -95,7 +96,11 @@ def test_the_public_interface_is_small():
 
 def test_imports_have_no_circles():
     needs = {
-        module: {name.removeprefix("finetune_kit.") for name in imports(file)}
+        module: {
+            name.removeprefix("finetune_kit.")
+            for name in imports(file)
+            if name.startswith("finetune_kit.")  # `import ray` is not our module of that name
+        }
         for module, file in MODULES.items()
     }
     modules = {

@@ -6,6 +6,7 @@ If a test fails with a new release of Keras, its docstring names what must be ad
 from __future__ import annotations
 
 import ast
+import random
 from pathlib import Path
 
 import keras
@@ -14,6 +15,7 @@ import pytest
 
 import finetune_kit as ftk
 from finetune_kit._train.callbacks import _STATE
+from finetune_kit._train.workers import _own_randomness
 
 PACKAGE = Path(ftk.__file__).parent
 # The only module that may use private names of Keras, and the names of other origin.
@@ -279,3 +281,23 @@ def test_a_used_optimizer_cannot_take_other_variables():
     optimizer.build([first])
     with pytest.raises(ValueError, match="Unknown variable"):
         optimizer.apply([np.ones(2, "float32")], [second])
+
+
+def test_initial_weights_come_from_the_random_numbers_of_two_modules():
+    """`_train/workers.py` replaces them, so that other threads do not change the weights."""
+
+    def initial() -> np.ndarray:
+        keras.utils.set_random_seed(3)
+        random.random()  # as another thread may do
+        dense = layers.Dense(4)
+        dense.build((None, 4))
+        return numpy(dense.kernel)
+
+    shifted = initial()
+    with _own_randomness():
+        own = initial()
+    keras.utils.set_random_seed(3)
+    dense = layers.Dense(4)
+    dense.build((None, 4))
+    assert (own == numpy(dense.kernel)).all()
+    assert (shifted != own).any()

@@ -107,6 +107,7 @@ class Trainee:
     train: Decode | PlainFeatures | ViewFeatures
     validation: Decode | PlainFeatures
     threads: int  # pixels are decoded in threads, features are only copied
+    computed: int = 0  # rows of features that were not there yet
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +127,9 @@ class FeatureSource:
         seed: of the augmentation.
         digests: SHA-256 of the images.
         weights: SHA-256 of variables that stay the same during the run, by their `id`.
+        threads: how many threads decode images.
+        cuts: the parts of models that were cut before, for sources of other images of the same
+            models: what Keras has compiled for a part is used again. None: they are not kept.
     """
 
     images: ImageSet
@@ -140,24 +144,26 @@ class FeatureSource:
     seed: int
     digests: tuple[str, ...]
     weights: Mapping[int, str]
+    threads: int = WORKERS
+    cuts: dict[Any, Any] | None = None
 
     def trainee(self, whole: keras.Model, plan: FreezePlan) -> Trainee:
         """Compute the features that are not there yet, and return what trains on them."""
-        decode = Decode(self.images, self.size)
+        decode = Decode(self.images, self.size, self.threads)
         if self.place is None:
             return Trainee(whole, decode, decode, WORKERS)
         cache = self.place
         if self.augmentation is None:
             rows = Rows.named(np.arange(len(self.digests)), self.digests)
-            model, features = self._features(cache, whole, plan, rows, decode)
-            return Trainee(model, PlainFeatures(features), PlainFeatures(features), 0)
+            model, features, computed = self._features(cache, whole, plan, rows, decode)
+            return Trainee(model, PlainFeatures(features), PlainFeatures(features), 0, computed)
         count, number = self.train_count, self.augmentation.views
         views = Views(decode, self.augmentation, self.digests, self.seed)
-        model, copies = self._features(cache, whole, plan, views.rows(count), views)
+        model, copies, first = self._features(cache, whole, plan, views.rows(count), views)
         plain = Rows.named(np.arange(count, len(self.digests)), self.digests[count:])
-        _, features = self._features(cache, whole, plan, plain, decode)
+        _, features, more = self._features(cache, whole, plan, plain, decode)
         train = ViewFeatures(copies, number, self.seed, count)
-        return Trainee(model, train, PlainFeatures(features), 0)
+        return Trainee(model, train, PlainFeatures(features), 0, first + more)
 
     def _features(
         self,
@@ -166,10 +172,11 @@ class FeatureSource:
         plan: FreezePlan,
         rows: Rows,
         inputs: Inputs,
-    ) -> tuple[keras.Model, Features]:
-        """Return the model behind the prefix, and the features that it takes."""
+    ) -> tuple[keras.Model, Features, int]:
+        """Return the model behind the prefix, its features, and how many were computed now."""
         names = prefix_names(plan)
-        prefix, suffix = _split(whole, names, plan)
+        prefix, suffix = self._split(whole, names, plan)
+        computed = 0
         for part in _share_then_all(rows):
             entry = self._entry(cache, prefix, names, part)
             if count := len(entry.missing):
@@ -179,7 +186,9 @@ class FeatureSource:
                 if model is not None:
                     self._say("Computing the frozen part", plural(count, noun))
                 entry.fill(model, start, self.batch_size, self.verbose, self.backend)
-        return suffix, Features(entry, prefix, inputs, self.batch_size, self.backend)
+                computed += count
+        features = Features(entry, prefix, inputs, self.batch_size, self.backend)
+        return suffix, features, computed
 
     def outputs(self, model: keras.Model) -> Features:
         """Return the outputs of a model that takes pixels, computed once for each image."""
@@ -204,12 +213,31 @@ class FeatureSource:
         names = prefix_names(plan)
         earlier = [cut for cut in _earlier_cuts(cache) if cut < names]
         for cut in sorted(earlier, key=len, reverse=True):
-            first, rest = _split(whole, cut, None)
+            first, rest = self._split(whole, cut, None)
             entry = self._entry(cache, first, cut, rows)
             if not entry.missing:
                 features = Features(entry, first, inputs, self.batch_size, self.backend)
-                return _split(rest, names, plan)[0], features
+                return self._split(rest, names, plan)[0], features
         return None
+
+    def _split(
+        self, model: keras.Model, names: frozenset[str], plan: FreezePlan | None
+    ) -> tuple[keras.Model | None, keras.Model]:
+        """Cut a model as `_split` does, once if cuts are kept."""
+        key = (model, names, plan is not None and not any(plan.trainable))
+        if self.cuts is None:
+            return _split(model, names, plan)
+        if key not in self.cuts:
+            self.cuts[key] = _split(model, names, plan)
+        return self.cuts[key]
+
+    def _fingerprint(self, prefix: keras.Model) -> str:
+        """Return the fingerprint of a prefix, computed once if cuts are kept."""
+        if self.cuts is None:
+            return fingerprint(prefix, self.weights)
+        if prefix not in self.cuts:
+            self.cuts[prefix] = fingerprint(prefix, self.weights)
+        return self.cuts[prefix]
 
     def _entry(
         self,
@@ -227,7 +255,7 @@ class FeatureSource:
         key = {
             **DECODING,
             "size": list(self.size),
-            "prefix": None if prefix is None else fingerprint(prefix, self.weights),
+            "prefix": None if prefix is None else self._fingerprint(prefix),
             **({"keras": None} if prefix is None else engine_key(self.backend)),
             "dtype": dtype,
             **_revision(prefix),

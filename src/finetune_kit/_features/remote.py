@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,9 @@ from finetune_kit._text import listed, plural
 
 # Accepted difference to the training backend, as a share of the largest value.
 TOLERANCE = 1e-3
+
+# The processes that are kept, by backend and model; None: each ends with the call it was made for.
+_kept: dict[tuple[str, Any], tuple[_Worker, ExitStack]] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,8 +93,9 @@ def outputs_elsewhere(
         ValueError: if the backend cannot compute the model, or computes something else.
         RuntimeError: if its process has ended.
     """
-    with _started(backend, model) as worker:
-        waiting = -1  # batches that are sent and not received; -1: none was ever sent
+    with _provided(backend, model) as (worker, is_new):
+        # Batches that are sent and not received; -1: none was ever sent.
+        waiting = -1 if is_new else 0
         for batch in batches:
             worker.send(padded(batch, batch_size))
             if waiting < 0:
@@ -109,6 +113,39 @@ def outputs_elsewhere(
                 waiting -= 1
         for _ in range(waiting):
             yield worker.receive()
+
+
+@contextmanager
+def kept_open() -> Iterator[None]:
+    """Keep the processes that compute models, and use them again, while this context lasts."""
+    global _kept
+    _kept = {}
+    try:
+        yield
+    finally:
+        for _, stack in _kept.values():
+            stack.close()
+        _kept = None
+
+
+@contextmanager
+def _provided(backend: str, model: keras.Model) -> Iterator[tuple[_Worker, bool]]:
+    """Provide a process that computes a model, and whether it is new."""
+    if _kept is None:
+        with _started(backend, model) as worker:
+            yield worker, True
+        return
+    key, is_new = (backend, model), (backend, model) not in _kept
+    if is_new:
+        stack = ExitStack()
+        _kept[key] = stack.enter_context(_started(backend, model)), stack
+    worker, stack = _kept[key]
+    try:
+        yield worker, is_new
+    except BaseException:  # batches may be on their way
+        _kept.pop(key)
+        stack.close()
+        raise
 
 
 @contextmanager

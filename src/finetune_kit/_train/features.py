@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -17,11 +16,12 @@ from finetune_kit._features.cache import FeatureCache, as_cache, opened, place_o
 from finetune_kit._features.frozen import FeatureSource
 from finetune_kit._model.blocks import chosen_blocks, partition
 from finetune_kit._model.copying import copy
-from finetune_kit._model.head import POOLING, classification_head
+from finetune_kit._model.head import POOLING
 from finetune_kit._model.spec import FineTuneSpec
 from finetune_kit._model.surgery import features_model
 from finetune_kit._quiet import quiet
-from finetune_kit._train.arguments import checked_backbone, make_setup, unused_options
+from finetune_kit._train.arguments import checked_backbone
+from finetune_kit._train.filling import Filling, filling_setup
 from finetune_kit._train.tuned import FineTuned
 
 
@@ -139,7 +139,7 @@ def compute_features(
 
     Returns:
         `{"images": ..., "computed": ...}`: the images of the part, and how many rows of features
-        were not there yet, over all specs.
+        this call computed, over all specs.
 
     Raises:
         ValueError: if an argument does not fit the others.
@@ -156,34 +156,10 @@ def compute_features(
         {'images': 8, 'computed': 8}
     """
     _check_shard(shard)
-    cache = as_cache(features)
-    if cache is None or cache.folder is None:
-        raise ValueError(
-            "`features` must be a folder, or a FeatureCache with one. "
-            f"Received: features={features!r}"
-        )
-    options: Mapping[str, Any] = {
-        **unused_options(),
-        "batch_size": batch_size,
-        "preprocessing": preprocessing,
-        "features": cache,
-        "verbose": verbose,
-    }
-    if head is None and isinstance(backbone, keras.Model) and isinstance(images, ImageSet):
-        head = classification_head(len(images.class_names), multi_label=images.multi_label)
-    setup = make_setup(backbone, head, specs, images, None, options)
-    chosen = _in_shard(images, *shard)
-    if not chosen:
-        return {"images": 0, "computed": 0}
-    setup = replace(setup, train=images.take(chosen)).copied()
-    before = _rows(cache)
-    with opened(cache, None) as kept:
-        source = setup.source(kept)
-        # The spec that trains most comes first: the others start from its features.
-        for phase in sorted(setup.phases, key=lambda phase: phase.plan.prefix_blocks):
-            whole = phase.spec.build(setup.backbone, setup.head, preprocessing=setup.preprocessing)
-            source.trainee(whole, phase.plan)
-    return {"images": len(chosen), "computed": max(0, _rows(cache) - before)}
+    setup = filling_setup(
+        backbone, specs, images, features, head, preprocessing, batch_size, verbose
+    )
+    return Filling(setup).fill(_in_shard(images, *shard))
 
 
 def _check_shard(shard: Any) -> None:
@@ -199,7 +175,3 @@ def _in_shard(images: ImageSet, part: int, parts: int) -> list[int]:
     """Return the indices of the images that belong to a part by their content."""
     digests = enumerate(images.digests())
     return [i for i, digest in digests if int(digest[:16], 16) % parts == part]
-
-
-def _rows(cache: FeatureCache) -> int:
-    return sum(entry.images for entry in cache.entries())

@@ -45,10 +45,12 @@ def sweep(
         train: see `fine_tune`.
         validation: see `fine_tune`.
         executor: runs the trainings, several at a time: a
-            `ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn"))`, or another
+            `ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn"))`, Dask's
+            `client.get_executor()`, a `finetune_kit.ray.Executor()`, or another
             `concurrent.futures.Executor` whose processes have the same packages and files. The
-            frozen part is computed here first. The results are those without an executor. Defaults
-            to None: one training after another.
+            frozen part is computed here first; on other machines, pass a folder as `features` that
+            all of them reach. The results are those without an executor, bit for bit on equal
+            processors. Defaults to None: one training after another.
         **options: keyword arguments of `fine_tune`, the same for each run. In `run_dir` each run
             has a folder of its own, named by its number from 1.
 
@@ -102,7 +104,7 @@ def sweep(
         else:
             if isinstance(shared, FeatureCache) and options.get("augmentation") is None:
                 _compute_features(backbone, head, specs, train, validation, shared, options)
-            runs = run_all(executor, calls)
+            runs = run_all(executor, calls, run_dir)
     return tuple(run for _, run in sorted(zip(order, runs, strict=True), key=lambda pair: pair[0]))
 
 
