@@ -46,7 +46,7 @@ DEVICES = "docs/howto/devices.md"
 # These have tests of their own.
 ELSEWHERE = {
     DEVICES,
-    *(f"docs/howto/{name}.md" for name in ("hub", "log_your_runs", "buckets", "ray")),
+    *(f"docs/howto/{name}.md" for name in ("hub", "log_your_runs", "buckets", "ray", "scale")),
 }
 FLAGS = doctest.ELLIPSIS | doctest.DONT_ACCEPT_TRUE_FOR_1  # those of sphinx.ext.doctest
 # A number with its interval, in the output of a report.

@@ -265,14 +265,11 @@ class FeatureSource:
 
 
 def _share_then_all(rows: Rows) -> Iterator[Rows]:
-    """Yield what this process computes; where several train, its share before all rows.
-
-    With a folder that all of them see, the others have then computed the rest.
-    """
+    """Yield what this process computes; where several train, its share before all rows."""
     number, count = share()
     if count > 1:
         yield rows.share(number, count)
-        agree("compute the same features", str(rows.names.tobytes()))
+        agree("compute the same features", str(rows.names.tobytes()))  # then the rest is there too
     yield rows
 
 
