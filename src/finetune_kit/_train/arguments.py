@@ -28,6 +28,7 @@ from finetune_kit._train.callbacks import (
 )
 from finetune_kit._train.objective import Choices, as_choices, class_weights, objective
 from finetune_kit._train.optimizer import Optimizers
+from finetune_kit._train.rates import check_rates
 from finetune_kit._train.setup import Phase, Setup
 from finetune_kit._train.start import check_start, starting_point
 
@@ -51,7 +52,7 @@ def make_setup(
     once = len(phases) == 1 and options["run_dir"] is None
     callbacks = _callbacks(options, choices.names, once=once, validated=validation is not None)
     cache = _check_features(options["features"], backbone, phases)
-    _check_optimizer(options["optimizer"], phases)
+    _check_optimizer(options["optimizer"], phases, callbacks)
     _check_head(backbone, head, train, choices)
     check_calibrate(options["calibrate"], head, validated=validation is not None)
     class_weight = class_weights(options["class_weight"], train.labels, train.class_names)
@@ -115,10 +116,14 @@ def _callbacks(
     return with_best_epoch(callbacks, validated=validated, averaged=averaged)
 
 
-def _check_optimizer(optimizer: Any, phases: Sequence[Phase]) -> None:
+def _check_optimizer(
+    optimizer: Any, phases: Sequence[Phase], callbacks: Sequence[keras.callbacks.Callback]
+) -> None:
     plans = [phase.plan for phase in phases]
     factors = [dict(zip(p.trainable_variables, p.rate_factors, strict=True)) for p in plans]
-    Optimizers(optimizer).check(factors)
+    optimizers = Optimizers(optimizer)
+    check_rates([phase.spec for phase in phases], callbacks, optimizers.config.get("learning_rate"))
+    optimizers.check(factors)
 
 
 def _check_numbers(options: Mapping[str, Any]) -> None:

@@ -27,13 +27,13 @@ from finetune_kit._train.callbacks import (
     epoch_seeds,
     kept_epoch,
     on_whole_model,
-    rate_ratios,
 )
 from finetune_kit._train.checkpoints import Checkpoints, State
 from finetune_kit._train.iterators import released
 from finetune_kit._train.logs import continued_logs, restore_columns
 from finetune_kit._train.objective import Objective, objective
 from finetune_kit._train.progress import Progress, restore_callbacks, restore_variables
+from finetune_kit._train.rates import rate_callbacks
 from finetune_kit._train.setup import Phase, Setup
 
 _log = logging.getLogger("finetune_kit")
@@ -184,12 +184,16 @@ def _fit(
         if isinstance(callback, BestEpoch):
             callback.restore_best_weights = phase.spec.keep == "best"
     first, clock = len(progress.epochs), _Clock(progress.seconds)
-    last = sum(epoch["phase"] < phase.number for epoch in progress.epochs) + phase.spec.epochs
+    before = sum(epoch["phase"] < phase.number for epoch in progress.epochs)
+    last = before + phase.spec.epochs
     if state is not None and state.position["stopped"]:
         last = first  # a callback had ended the phase
     training = _batches(setup, trainee.train.load, goal, trainee.threads, setup.seed, first)
     validation = _batches(setup, trainee.validation.load, goal, trainee.threads)
     frozen = setup.frozen_digests(phase)
+    rates = rate_callbacks(
+        phase.spec, setup.callbacks, progress.optimizers, training.steps, before
+    )
     with continued_logs(setup.callbacks, first), released(trainee.model, training, validation):
         trainee.model.fit(
             training,
@@ -201,7 +205,7 @@ def _fit(
                 epoch_seeds(whole, setup.seed),
                 FiniteLoss(phase.spec.learning_rate),
                 *on_whole_model(setup.callbacks, whole, trainee.model),
-                *rate_ratios(setup.callbacks, progress.optimizers.keep_ratios),
+                *rates,
                 Planned(whole),
                 _Save(run, whole, phase, state, clock),  # after the user's callbacks
             ],

@@ -129,7 +129,7 @@ class Setup:
         drawn = self.augmentation
         weights = {id(v): d for v, d in zip(self.backbone.weights, self.digests, strict=True)}
         return {
-            "specs": [phase.spec.to_dict() for phase in self.phases],
+            "specs": [_identity(phase.spec) for phase in self.phases],
             "backbone": fingerprint(self.backbone, weights),
             "head": fingerprint(self.head),
             "preprocessing": None if layer is None else fingerprint(layer),
@@ -164,6 +164,12 @@ class Setup:
             "started_from": self.origin,
             "kept_epoch": kept_epoch,
         }
+
+
+def _identity(spec: FineTuneSpec) -> dict[str, Any]:
+    """Return a spec as plain values, without those that earlier versions did not have."""
+    newer = ("schedule", "warmup")
+    return {name: value for name, value in spec.to_dict().items() if value or name not in newer}
 
 
 def _moving_paths(plan: FreezePlan) -> set[str]:
