@@ -108,8 +108,7 @@ class Optimizers:
             key = self.began[variable.path], factors.get(variable.path, 1.0)
             groups.setdefault(key, []).append(variable)
         self._groups = {
-            key: self._single(key, group, named=len(groups) > 1)
-            for key, group in groups.items()
+            key: self._single(key, group, named=len(groups) > 1) for key, group in groups.items()
         }
         by_path = {v.path: self._groups[key] for key, group in groups.items() for v in group}
         states = {key: _state(self._groups[key], group) for key, group in groups.items()}

@@ -191,13 +191,12 @@ def _fit(
     training = _batches(setup, trainee.train.load, goal, trainee.threads, setup.seed, first)
     validation = _batches(setup, trainee.validation.load, goal, trainee.threads)
     frozen = setup.frozen_digests(phase)
-    rates = rate_callbacks(
-        phase.spec, setup.callbacks, progress.optimizers, training.steps, before
-    )
+    steps = training.steps
+    rates = rate_callbacks(phase.spec, setup.callbacks, progress.optimizers, steps, before)
     with continued_logs(setup.callbacks, first), released(trainee.model, training, validation):
         trainee.model.fit(
             training,
-            steps_per_epoch=training.steps,
+            steps_per_epoch=steps,
             validation_data=validation if validation.steps else None,
             initial_epoch=first,
             epochs=last,
