@@ -26,8 +26,8 @@ in inference mode; the last epoch is kept. What options it is compared with:
 All but the first five rows have a rate that falls along a cosine. The steps run in one
 `tf.function`, so the script needs TensorFlow. Each result is a JSON file in `--out`; what is there
 already is not repeated. `--table` prints a table: differences of accuracy and log loss on the test
-images in the mean over seeds, on how many sets the log loss is lower, and both after temperature
-scaling on the validation images, which sets apart what only makes a model less confident.
+images in the mean over seeds, and on how many sets an option is better. The log loss is given as it
+is and at the best temperature of each model, which sets apart what only changes its confidence.
 """
 
 from __future__ import annotations
@@ -252,11 +252,9 @@ def mean_of(runs: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
 
 
 def measures(result: Any, name: str) -> np.ndarray:
-    """Return accuracy, log loss, and the log loss after temperature scaling."""
-    (test, after), (truth, known) = (
-        [np.array(x) for x in pair] for pair in (result["scores"][name], result["labels"])
-    )
-    scaled = tempered(test, best_temperature(after, known), softmax=True)
+    """Return accuracy, log loss, and the log loss at the best temperature, on the test images."""
+    test, truth = np.array(result["scores"][name][0]), np.array(result["labels"][0])
+    scaled = tempered(test, best_temperature(test, truth), softmax=True)
     accuracy = (test.argmax(1) == truth).mean()
     return np.array([accuracy, losses(test, truth).mean(), losses(scaled, truth).mean()])
 
@@ -268,7 +266,7 @@ def table(out: Path) -> str:
         results.setdefault(file.stem.rsplit("-", 1)[0], []).append(json.loads(file.read_text()))
     runs = sum(map(len, results.values()))
     lines = [
-        f"{len(results)} sets, {runs} runs of each option. Log loss: as it is / scaled.",
+        f"{len(results)} sets, {runs} runs of each option. Log loss: as it is / at the best temperature.",
         "",
         "| option | compared with | accuracy | higher on | log loss | lower on |",
         "|---|---|---:|---:|---:|---:|",
