@@ -266,7 +266,7 @@ def table(out: Path) -> str:
         results.setdefault(file.stem.rsplit("-", 1)[0], []).append(json.loads(file.read_text()))
     runs = sum(map(len, results.values()))
     lines = [
-        f"{len(results)} sets, {runs} runs of each option. Log loss: as it is / at the best temperature.",
+        f"{len(results)} sets, {runs} runs. Log loss: as it is / at the best temperature.",
         "",
         "| option | compared with | accuracy | higher on | log loss | lower on |",
         "|---|---|---:|---:|---:|---:|",
