@@ -7,9 +7,15 @@ from typing import Any
 
 import keras
 
-from finetune_kit._checks import check_choice, check_count, check_folder, check_kind, image_size
+from finetune_kit._checks import (
+    check_choice,
+    check_count,
+    check_folder,
+    check_kind,
+    image_size,
+)
 from finetune_kit._data.images import ImageSet
-from finetune_kit._features.augmentation import Augmentation, as_augmentation
+from finetune_kit._features.augmentation import checked_augmentation
 from finetune_kit._features.cache import FeatureCache, as_cache
 from finetune_kit._model import preprocessing as pixel_conventions
 from finetune_kit._model.copying import copy
@@ -56,7 +62,9 @@ def make_setup(
     _check_head(backbone, head, train, choices)
     check_calibrate(options["calibrate"], head, validated=validation is not None)
     class_weight = class_weights(options["class_weight"], train.labels, train.class_names)
-    augmentation = _check_augmentation(options["augmentation"], cache)
+    augmentation = checked_augmentation(
+        options["augmentation"], weighted=class_weight is not None, cached=cache is not None
+    )
     # Last, because a random layer that is copied draws its seed.
     layer = _check_preprocessing(start.preprocessing, backbone, cached=cache is not None)
     return Setup(
@@ -238,19 +246,6 @@ def _moved(layer: keras.Layer, backbone: keras.Model) -> list[str]:
     probe = copy(layer)
     probe(keras.Input(backbone.input_shape[1:]))
     return [variable.path for variable in moved_by_layer(probe)]
-
-
-def _check_augmentation(augmentation: Any, cache: FeatureCache | None) -> Augmentation | None:
-    """Return the augmentation, which needs a feature cache."""
-    checked = as_augmentation(augmentation)
-    if checked is not None and cache is None:
-        raise ValueError(
-            "`augmentation` makes copies of the images and keeps their features, which "
-            "features=False switches off; put its layers into `preprocessing`, where each epoch "
-            f"changes the images anew. Received: augmentation={checked.layer.name!r} with "
-            "features=False"
-        )
-    return checked
 
 
 def _check_features(

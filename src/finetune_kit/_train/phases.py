@@ -243,7 +243,7 @@ def _batches(
     """Return the training batches if there is a seed, else the validation batches."""
     count = len(setup.train)
     indices = np.arange(count) if seed is not None else np.arange(count, len(setup.images))
-    return Batches(load, goal.targets, indices, setup.batch_size, seed, threads, epoch)
+    return Batches(load, goal.targets, indices, setup.batch_size, seed, threads, epoch, setup.mixup)
 
 
 def _save(run: _Run, whole: keras.Model, phase: Phase, *, ended: bool) -> None:
