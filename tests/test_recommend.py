@@ -376,7 +376,7 @@ def test_blocks_train_with_smoothed_labels_and_a_rate_that_falls(quick, monkeypa
     monkeypatch.setattr(trials, "fine_tune", noted)
     sets = [pictures((4, 4), seed=i) for i in (0, 1)]
     if several:
-        sets = [ftk.ImageSet(s.source, np.eye(2, dtype=int)[s.labels], "ab") for s in sets]
+        sets = [ftk.ImageSet(s.source, np.eye(2, dtype=int)[s.labels], ("a", "b")) for s in sets]
     ftk.recommend(network(), *sets, **OPTIONS)
     ((spec, loss),) = calls
     assert spec.schedule == "cosine"

@@ -65,7 +65,8 @@ class Augmentation:
         if any(isinstance(layer, mixing) for layer in layers):
             raise ValueError(
                 "`augmentation` must change each image by itself, because copies of single images "
-                f"are kept; MixUp and CutMix mix several. Pass mixup= instead. Received: {self.layer.name!r}"
+                "are kept; MixUp and CutMix mix several. Pass mixup= instead. "
+                f"Received: {self.layer.name!r}"
             )
 
 
