@@ -38,11 +38,14 @@ def keras_rates(rate, steps, warmup=0):
 
 @given(
     st.integers(1, 200),
-    st.sampled_from([None, "cosine"]),
+    st.sampled_from([None, "cosine", "one_cycle"]),
     st.one_of(st.just(0.0), st.floats(0.0, 0.99)),
 )
 def test_the_rate_rises_to_its_full_value_and_then_never_rises(steps, schedule, warmup):
-    spec = ftk.FineTuneSpec(schedule=schedule, warmup=warmup)
+    if schedule == "one_cycle":
+        spec, warmup = ftk.FineTuneSpec(schedule=schedule), 0.25
+    else:
+        spec = ftk.FineTuneSpec(schedule=schedule, warmup=warmup)
     shares = np.array([share_of_rate(spec, step, steps) for step in range(steps)])
     assert np.all((shares > 0) & (shares <= 1))
     rising = int(np.ceil(warmup * steps))
@@ -72,6 +75,13 @@ def test_a_warm_up_rises_over_its_share_of_the_steps(tune):
     up = [0.1 / 3, 0.2 / 3]
     assert rates[:6] == pytest.approx([*up, 0.1, 0.1, 0.1, 0.1])
     assert rates[6:] == pytest.approx([*up, *keras_rates(0.1, 4)])
+
+
+def test_one_cycle_rises_in_the_first_quarter_and_falls(tune):
+    notes = Rates()
+    tune(ftk.FineTuneSpec(epochs=4, learning_rate=0.1, schedule="one_cycle"), callbacks=[notes])
+    rates = [rate for (rate,) in notes.steps]
+    assert rates == pytest.approx([0.1 / 25, 0.1 * 0.52, *keras_rates(0.1, 6)])
 
 
 def test_the_ratios_of_layer_decay_stay_and_each_phase_has_its_own_schedule(tune):

@@ -265,6 +265,7 @@ def test_a_misspelt_block_is_an_error_with_the_nearest_names(mobilenet):
         ({"schedule": "linear"}, "`schedule` must be one of"),
         ({"warmup": 1}, "`warmup` must be a share of the steps, from 0 to below 1"),
         ({"warmup": -0.1}, "`warmup` must be"),
+        ({"warmup": 0.1, "schedule": "one_cycle"}, "`warmup` must be 0 with schedule='one_cycle'"),
         ({"warmup": "0.1"}, "`warmup` must be"),
     ],
 )

@@ -30,14 +30,14 @@ from finetune_kit._model.graph import (
     rewire,
 )
 from finetune_kit._model.head import check_not_swapped, misfit
-from finetune_kit._model.plan import FreezePlan
+from finetune_kit._model.plan import FreezePlan, check_no_classifier
 from finetune_kit._model.state import check_frozen, is_stochastic, set_trainable, updated_variables
 from finetune_kit._model.surgery import rgb_inputs
 from finetune_kit._text import plural
 
 BATCH_NORM = ("frozen", "train")
 KEEP = ("best", "last")
-SCHEDULES = (None, "cosine")
+SCHEDULES = (None, "cosine", "one_cycle")
 
 
 @hints(
@@ -80,9 +80,12 @@ class FineTuneSpec:
             BEiT: Bao et al., ICLR 2022).
         schedule: how the learning rate changes from step to step: None (default) keeps it constant,
             `"cosine"` lowers it to 0 along half a cosine (Loshchilov and Hutter, ICLR 2017), over
-            the steps of the phase that follow the warm-up.
+            the steps of the phase that follow the warm-up. `"one_cycle"` raises it along a cosine
+            from a 25th in the first quarter of the steps, and then does the same (Smith and Topin,
+            arXiv:1708.07120, in the form of fastai; the momentum stays the same).
         warmup: share of the steps of the phase, from 0 (default) to below 1, in which the learning
-            rate rises linearly to its full value (Goyal et al., arXiv:1706.02677).
+            rate rises linearly to its full value (Goyal et al., arXiv:1706.02677). It must be 0
+            with `"one_cycle"`, which has a warm-up of its own.
         keep: `"best"` (default) ends the phase with the weights of the epoch with the lowest
             validation loss, where there are validation images. That may be an epoch of the phases
             before it, back to the last one with `"last"`, which ends with those of its last epoch.
@@ -118,6 +121,11 @@ class FineTuneSpec:
         if not is_number(self.warmup) or not 0 <= self.warmup < 1:
             raise ValueError(
                 "`warmup` must be a share of the steps, from 0 to below 1. "
+                f"Received: warmup={self.warmup!r}"
+            )
+        if self.warmup and self.schedule == "one_cycle":
+            raise ValueError(
+                "`warmup` must be 0 with schedule='one_cycle', which has a warm-up of its own. "
                 f"Received: warmup={self.warmup!r}"
             )
         values = {
@@ -253,16 +261,6 @@ class FineTuneSpec:
             ),
             rate_factors=(*factors, *(1.0 for _ in top[0])),
             moving_statistics=tuple(paths[id(v)] for _, stats in [*updated, top] for v in stats),
-        )
-
-
-def check_no_classifier(plan: FreezePlan) -> None:
-    """Check that the backbone of a plan has no classifier on top."""
-    if plan.top_params:
-        raise ValueError(
-            f"`backbone` must have no classifier, because `head` replaces it; build "
-            f"{plan.backbone!r} with include_top=False. Received: a model with "
-            f"{plural(plan.top_params, 'parameter')} behind its last block"
         )
 
 

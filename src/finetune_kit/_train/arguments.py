@@ -22,7 +22,8 @@ from finetune_kit._model.copying import copy
 from finetune_kit._model.digest import variable_digest
 from finetune_kit._model.flattening import plain
 from finetune_kit._model.head import check_not_swapped, misfit
-from finetune_kit._model.spec import FineTuneSpec, check_no_classifier, check_prefix_in_fit
+from finetune_kit._model.plan import check_no_classifier
+from finetune_kit._model.spec import FineTuneSpec, check_prefix_in_fit
 from finetune_kit._model.state import is_stochastic, moved_by_layer
 from finetune_kit._text import listed, plural
 from finetune_kit._train.calibration import check_calibrate

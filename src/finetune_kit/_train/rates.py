@@ -15,12 +15,16 @@ import keras
 from finetune_kit._model.spec import FineTuneSpec
 from finetune_kit._train.optimizer import Optimizers
 
+_RISE, _FIRST = 0.25, 1 / 25  # of a one-cycle schedule: share of the steps, and of the rate
 _CHANGING = (keras.callbacks.LearningRateScheduler, keras.callbacks.ReduceLROnPlateau)
 
 
 def share_of_rate(spec: FineTuneSpec, step: int, steps: int) -> float:
     """Return the factor on the learning rate in a step, from 0, of so many steps of a phase."""
-    warmup = spec.warmup * steps
+    cycle = spec.schedule == "one_cycle"
+    warmup = (_RISE if cycle else spec.warmup) * steps
+    if step < warmup and cycle:
+        return _FIRST + (1 - _FIRST) * (0.5 - 0.5 * math.cos(math.pi * step / warmup))
     if step < warmup:
         return (step + 1) / (math.ceil(warmup) + 1)
     if spec.schedule is None:
