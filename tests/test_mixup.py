@@ -81,7 +81,7 @@ def test_copies_of_images_are_mixed_too(tune):
     ("options", "says"),
     [
         ({"class_weight": "balanced"}, "`class_weight` must be left out where images are mixed"),
-        ({"features": False}, r"features=False switches off.*augmentation=mixup=0\.4"),
+        ({"features": False}, r"mixes kept features, which .*Received: mixup=0\.4 with"),
     ],
 )
 def test_what_cannot_be_mixed_is_rejected(tune, rejected, options, says):

@@ -82,12 +82,16 @@ def checked_augmentation(augmentation: Any, *, weighted: bool, cached: bool) -> 
         return None
     given = isinstance(augmentation, Augmentation)
     checked: Augmentation = augmentation if given else Augmentation(augmentation)
-    if not cached:
-        name = f"mixup={checked.mixup}" if checked.layer is None else repr(checked.layer.name)
+    if not cached and checked.layer is None:
         raise ValueError(
-            "`augmentation` changes features, or makes copies of the images and keeps their "
-            "features, which features=False switches off; put its layers into `preprocessing`, "
-            f"where each epoch changes the images anew. Received: augmentation={name} with "
+            "`augmentation` mixes kept features, which features=False switches off; leave out one "
+            f"of the two. Received: mixup={checked.mixup} with features=False"
+        )
+    if not cached:
+        raise ValueError(
+            "`augmentation` makes copies of the images and keeps their features, which "
+            "features=False switches off; put its layers into `preprocessing`, where each epoch "
+            f"changes the images anew. Received: augmentation={checked.layer.name!r} with "
             "features=False"
         )
     if checked.mixup and weighted:
