@@ -87,7 +87,7 @@ def checked_augmentation(augmentation: Any, *, weighted: bool, cached: bool) -> 
             "`augmentation` mixes kept features, which features=False switches off; leave out one "
             f"of the two. Received: mixup={checked.mixup} with features=False"
         )
-    if not cached:
+    if not cached and checked.layer is not None:
         raise ValueError(
             "`augmentation` makes copies of the images and keeps their features, which "
             "features=False switches off; put its layers into `preprocessing`, where each epoch "
