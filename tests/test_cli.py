@@ -451,6 +451,7 @@ CASES = [
     (TRAIN + " --config {bad}/other.json", "that finetune-kit wrote"),
     (TRAIN + " --bloks 2", "No such option"),
     ("train {photos} --out {bad}/full", "holds other files"),
+    (TRAIN + " --new-head", "--new-head must be given with a trained model alone"),
     ("train {photos} --out {bad}/text.txt/x", "text.txt' is a file"),
     ("train {photos} --out {bad}/text.txt", "--out must be a folder"),
     (TRAIN + " --test {photos}", "of whose 40 images 40 are in them too"),

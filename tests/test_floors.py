@@ -19,7 +19,7 @@ MODULES = {
     info.name.removeprefix("finetune_kit."): Path(importlib.util.find_spec(info.name).origin)
     for info in pkgutil.walk_packages(ftk.__path__, "finetune_kit.")
 }
-GROUND = {"_checks", "_files", "_hints", "_html", "_quiet", "_text"}
+GROUND = {"_checks", "_files", "_hints", "_html", "_processes", "_quiet", "_text"}
 # Each package may import the ground floor, itself, and the packages named here.
 BELOW = {
     "_data": set(),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 
 import keras
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import minimize
+from scipy.stats import multivariate_normal
 from sklearn.linear_model import LogisticRegression
 
 import finetune_kit as ftk
@@ -16,6 +19,7 @@ from finetune_kit._train import trials
 from finetune_kit._train.calibration import best_temperature, losses, tempered
 from finetune_kit._train.evidence import paired
 from finetune_kit._train.probe import _STRENGTHS, fitted, validated
+from finetune_kit._train.ranking import logme
 from finetune_kit._train.recommendation import Probed, choose, recommendation
 from finetune_kit._train.trials import Trial, candidates
 
@@ -438,3 +442,73 @@ def test_the_temperature_undoes_a_scale_of_the_logits(scale, softmax, seed):
     assert best_temperature(wrong, labels) == pytest.approx(scale, rel=0.15)
     right = tempered(wrong, scale, softmax=softmax)
     np.testing.assert_allclose(right, p, atol=1e-2)  # tiny ones are cut off
+
+
+def bright_only(name: str, channels: int) -> keras.Model:
+    """A backbone with random weights that does not see where a picture is bright."""
+    keras.utils.set_random_seed(2)
+    inputs = keras.Input((16, 16, 3))
+    x = keras.layers.Conv2D(channels, 1, name=f"{name}_conv")(inputs)
+    x = keras.layers.ReLU(name=f"{name}_relu")(x)
+    return keras.Model(inputs, x, name=name)
+
+
+def blind(name: str) -> keras.Model:
+    """A backbone whose outputs are all the same."""
+    inputs = keras.Input((16, 16, 3))
+    zeros = keras.initializers.Zeros()
+    x = keras.layers.Conv2D(4, 3, name=f"{name}_conv", kernel_initializer=zeros)(inputs)
+    return keras.Model(inputs, x, name=name)
+
+
+@pytest.mark.usefixtures("quick")
+def test_one_of_several_backbones_is_recommended(images, tmp_path, capsys):
+    several = [blind("blind"), bright_only("wide", 12), bright_only("narrow", 6), network()]
+    options = {**OPTIONS, "verbose": 2, "features": tmp_path}
+    found = ftk.recommend(several, images, **options)
+    assert found.backbone in several[1:]  # the very object
+    assert [row.recipe.split(",")[0] for row in found.backbones] == ["narrow", "wide", "net"]
+    [row] = [row for row in found.backbones if row.recommended]
+    assert row.recipe == f"{found.backbone.name}, {found.backbone.count_params():,} parameters"
+    assert row.images == len(images)
+    assert [row.loss] == [e.loss for e in found.evidence if e.recipe == "the head alone"]
+    printed = capsys.readouterr().out
+    scores = dict(re.findall(r"(\w+): LogME (-?[\d.]+)", printed))
+    assert min(scores, key=lambda name: float(scores[name])) == "blind"
+    assert "backbone" in str(found).splitlines()[0]
+    assert "Backbones" in found._repr_html_()
+    tuned = ftk.fine_tune(found.backbone, found.head, found.specs, images, **found.keywords)
+    assert tuned.plan.backbone == found.backbone.name
+    alone = ftk.recommend(found.backbone, images, **options)
+    assert alone.backbones == ()
+    assert [e.loss for e in alone.evidence] == [e.loss for e in found.evidence]
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("several", [[], ["net"], [network(), network()]])
+def test_several_backbones_need_different_names(several, images):
+    with pytest.raises(ValueError, match="a list of keras\\.Model with different"):
+        ftk.recommend(several, images, **OPTIONS)
+
+
+@pytest.mark.once
+@given(seed=st.integers(0, 999), n=st.integers(4, 40), d=st.integers(1, 60))
+@settings(max_examples=30, deadline=None)
+def test_logme_is_the_highest_evidence(seed, n, d):
+    """Compared with the density of a normal distribution, at the best of many precisions."""
+    random = np.random.default_rng(seed)
+    features, labels = random.normal(size=(n, d)), random.permutation(np.arange(n) % 2)
+
+    def evidence(precisions, y):
+        alpha, beta = np.exp(precisions)
+        covariance = np.eye(n) / beta + features @ features.T / alpha
+        return -multivariate_normal(np.zeros(n), covariance).logpdf(y) / n
+
+    best = [
+        -min(
+            minimize(evidence, start, (y,), "Nelder-Mead", bounds=[(-12, 12)] * 2).fun
+            for start in ([0, 0], [4, 2], [-4, 2])
+        )
+        for y in np.eye(2)[labels].T
+    ]
+    assert np.isclose(logme(features, labels, 2), np.mean(best), rtol=1e-2, atol=1e-2)

@@ -8,11 +8,13 @@ import json
 import logging
 import os
 import queue
+import re
 import subprocess
 import sys
 import threading
 import time
 import weakref
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -112,11 +114,25 @@ def test_the_settings_are_plain_values_that_say_how_the_model_was_trained(tune):
 
 
 @pytest.mark.parametrize("empty", [False, True], ids=["None", "an empty set"])
-def test_validation_images_are_optional(tune, sets, empty):
+def test_validation_images_are_optional(tune, sets, empty, caplog):
     tuned = tune(validation=sets.validation.take([]) if empty else None)
+    assert ("`validation` holds no image" in caplog.text) == empty
     assert set(tuned.history) == {"loss", "accuracy", "epoch", "phase"}
     assert tuned.validation is None
     assert f"kept: loss {tuned.history['loss'][-1]:.3f}" in repr(tuned)
+
+
+def test_groups_in_both_sets_are_named(tune, sets, caplog):
+    def grouped(images, first):
+        groups = [f"patient {first + i}" for i in range(len(images))]
+        return replace(images, groups=np.array(groups))
+
+    train, validation = grouped(sets.train, 0), grouped(sets.validation, len(sets.train))
+    tune(train=train, validation=validation)
+    assert "share" not in caplog.text
+    tune(train=train, validation=grouped(sets.validation, len(sets.train) - 1))
+    expected = rf"`train` and `validation` share 1 group \(patient {len(sets.train) - 1}\)"
+    assert re.search(expected, caplog.text)
 
 
 @pytest.mark.parametrize("threads", [0, 2])

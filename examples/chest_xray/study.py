@@ -128,15 +128,17 @@ def fit_with_keras(
     """Train the whole network with `keras.Model.fit`; return the model and its history."""
     keras.utils.set_random_seed(seed)
     (spec,) = setting.specs(args.epochs)
+    backbone = load_backbone(args.weights, args.image_size)
+    layer = recipe(setting.pixels).preprocessing
     model = spec.build(
-        load_backbone(args.weights, args.image_size),
+        backbone,
         setting.head(training.class_names),
-        preprocessing=recipe(setting.pixels).preprocessing,
+        preprocessing=ftk.preprocessing(backbone) if layer == "auto" else layer,
     )
     model.compile(
-        keras.optimizers.Adam(setting.learning_rate),
-        "sparse_categorical_crossentropy",
-        ["accuracy"],
+        optimizer=keras.optimizers.Adam(setting.learning_rate),
+        loss="sparse_categorical_crossentropy",
+        metrics=["accuracy"],
     )
     size = (args.image_size, args.image_size)
     history = model.fit(

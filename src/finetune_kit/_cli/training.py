@@ -199,6 +199,11 @@ def _show_parts(parts: Parts, *, silent: bool) -> None:
 
 def _head(job: Job, backbone: Any, train: ftk.ImageSet) -> Any:
     """Return a new head, or None to keep that of a trained model."""
+    if job.new_head and not isinstance(backbone, Path):
+        raise ValueError(
+            "--new-head must be given with a trained model alone: other backbones get a new head "
+            f"anyway. Received: --new-head with --backbone {job.backbone}"
+        )
     if isinstance(backbone, Path) and not job.new_head:
         from finetune_kit._model.archive import read_facts
 

@@ -18,6 +18,8 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune_kit._processes import share
+
 WORKERS = min(8, os.cpu_count() or 1)
 
 # From indices and the number of an epoch to what the model takes.
@@ -54,6 +56,8 @@ class Batches(keras.utils.PyDataset):
         self._load, self._targets, self._indices = load, targets, indices
         self._batch_size, self._seed, self._first = batch_size, seed, epoch
         self._mixup = mixup
+        # Of each batch, where several processes train. Threads do not see the distribution.
+        self._share, self._shares = share()
         self.steps = math.ceil(len(indices) / batch_size)
         # Pillow releases Python's lock while it decodes, so threads are enough.
         self._pool = ThreadPoolExecutor(threads) if threads else None
@@ -95,7 +99,8 @@ class Batches(keras.utils.PyDataset):
     def _chosen(self, item: int) -> tuple[NDArray[np.int64], int]:
         epoch, item = divmod(item, self.steps)
         epoch += self._first
-        return self._order(epoch)[item * self._batch_size : (item + 1) * self._batch_size], epoch
+        batch = self._order(epoch)[item * self._batch_size : (item + 1) * self._batch_size]
+        return np.array_split(batch, self._shares)[self._share], epoch
 
     def _shuffled(self, epoch: int) -> NDArray[np.int64]:
         if self._seed is None:
@@ -105,11 +110,11 @@ class Batches(keras.utils.PyDataset):
 
 def mixed(batch: tuple[Any, Any], alpha: float, rng: np.random.Generator) -> tuple[Any, Any]:
     """Mix each image of a batch, and its labels, with another one, by a share of Beta(alpha)."""
-    share = np.float32(rng.beta(alpha, alpha))
+    part = np.float32(rng.beta(alpha, alpha))
     partners = rng.permutation(len(batch[1]))
 
     def mix(values: NDArray[Any]) -> NDArray[Any]:
-        return share * values + (1 - share) * values[partners]
+        return part * values + (1 - part) * values[partners]
 
     inputs, targets = batch
     return keras.tree.map_structure(mix, inputs), mix(targets)

@@ -145,7 +145,7 @@ def _warn_of_large_share(pairs: Sequence[Pair], count: int) -> None:
         warnings.warn(
             f"{len(near):,} of {count:,} images are near duplicates. If they are different "
             "pictures, they are too simple or too similar for this search: look at the pairs, and "
-            "raise `threshold`",
+            "raise `threshold` of find_duplicates",
             stacklevel=3,  # the line that calls `find_duplicates`
         )
 

@@ -16,6 +16,7 @@ from finetune_kit._checks import check_choice, check_folder
 from finetune_kit._features.engine import BACKENDS, check_backend
 from finetune_kit._features.store import count_rows, entry_folders
 from finetune_kit._files import make_folder
+from finetune_kit._processes import is_first
 
 DTYPES = ("float32", "float16")
 
@@ -154,7 +155,8 @@ def opened(
     elif run_dir is not None:
         folder = make_folder("run_dir", Path(run_dir) / "features")
         yield folder
-        shutil.rmtree(folder)
+        if is_first():
+            shutil.rmtree(folder)
     else:
         with tempfile.TemporaryDirectory(prefix="finetune-kit-") as temporary:
             yield Path(temporary)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
 import numpy as np
+
+from finetune_kit._model.copying import copy
+from finetune_kit._processes import alone, share
 
 # Each is also the name of its package, and of the extra that installs it.
 BACKENDS = ("openvino", "tensorflow", "jax", "torch")
@@ -49,6 +54,14 @@ def _version(backend: str) -> list[str]:
     """Return the versions of the packages that provide a backend, such as tensorflow-cpu."""
     packages = importlib.metadata.packages_distributions().get(backend, [])
     return sorted(f"{name} {importlib.metadata.version(name)}" for name in set(packages))
+
+
+@contextmanager
+def in_this_process(model: keras.Model) -> Iterator[keras.Model]:
+    """Provide a model that this process computes alone: a copy, where several train together."""
+    several = share()[1] > 1
+    with alone():
+        yield copy(model) if several else model
 
 
 def padded(batch: Any, batch_size: int) -> Any:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from finetune_kit._data.batches import WORKERS, ahead
 from finetune_kit._features import store
-from finetune_kit._features.engine import is_other, outputs_of
+from finetune_kit._features.engine import in_this_process, is_other, outputs_of
 from finetune_kit._features.remote import outputs_elsewhere
 from finetune_kit._features.rows import Rows
 from finetune_kit._files import write_whole
@@ -233,8 +233,10 @@ def _computed(
     """Yield the outputs for each batch of inputs, from the backend that computes them."""
     if model is None:
         yield from loaded
-    elif backend is not None and is_other(backend):
-        yield from outputs_elsewhere(backend, model, loaded, batch_size, verbose)
-    else:
-        for given in loaded:
-            yield outputs_of(model, given, batch_size)
+        return
+    with in_this_process(model) as local:
+        if backend is not None and is_other(backend):
+            yield from outputs_elsewhere(backend, local, loaded, batch_size, verbose)
+        else:
+            for given in loaded:
+                yield outputs_of(local, given, batch_size)

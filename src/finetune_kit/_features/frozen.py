@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from finetune_kit._model.digest import fingerprint
 from finetune_kit._model.graph import layers_within
 from finetune_kit._model.plan import FreezePlan
 from finetune_kit._model.surgery import cut_after, extend_prefix
+from finetune_kit._processes import agree, share
 from finetune_kit._text import plural
 
 
@@ -169,14 +170,15 @@ class FeatureSource:
         """Return the model behind the prefix, and the features that it takes."""
         names = prefix_names(plan)
         prefix, suffix = _split(whole, names, plan)
-        entry = self._entry(cache, prefix, names, rows)
-        if count := len(entry.missing):
-            nearest = self._nearest(cache, whole, plan, entry.missing, inputs)
-            model, start = nearest or (prefix, inputs)
-            noun = "augmented image" if isinstance(inputs, Views) else "image"
-            if model is not None:
-                self._say("Computing the frozen part", plural(count, noun))
-            entry.fill(model, start, self.batch_size, self.verbose, self.backend)
+        for part in _share_then_all(rows):
+            entry = self._entry(cache, prefix, names, part)
+            if count := len(entry.missing):
+                nearest = self._nearest(cache, whole, plan, entry.missing, inputs)
+                model, start = nearest or (prefix, inputs)
+                noun = "augmented image" if isinstance(inputs, Views) else "image"
+                if model is not None:
+                    self._say("Computing the frozen part", plural(count, noun))
+                entry.fill(model, start, self.batch_size, self.verbose, self.backend)
         return suffix, Features(entry, prefix, inputs, self.batch_size, self.backend)
 
     def outputs(self, model: keras.Model) -> Features:
@@ -232,6 +234,18 @@ class FeatureSource:
         }
         about = {"model": model, "layers": sorted(names), "shapes": shapes, "dtype": dtype}
         return Entry(entry_folder(cache, key), {"format": FORMAT, **about}, rows)
+
+
+def _share_then_all(rows: Rows) -> Iterator[Rows]:
+    """Yield what this process computes; where several train, its share before all rows.
+
+    With a folder that all of them see, the others have then computed the rest.
+    """
+    number, count = share()
+    if count > 1:
+        yield rows.share(number, count)
+        agree("compute the same features", str(rows.names.tobytes()))
+    yield rows
 
 
 def _revision(prefix: keras.Model | None) -> dict[str, int]:

@@ -54,6 +54,11 @@ class Rows:
         numbers[numbers == len(self.names)] = 0
         return np.where(self.names[numbers] == names, numbers, -1)
 
+    def share(self, number: int, count: int) -> Rows:
+        """Return the part of the names that one of several processes computes."""
+        last = self.names.view(np.uint8).reshape(-1, NAME.itemsize)[:, -1]
+        return self.only(last % count == number)
+
     def only(self, chosen: NDArray[np.bool_]) -> Rows:
         """Return the chosen names, each at the first position where it is read."""
         wanted = np.flatnonzero(chosen[self.numbers])

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune_kit._data.batches import ahead
+from finetune_kit._features.engine import in_this_process
 
 
 def scores_of(
@@ -37,13 +38,14 @@ def scores_of(
     batches = [np.arange(start, min(start + size, count)) for start in range(0, count, size)]
     scores = np.empty((count, network.output_shape[1]))
     bar = keras.utils.Progbar(count, verbose=1 if verbose == "auto" else verbose, unit_name="image")
-    for indices, pixels in zip(batches, ahead(load, batches), strict=True):
-        padded = np.zeros((size, *pixels.shape[1:]), np.uint8)
-        padded[: len(pixels)] = pixels
-        outputs = np.asarray(network.predict_on_batch(padded))
-        if flip:
-            mirrored = np.asarray(network.predict_on_batch(padded[:, :, ::-1].copy()))
-            outputs = (outputs + mirrored) / 2
-        scores[indices] = outputs[: len(indices)]
-        bar.update(int(indices[-1]) + 1)
+    with in_this_process(network) as local:
+        for indices, pixels in zip(batches, ahead(load, batches), strict=True):
+            padded = np.zeros((size, *pixels.shape[1:]), np.uint8)
+            padded[: len(pixels)] = pixels
+            outputs = np.asarray(local.predict_on_batch(padded))
+            if flip:
+                mirrored = np.asarray(local.predict_on_batch(padded[:, :, ::-1].copy()))
+                outputs = (outputs + mirrored) / 2
+            scores[indices] = outputs[: len(indices)]
+            bar.update(int(indices[-1]) + 1)
     return scores

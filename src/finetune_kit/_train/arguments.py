@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from finetune_kit._model.head import check_not_swapped, misfit
 from finetune_kit._model.plan import check_no_classifier
 from finetune_kit._model.spec import FineTuneSpec, check_prefix_in_fit
 from finetune_kit._model.state import is_stochastic, moved_by_layer
+from finetune_kit._processes import is_first
 from finetune_kit._text import listed, plural
 from finetune_kit._train.calibration import check_calibrate
 from finetune_kit._train.callbacks import (
@@ -38,6 +40,8 @@ from finetune_kit._train.optimizer import Optimizers
 from finetune_kit._train.rates import check_rates
 from finetune_kit._train.setup import Phase, Setup
 from finetune_kit._train.start import check_start, starting_point
+
+_log = logging.getLogger("finetune_kit")
 
 
 def make_setup(
@@ -85,7 +89,7 @@ def make_setup(
         cache=cache,
         calibrate=options["calibrate"],
         seed=options["seed"],
-        verbose=options["verbose"],
+        verbose=options["verbose"] if is_first() else 0,
         digests=tuple(map(variable_digest, backbone.weights)),
         origin=start.origin,
         seen_before=start.seen_before,
@@ -189,6 +193,7 @@ def _check_images(train: Any, validation: Any) -> ImageSet | None:
             f"{list(train.class_names)}"
         )
     _check_disjoint(train, validation)
+    _warn_of_validation(train, validation)
     return validation if len(validation) else None
 
 
@@ -202,6 +207,20 @@ def _check_disjoint(train: ImageSet, validation: ImageSet) -> None:
             "`validation` must not hold images of `train`, or its metrics are too good; "
             f"ImageSet.split makes disjoint sets. Received {plural(len(both), 'image')} that "
             f"{'is' if len(both) == 1 else 'are'} in both: {listed(both)}"
+        )
+
+
+def _warn_of_validation(train: ImageSet, validation: ImageSet) -> None:
+    """Warn of a validation set that is empty, or that shares groups with the training set."""
+    if not len(validation):
+        _log.warning("`validation` holds no image, so nothing is validated")
+    if train.groups is None or validation.groups is None:
+        return
+    both = sorted({*train.groups.tolist()} & {*validation.groups.tolist()})
+    if both:
+        _log.warning(
+            f"`train` and `validation` share {plural(len(both), 'group')} ({listed(both)}), so the "
+            "metrics may be too good; ImageSet.split keeps a group in one set"
         )
 
 

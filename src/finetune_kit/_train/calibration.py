@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_softmax, logit
 
-from finetune_kit._features.engine import outputs_of
+from finetune_kit._features.engine import in_this_process, outputs_of
 from finetune_kit._features.frozen import FeatureSource
 from finetune_kit._model.plan import FreezePlan
 from finetune_kit._train.setup import Setup
@@ -115,8 +115,9 @@ def validation_scores(
     trainee = source.trainee(whole, plan)
     size = min(source.batch_size, len(indices))
     found: list[Any] = []
-    for start in range(0, len(indices), size):
-        batch = indices[start : start + size]
-        outputs = outputs_of(trainee.model, trainee.validation.load(batch, 0), size)
-        found.append(np.asarray(outputs, np.float64)[: len(batch)])
+    with in_this_process(trainee.model) as model:
+        for start in range(0, len(indices), size):
+            batch = indices[start : start + size]
+            outputs = outputs_of(model, trainee.validation.load(batch, 0), size)
+            found.append(np.asarray(outputs, np.float64)[: len(batch)])
     return np.concatenate(found)

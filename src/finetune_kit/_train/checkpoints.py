@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune_kit._files import make_folder, write_whole
+from finetune_kit._processes import is_first
 
 FORMAT = "finetune-kit run 2"
 _KEPT = 2  # the newest, and the one before in case it is damaged
@@ -34,10 +35,13 @@ class State:
 
 
 class Checkpoints:
-    """The checkpoints of one run in a folder."""
+    """The checkpoints of one run in a folder. Of several processes, the first one writes them."""
 
     def __init__(self, run_dir: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
-        self._folder = make_folder("run_dir", run_dir)
+        self._folder, self._count = Path(run_dir).expanduser(), 0
+        if not is_first():
+            return
+        make_folder("run_dir", run_dir)
         for draft in self._folder.glob("*.part"):  # of a process that was killed while writing
             draft.unlink(missing_ok=True)
         content = json.loads(json.dumps({"format": FORMAT, **settings}))
@@ -46,7 +50,6 @@ class Checkpoints:
             _check_same(self._folder, _read(about), content)
         else:  # a run may have begun here, but left no checkpoint
             write_whole(about, json.dumps(content, indent=2) + "\n")
-        self._count = 0
 
     def latest(self) -> State | None:
         """Return the newest undamaged state, or None."""
@@ -57,11 +60,13 @@ class Checkpoints:
                 with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
                     found = {name: arrays[name] for name in arrays.files}
                 return State(json.loads(found.pop("position").tobytes()), found)
-            path.unlink()
+            path.unlink(missing_ok=True)
         return None
 
     def write(self, state: State) -> None:
         """Write a state, and delete all but the last two."""
+        if not is_first():
+            return
         position = np.frombuffer(json.dumps(state.position).encode(), np.uint8)
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, position=position, **state.arrays)

@@ -77,10 +77,10 @@ def evidence_of(
     return tuple(rows)
 
 
-def table(evidence: Sequence[Evidence], against: str) -> str:
+def table(evidence: Sequence[Evidence], against: str, first: str = "recipe") -> str:
     """Return evidence as text; `against` says what the losses are compared with."""
     rows = [(f"{'* ' if e.recommended else '  '}{e.recipe}", *_cells(e)) for e in evidence]
-    first, *others = _headings(against)
+    others = _headings(against)[1:]
     return "\n".join(filter(None, [aligned([(f"  {first}", *others), *rows]), _note(evidence)]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import time
@@ -13,8 +14,10 @@ import keras
 from finetune_kit._data.images import ImageSet
 from finetune_kit._features.augmentation import Augmentation
 from finetune_kit._features.cache import FeatureCache, opened
+from finetune_kit._features.engine import in_this_process
 from finetune_kit._hints import hints
 from finetune_kit._model.spec import FineTuneSpec
+from finetune_kit._processes import agree, check_distribution, share
 from finetune_kit._quiet import quiet
 from finetune_kit._train import phases
 from finetune_kit._train.arguments import make_setup
@@ -159,8 +162,9 @@ def fine_tune(
         "verbose": verbose,
     }
     setup = make_setup(backbone, head, spec, train, validation, options)
+    check_distribution(batch_size, len(train), 0 if validation is None else len(validation))
     progress = Progress(Optimizers(optimizer))
-    checkpoints = None if run_dir is None else Checkpoints(run_dir, setup.identity())
+    checkpoints = _checkpoints(setup, run_dir)
     with opened(setup.cache, run_dir) as folder:
         keras.utils.set_random_seed(seed)
         setup = setup.copied()
@@ -171,7 +175,17 @@ def fine_tune(
         except KeyboardInterrupt:
             raise KeyboardInterrupt(_interrupted(progress, run_dir)) from None
         temperature = calibrated(setup, source, whole)
-    return _tuned(setup, progress, whole, temperature)
+        agree("train the same model", json.dumps(progress.epochs))  # before features are removed
+    with in_this_process(whole) as trained:
+        return _tuned(setup, progress, trained, temperature)
+
+
+def _checkpoints(setup: Setup, run_dir: str | os.PathLike[str] | None) -> Checkpoints | None:
+    """Return the checkpoints of the run, after all processes have called with its settings."""
+    settings = {} if run_dir is None and share()[1] == 1 else setup.identity()
+    checkpoints = None if run_dir is None else Checkpoints(run_dir, settings)
+    agree("call `fine_tune` with the same arguments", json.dumps(settings, default=str))
+    return checkpoints
 
 
 def _interrupted(progress: Progress, run_dir: Any) -> str:

@@ -6,6 +6,7 @@ each epoch the state of the run can be saved, so that an interrupted run resumes
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections import Counter
@@ -19,6 +20,7 @@ import numpy as np
 from finetune_kit._data.batches import Batches
 from finetune_kit._features.frozen import FeatureSource, Trainee
 from finetune_kit._model.digest import variable_digest
+from finetune_kit._processes import agree, shared_batches
 from finetune_kit._text import listed, plural
 from finetune_kit._train.callbacks import (
     BestEpoch,
@@ -55,6 +57,7 @@ def train(
     """Train all phases, or those that are left, and return the whole model."""
     run = _Run(setup, source, progress, checkpoints)
     state = checkpoints.latest() if checkpoints else None
+    agree("see the same `run_dir`", json.dumps(state and state.position["epochs"]))
     current, ended = 1, False
     if state is not None:
         progress.epochs.extend(state.position["epochs"])
@@ -184,19 +187,20 @@ def _fit(
         if isinstance(callback, BestEpoch):
             callback.restore_best_weights = phase.spec.keep == "best"
     first, clock = len(progress.epochs), _Clock(progress.seconds)
-    before = sum(epoch["phase"] < phase.number for epoch in progress.epochs)
-    last = before + phase.spec.epochs
+    last = _epochs_before(run, phase) + phase.spec.epochs
     if state is not None and state.position["stopped"]:
         last = first  # a callback had ended the phase
     training = _batches(setup, trainee.train.load, goal, trainee.threads, setup.seed, first)
     validation = _batches(setup, trainee.validation.load, goal, trainee.threads)
     frozen = setup.frozen_digests(phase)
-    steps = training.steps
-    rates = rate_callbacks(phase.spec, setup.callbacks, progress.optimizers, steps, before)
-    with continued_logs(setup.callbacks, first), released(trainee.model, training, validation):
+    with (
+        continued_logs(setup.callbacks, first),
+        released(trainee.model, training, validation),
+        shared_batches(),
+    ):
         trainee.model.fit(
             training,
-            steps_per_epoch=steps,
+            steps_per_epoch=training.steps,
             validation_data=validation if validation.steps else None,
             initial_epoch=first,
             epochs=last,
@@ -204,7 +208,7 @@ def _fit(
                 epoch_seeds(whole, setup.seed),
                 FiniteLoss(phase.spec.learning_rate),
                 *on_whole_model(setup.callbacks, whole, trainee.model),
-                *rates,
+                *_rates(run, phase, training.steps),
                 Planned(whole),
                 _Save(run, whole, phase, state, clock),  # after the user's callbacks
             ],
@@ -217,6 +221,16 @@ def _fit(
         print(f"The weights of epoch {progress.kept_epoch} were restored", flush=True)
     _check_frozen(setup.backbone, frozen)
     clock.count()
+
+
+def _epochs_before(run: _Run, phase: Phase) -> int:
+    return sum(epoch["phase"] < phase.number for epoch in run.progress.epochs)
+
+
+def _rates(run: _Run, phase: Phase, steps: int) -> list[keras.callbacks.Callback]:
+    """Return the callbacks that set the learning rates of a phase."""
+    optimizers, before = run.progress.optimizers, _epochs_before(run, phase)
+    return rate_callbacks(phase.spec, run.setup.callbacks, optimizers, steps, before)
 
 
 class _Clock:

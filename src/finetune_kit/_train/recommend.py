@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import time
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeAlias
 
 import keras
 import numpy as np
@@ -21,21 +21,23 @@ from finetune_kit._model.spec import FineTuneSpec
 from finetune_kit._quiet import quiet
 from finetune_kit._text import plural
 from finetune_kit._train.arguments import checked_backbone, make_setup, unused_options
-from finetune_kit._train.probe import Parts, Validated, fitted, validated
+from finetune_kit._train.probe import Parts, fitted
+from finetune_kit._train.ranking import STILL, Stage, finalists, probed, smallest
 from finetune_kit._train.recommendation import Probed, Recommendation, recommendation
 from finetune_kit._train.setup import Setup
-from finetune_kit._train.trials import Candidate, Task, Trial, candidates, head_for, run
+from finetune_kit._train.trials import Task, Trial, candidates, head_for, run
 from finetune_kit._train.tuned import FineTuned
+
+Backbone: TypeAlias = keras.Model | FineTuned | str | os.PathLike[str]
 
 _BUDGETS = ("fast", "thorough")
 _FOLDS = 5
 _ADVANCING = {"fast": 1, "thorough": 3}  # candidates that are tried on all folds
-_STILL = 1e-6  # a learning rate that leaves a head as it is, up to three digits
 
 
 @quiet()
 def recommend(
-    backbone: keras.Model | FineTuned | str | os.PathLike[str],
+    backbone: Backbone | Sequence[keras.Model],
     train: ImageSet,
     validation: ImageSet | None = None,
     *,
@@ -63,10 +65,15 @@ def recommend(
        error is that of the paired difference. The losses are compared after temperature scaling
        (Guo et al., ICML 2017).
 
+    Of several backbones, LogME (You et al., ICML 2021) chooses three by their features of up to 500
+    images. Step 2 is done for these, and step 3 for the smallest of them whose loss is within one
+    standard error of the lowest.
+
     Keep a test set out of it: no step needs one.
 
     Args:
-        backbone: see `fine_tune`. Of a trained model, the part in front of its head.
+        backbone: see `fine_tune`. Of a trained model, the part in front of its head. A list of
+            models with different names: one of them is recommended, see `Recommendation.backbone`.
         train: the images to train on.
         validation: the images to validate on. Defaults to none: five folds of `train`, or fewer
             where a class has fewer images, validate each recipe on all images. The images of a
@@ -98,40 +105,64 @@ def recommend(
     """
     check_kind("train", train, ImageSet, "see read_image_folder")
     check_choice("budget", budget, _BUDGETS)
-    plain = checked_backbone(backbone, preprocessing)[1]
-    _check_backbone(plain)
-    chosen = candidates(len(conv_blocks(plain)), budget)
-    deepest = max(chosen, key=lambda each: each.blocks)
-    specs = [FineTuneSpec(0, learning_rate=_STILL), deepest.spec]
+    cache = _cache_of(features)
     options = {
         **unused_options(),
         "batch_size": batch_size,
         "preprocessing": preprocessing,
-        "features": _cache_of(features),
+        "features": cache,
         "seed": seed,
         "verbose": verbose,
     }
-    head = head_for(plain.output_shape, train)
-    setup = make_setup(backbone, head, specs, train, validation, options)
-    parts = _parts(train, setup.validation, seed)
-    _warn_if_seen(setup)
-    with opened(setup.cache, None) as folder:
-        started = time.perf_counter()
-        keras.utils.set_random_seed(seed)
-        setup = setup.copied()
-        task = Task(setup, setup.source(folder), parts, folder, preprocessing)
-        values = _features(task)
-        probes = validated(values, setup.images.labels, parts, len(train.class_names))
-        tried = [_probe_trial(task, probes, time.perf_counter() - started)]
-        tried += _tried(task, chosen, probes, budget)
-    classes, count = len(train.class_names), len(train)
-    head = task.head(fitted(values[:count], train.labels, classes, probes.strength))
+    backbones = _several(backbone)
+    setups = [_setup(each, train, validation, options, budget) for each in backbones]
+    images, parts = setups[0].images, _parts(train, setups[0].validation, seed)
+    groups = _groups(train, len(images))
+    _warn_if_seen(setups[0])
+    with opened(cache, None) as folder:
+        left = finalists(setups, folder)
+        stages = [probed(setups[i], parts, folder, preprocessing) for i in left]
+        number, ranking = smallest(stages, groups[np.concatenate([after for _, after in parts])])
+        stage = stages[number]
+        tried = [stage.trial, *_tried(stage, budget)]
+    classes, strength = len(train.class_names), stage.probes.strength
+    fit = fitted(stage.values[: len(train)], train.labels, classes, strength)
     used: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
     used |= {} if preprocessing == "auto" else {"preprocessing": preprocessing}
     used |= {} if features is None else {"features": features}
-    groups = _groups(train, len(setup.images))
-    probed = Probed(values, setup.images.labels, parts, groups, probes.strength, classes)
-    return recommendation(tried, probed, head, used)
+    data = Probed(stage.values, images.labels, parts, groups, strength, classes)
+    found = recommendation(tried, data, stage.task.head(fit), used)
+    return replace(found, backbone=backbones[left[number]], backbones=ranking)
+
+
+def _several(backbone: Any) -> list[Any]:
+    """Return the backbones, which must have different names if there are several."""
+    if not isinstance(backbone, (list, tuple)):
+        return [backbone]
+    names = [getattr(each, "name", each) for each in backbone]
+    models = all(isinstance(each, keras.Model) for each in backbone)
+    if not names or not models or len({*names}) < len(names):
+        raise ValueError(
+            "`backbone` must be one backbone, or a list of keras.Model with different names. "
+            f"Received: {names}"
+        )
+    return list(backbone)
+
+
+def _setup(
+    backbone: Any,
+    train: ImageSet,
+    validation: ImageSet | None,
+    options: Mapping[str, Any],
+    budget: str,
+) -> Setup:
+    """Return the settings of two phases: the head alone, and the deepest candidate."""
+    plain = checked_backbone(backbone, options["preprocessing"])[1]
+    _check_backbone(plain)
+    deepest = max(candidates(len(conv_blocks(plain)), budget), key=lambda each: each.blocks)
+    specs = [FineTuneSpec(0, learning_rate=STILL), deepest.spec]
+    head = head_for(plain.output_shape, train)
+    return make_setup(backbone, head, specs, train, validation, options)
 
 
 def _cache_of(features: Any) -> FeatureCache:
@@ -170,7 +201,9 @@ def _parts(train: ImageSet, validation: ImageSet | None, seed: int) -> Parts:
             f"or pass `validation`. Received: {plural(fewest, noun)} of {name!r}"
         )
     folds = StratifiedFolds(min(_FOLDS, fewest), seed=seed)
-    return list(folds.split(None, train.labels, train.groups))
+    # Names of the classes, because a log message names them.
+    labels = train.labels if train.multi_label else np.array(train.class_names)[train.labels]
+    return list(folds.split(None, labels, train.groups))
 
 
 def _groups(train: ImageSet, count: int) -> NDArray[np.int64]:
@@ -195,30 +228,10 @@ def _warn_if_seen(setup: Setup) -> None:
         )
 
 
-def _features(task: Task) -> NDArray[Any]:
-    """Compute what is frozen in all trials, and return what the head alone takes."""
-    setup = task.setup
-    for phase in sorted(setup.phases, key=lambda phase: phase.plan.prefix_blocks):
-        whole = phase.spec.build(setup.backbone, setup.head, preprocessing=setup.preprocessing)
-        trainee = task.source.trainee(whole, phase.plan)
-    return np.asarray(trainee.validation.load(np.arange(len(setup.images)), 0))
-
-
-def _probe_trial(task: Task, probes: Validated, seconds: float) -> Trial:
-    """Return the trial of the head alone, which needs no further training."""
-    return Trial(
-        name="the head alone",
-        spec=FineTuneSpec(0, learning_rate=_STILL),
-        keywords={},
-        scores=probes.scores,
-        labels=task.labels(task.parts),
-        seconds=seconds,
-    )
-
-
-def _tried(task: Task, chosen: Sequence[Candidate], probes: Validated, budget: str) -> list[Trial]:
+def _tried(stage: Stage, budget: str) -> list[Trial]:
     """Try candidates on the first part, and the best of them on the others."""
-    tried = []
+    task, probes = stage.task, stage.probes
+    chosen, tried = candidates(len(conv_blocks(task.setup.backbone)), budget), []
     for candidate in chosen:
         tried.append(run(task, candidate, probes.probes[:1], task.parts[:1]))
         _announce(tried[-1], task, 1)

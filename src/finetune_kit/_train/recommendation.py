@@ -92,6 +92,8 @@ class Recommendation:
         evidence: an `Evidence` for each recipe that was tried, the simplest first.
         reason: why this recipe, how sure that is, and what it would cost to know more.
         probed: features and labels, for `learning_curve`.
+        backbone: the backbone as it was passed; of several, the one that is recommended.
+        backbones: of several, an `Evidence` for each one that was probed, the smallest first.
     """
 
     head: keras.Layer = field(repr=False)
@@ -100,6 +102,8 @@ class Recommendation:
     evidence: tuple[Evidence, ...] = field(repr=False)
     reason: str
     probed: Probed = field(repr=False)
+    backbone: Any = field(repr=False, default=None)
+    backbones: tuple[Evidence, ...] = field(repr=False, default=())
 
     def learning_curve(self) -> LearningCurve:
         """Return how well the head alone does with a quarter, a half and all of the images.
@@ -122,11 +126,13 @@ class Recommendation:
         )
 
     def __str__(self) -> str:
-        return f"{table(self.evidence, _LOWEST)}\n\n{self.reason}"
+        heads = [table(self.backbones, _LOWEST, "backbone")] if self.backbones else []
+        return "\n\n".join([*heads, table(self.evidence, _LOWEST), self.reason])
 
     def _repr_html_(self) -> str:
         chosen = next(each.recipe for each in self.evidence if each.recommended)
-        return view(f"Recommended: {chosen}", self.evidence, _LOWEST, self.reason)
+        heads = view("Backbones", self.backbones, _LOWEST, "") if self.backbones else ""
+        return heads + view(f"Recommended: {chosen}", self.evidence, _LOWEST, self.reason)
 
 
 def _share_of(groups: NDArray[np.int64], share: float) -> NDArray[np.int64]:
