@@ -48,6 +48,8 @@ specs = st.builds(
     epochs=st.integers(1, 100),
     learning_rate=st.floats(1e-6, 1.0),
     layer_decay=st.sampled_from([1.0, 0.5]),
+    schedule=st.sampled_from([None, "cosine"]),
+    warmup=st.sampled_from([0.0, 0.1]),
     keep=st.sampled_from(["best", "last"]),
 )
 

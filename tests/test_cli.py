@@ -263,6 +263,18 @@ def test_evaluate_gives_what_the_function_gives(trained, photos, tmp_path):
     assert any("training images" in text for text in json.loads(result.stdout)["cautions"])
 
 
+@once
+def test_mirror_images_are_an_option(trained, photos):
+    model = trained / "model.keras"
+    report = json.loads(run("evaluate", model, photos, "--flip", "--json").stdout)
+    assert report["about"]["model"]["flip"] is True
+    found = json.loads(run("predict", model, photos / "red", "--flip", "--json").stdout)
+    expected = ftk.predict(model, photos / "red", flip=True)
+    shown = [each["probabilities"] for each in found["predictions"]]
+    for one, other in zip(shown, expected, strict=True):
+        assert one == pytest.approx(dict(other.probabilities), abs=1e-6)
+
+
 def test_plan_prints_the_plan_without_weights(tmp_path, trained):
     text = run("plan", "MobileNetV2:alpha=0.5", "--blocks", "2").stdout
     backbone = keras.applications.MobileNetV2(

@@ -70,6 +70,19 @@ def test_the_scores_are_those_of_the_model(tuned, images):
     assert report.class_names == images.class_names
 
 
+def test_with_mirror_images_the_scores_are_means(tuned, images):
+    report = ftk.evaluate(tuned, images, flip=True, batch_size=5)
+    pixels = images.load(size=(32, 32))
+    pair = [tuned.model.predict(x, verbose=0) for x in (pixels, pixels[:, :, ::-1])]
+    assert np.abs(pair[0] - pair[1]).max() > 1e-3
+    np.testing.assert_allclose(report.scores, (pair[0] + pair[1]) / 2, atol=1e-6)
+    assert report.about["model"]["flip"] is True
+    assert "flip" not in ftk.evaluate(tuned, images).about["model"]
+    np.testing.assert_allclose(
+        ftk.predict(tuned, images, flip=True).probabilities, report.scores, atol=1e-6
+    )
+
+
 def test_a_single_sigmoid_gives_two_classes(small_backbone, images):
     binary = replace(images, labels=(images.labels > 0).astype(int), class_names=("dark", "other"))
     head = ftk.classification_head(1)
@@ -279,6 +292,7 @@ def test_arguments_are_checked_before_anything_is_computed(tuned, sets, monkeypa
         (tuned, sets[2], {"heat_maps": -1}, "`heat_maps` must be"),
         (tuned, sets[2], {"resamples": 0}, "`resamples` must be"),
         (tuned, sets[2], {"seed": -1}, "`seed` must be"),
+        (tuned, sets[2], {"flip": "left"}, "`flip` must be one of"),
         (tuned, sets[2], {"verbose": "loud"}, "`verbose` must be one of"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -368,13 +368,24 @@ def test_the_temperature_is_that_of_the_trial():
     assert recommended(tried).keywords["calibrate"] == 0.7
 
 
-def test_the_rate_falls_over_all_steps_of_the_training(images):
-    """The trials have fewer images, and so fewer steps, than the training that follows."""
-    keywords = candidates(4, "fast")[0].keywords(42, 8, multi_label=False)
-    schedule = keywords["optimizer"].get_config()["learning_rate"]["config"]
-    assert schedule["decay_steps"] == 6 * trials._EPOCHS
-    assert keywords["loss"].get_config()["label_smoothing"] == 0.1
-    assert "binary" in candidates(4, "fast")[0].keywords(9, 8, multi_label=True)["loss"].name
+@pytest.mark.once
+@pytest.mark.parametrize("several", [False, True])
+def test_blocks_train_with_smoothed_labels_and_a_rate_that_falls(quick, monkeypatch, several):
+    calls = []
+
+    def noted(*args, **options):
+        calls.append((args[2], options["loss"]))
+        return ftk.fine_tune(*args, **options)
+
+    monkeypatch.setattr(trials, "fine_tune", noted)
+    sets = [pictures((4, 4), seed=i) for i in (0, 1)]
+    if several:
+        sets = [ftk.ImageSet(s.source, np.eye(2, dtype=int)[s.labels], ("a", "b")) for s in sets]
+    ftk.recommend(network(), *sets, **OPTIONS)
+    ((spec, loss),) = calls
+    assert spec.schedule == "cosine"
+    assert loss.get_config()["label_smoothing"] == 0.1
+    assert loss.name.startswith("binary" if several else "categorical")
 
 
 # The probe

@@ -262,6 +262,11 @@ def test_a_misspelt_block_is_an_error_with_the_nearest_names(mobilenet):
         ({"layer_decay": 0}, "`layer_decay` must be a number above 0 and up to 1"),
         ({"layer_decay": 1.1}, "`layer_decay` must be"),
         ({"keep": "first"}, "`keep` must be one of"),
+        ({"schedule": "linear"}, "`schedule` must be one of"),
+        ({"warmup": 1}, "`warmup` must be a share of the steps, from 0 to below 1"),
+        ({"warmup": -0.1}, "`warmup` must be"),
+        ({"warmup": 0.1, "schedule": "one_cycle"}, "`warmup` must be 0 with schedule='one_cycle'"),
+        ({"warmup": "0.1"}, "`warmup` must be"),
     ],
 )
 def test_a_value_out_of_range_is_an_error(options, message):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,26 @@ def is_count(value: Any, least: int = 1) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
+def is_number(value: Any) -> bool:
+    """Return whether the value is a real number, and not a bool."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def check_count(name: str, value: Any, least: int = 1) -> None:
     """Check that the value is a whole number of at least `least`."""
     if not is_count(value, least):
         raise ValueError(
             f"`{name}` must be a whole number of at least {least}. Received: {name}={value!r}"
         )
+
+
+def positive(name: str, value: Any, most: float) -> float:
+    """Return a number above 0 as a float."""
+    if is_number(value) and 0 < value <= most and value != math.inf:
+        return float(value)
+    limit = "a number above 0" + ("" if most == math.inf else f" and up to {most:g}")
+    hint = ", a text (YAML reads 1e-3 as text, 1.0e-3 as a number)" * isinstance(value, str)
+    raise ValueError(f"`{name}` must be {limit}. Received: {name}={value!r}{hint}")
 
 
 def check_kind(name: str, value: Any, kind: type, hint: str) -> None:

@@ -44,6 +44,7 @@ def predict(
     csv: Annotated[
         Path | None, typer.Option("--csv", help="Write all predictions to a file.", metavar="FILE")
     ] = None,
+    flip: opt.Flip = False,
     batch_size: opt.Batch = 32,
     as_json: opt.Json = False,
 ) -> Result:
@@ -57,6 +58,7 @@ def predict(
         class_names=None if class_names is None else class_names.split(","),
         top=top,
         threshold=threshold,
+        flip=flip,
         batch_size=batch_size,
     )
     if csv is not None:
@@ -82,6 +84,7 @@ def evaluate(
     path_column: opt.PathColumn = "path",
     label_column: opt.LabelColumn = "label",
     on_error: opt.OnError = "raise",
+    flip: opt.Flip = False,
     batch_size: opt.Batch = 32,
     as_json: opt.Json = False,
 ) -> Result:
@@ -94,7 +97,7 @@ def evaluate(
     classifier = as_classifier(model)
     source = Data(data, None, root, path_column, label_column, None, on_error)
     images = source.images(classifier.class_names or None, part="test")
-    report = ftk.evaluate(classifier, images, batch_size=batch_size)
+    report = ftk.evaluate(classifier, images, flip=flip, batch_size=batch_size)
     values = report.to_dict()
     text = str(report)
     if out is not None:

@@ -79,6 +79,9 @@ Backbone = Annotated[
 ]
 Size = Annotated[int, typer.Option(help="Height and width of the images in pixels.", min=1)]
 Seed = Annotated[int, typer.Option(help="Seed of split, head and shuffling.", min=0)]
+Flip = Annotated[
+    bool, typer.Option(help="Predict mirror images too, and use the means; takes twice the time.")
+]
 Batch = Annotated[int, typer.Option(help="Images per step.", min=1)]
 Sizes = Annotated[
     str, typer.Option(help="Shares of the sets for training, validation and test.", metavar="A,B,C")

@@ -28,8 +28,6 @@ from finetune_kit._cli.output import Result, bars, say
 from finetune_kit._files import make_folder, write_whole
 from finetune_kit._text import plural
 
-_OBJECTS = ("loss", "optimizer")  # of Keras, in what is recommended
-
 
 def run(job: Job, *, silent: bool) -> Result:
     """Do all that a job asks for."""
@@ -98,10 +96,7 @@ def _recommended(
             "text": str(found),
             "specs": [spec.to_dict() for spec in found.specs],
             "calibrate": found.keywords.get("calibrate", False),
-            **{
-                name: keras.saving.serialize_keras_object(found.keywords.get(name))
-                for name in _OBJECTS
-            },
+            "loss": keras.saving.serialize_keras_object(found.keywords.get("loss")),
         }
         write_whole(file, json.dumps(content, indent=2) + "\n")
     known = json.loads(file.read_text(encoding="utf-8"))
@@ -109,8 +104,12 @@ def _recommended(
     write_whole(Path(job.out) / RECOMMENDATION, known["text"] + "\n")
     specs = [ftk.FineTuneSpec.from_dict(spec) for spec in known["specs"]]
     head = keras.saving.load_model(head_file, compile=False)
-    more = {name: keras.saving.deserialize_keras_object(known[name]) for name in _OBJECTS}
-    more |= {"calibrate": known["calibrate"], "features": features, "callbacks": ()}
+    more = {
+        "loss": keras.saving.deserialize_keras_object(known["loss"]),
+        "calibrate": known["calibrate"],
+        "features": features,
+        "callbacks": (),
+    }
     return head, [("", specs)], more
 
 

@@ -50,10 +50,12 @@ class Batches(keras.utils.PyDataset):
         seed: int | None = None,
         threads: int = WORKERS,
         epoch: int = 0,
+        mixup: float = 0.0,
     ) -> None:
         super().__init__(workers=1)
         self._load, self._targets, self._indices = load, targets, indices
         self._batch_size, self._seed, self._first = batch_size, seed, epoch
+        self._mixup = mixup
         # Of each batch, where several processes train. Threads do not see the distribution.
         self._share, self._shares = share()
         self.steps = math.ceil(len(indices) / batch_size)
@@ -70,6 +72,14 @@ class Batches(keras.utils.PyDataset):
         return self.steps if self._seed is None else None
 
     def __getitem__(self, item: int) -> tuple[Any, Any]:
+        batch = self._batch(item)
+        if self._seed is None or not self._mixup:
+            return batch
+        epoch, number = divmod(item, self.steps)
+        rng = np.random.default_rng((self._seed, self._first + epoch, 3, number))
+        return mixed(batch, self._mixup, rng)
+
+    def _batch(self, item: int) -> tuple[Any, Any]:
         chosen, epoch = self._chosen(item)
         if self._pool is None:
             return self._load(chosen, epoch), self._targets(chosen)
@@ -96,6 +106,18 @@ class Batches(keras.utils.PyDataset):
         if self._seed is None:
             return self._indices
         return np.random.default_rng((self._seed, epoch)).permutation(self._indices)
+
+
+def mixed(batch: tuple[Any, Any], alpha: float, rng: np.random.Generator) -> tuple[Any, Any]:
+    """Mix each image of a batch, and its labels, with another one, by a share of Beta(alpha)."""
+    part = np.float32(rng.beta(alpha, alpha))
+    partners = rng.permutation(len(batch[1]))
+
+    def mix(values: NDArray[Any]) -> NDArray[Any]:
+        return part * values + (1 - part) * values[partners]
+
+    inputs, targets = batch
+    return keras.tree.map_structure(mix, inputs), mix(targets)
 
 
 def ahead(

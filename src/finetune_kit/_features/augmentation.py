@@ -1,7 +1,8 @@
-"""Random changes of training images, of which several versions are kept."""
+"""Random changes of training images, of which several versions are kept, and of their features."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -10,13 +11,13 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune_kit._checks import check_count
+from finetune_kit._checks import check_count, is_number
 from finetune_kit._model.state import random_states
 
 
 @dataclass(frozen=True, eq=False)
 class Augmentation:
-    """What changes training images at random, and how many versions of each image are kept.
+    """What changes training images at random: the pixels of copies that are kept, or features.
 
     The frozen part is computed once for each augmented copy, and each epoch uses one copy of each
     image. Validation images are not augmented.
@@ -24,42 +25,83 @@ class Augmentation:
     Args:
         layer: a plain Keras layer that changes pixels at random, such as
             `keras.layers.RandomFlip("horizontal")`, or a Sequential of several. It must keep the
-            shape of the images and their range of 0-255.
+            shape of the images and their range of 0-255. Defaults to none.
         views: augmented copies for each image, at least 1. Defaults to 8.
+        mixup: mixes the features of each image, where the first block that trains begins, with
+            those of another image of its batch, and their labels in the same way, by a share that
+            each step draws from Beta(`mixup`, `mixup`) (manifold mixup: Verma et al., ICML 2019).
+            0.1 to 0.4 are usual. The loss and accuracy in training are then those of mixed images.
+            Defaults to 0: nothing is mixed.
 
     Raises:
-        ValueError: if `layer` is not a Keras layer, or mixes several images (MixUp, CutMix).
+        ValueError: if `layer` is not a Keras layer, or mixes pixels of several images (MixUp,
+            CutMix), or neither `layer` nor `mixup` is given.
 
     Example:
         >>> Augmentation(keras.layers.RandomFlip("horizontal"), views=4).views
         4
     """
 
-    layer: keras.Layer
+    layer: keras.Layer | None = None
     views: int = 8
+    mixup: float = 0.0
 
     def __post_init__(self) -> None:
+        if not is_number(self.mixup) or not 0 <= self.mixup < math.inf:
+            raise ValueError(
+                f"`mixup` must be a number of at least 0. Received: mixup={self.mixup!r}"
+            )
+        check_count("views", self.views)
+        if self.layer is None and self.mixup:
+            return
         if not isinstance(self.layer, keras.Layer):
             raise ValueError(
                 "`augmentation` must be a Keras layer, such as "
                 "keras.layers.RandomFlip('horizontal'), a Sequential of several, or an "
                 f"Augmentation. Received: {self.layer!r}"
             )
-        check_count("views", self.views)
         mixing = (keras.layers.MixUp, keras.layers.CutMix)
         layers = [self.layer, *getattr(self.layer, "layers", ())]
         if any(isinstance(layer, mixing) for layer in layers):
             raise ValueError(
                 "`augmentation` must change each image by itself, because copies of single images "
-                f"are kept; MixUp and CutMix mix several. Received: {self.layer.name!r}"
+                "are kept; MixUp and CutMix mix several. Pass mixup= instead. "
+                f"Received: {self.layer.name!r}"
             )
 
 
-def as_augmentation(given: Any) -> Augmentation | None:
-    """Return the augmentation for what a user passed: a bare layer gets the default views."""
-    if given is None or isinstance(given, Augmentation):
-        return given
-    return Augmentation(given)
+def checked_augmentation(augmentation: Any, *, weighted: bool, cached: bool) -> Augmentation | None:
+    """Return the augmentation; a bare layer gets the default views.
+
+    Args:
+        augmentation: as it was passed to `fine_tune`.
+        weighted: whether classes have weights.
+        cached: whether features are kept.
+    """
+    if augmentation is None:
+        return None
+    given = isinstance(augmentation, Augmentation)
+    checked: Augmentation = augmentation if given else Augmentation(augmentation)
+    if not cached and checked.layer is None:
+        raise ValueError(
+            "`augmentation` mixes kept features, which features=False switches off; leave out one "
+            f"of the two. Received: mixup={checked.mixup} with features=False"
+        )
+    if not cached and checked.layer is not None:
+        raise ValueError(
+            "`augmentation` makes copies of the images and keeps their features, which "
+            "features=False switches off; put its layers into `preprocessing`, where each epoch "
+            f"changes the images anew. Received: augmentation={checked.layer.name!r} with "
+            "features=False"
+        )
+    if checked.mixup and weighted:
+        raise ValueError(
+            "`class_weight` must be left out where images are mixed, because Keras weights each by "
+            "the class with the largest share; pass a `loss` that balances, such as "
+            "keras.losses.CategoricalFocalCrossentropy(alpha=...). "
+            f"Received: class_weight with mixup={checked.mixup}"
+        )
+    return checked
 
 
 def augmented(

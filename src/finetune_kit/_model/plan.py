@@ -142,6 +142,16 @@ class FreezePlan:
         return text
 
 
+def check_no_classifier(plan: FreezePlan) -> None:
+    """Check that the backbone of a plan has no classifier on top."""
+    if plan.top_params:
+        raise ValueError(
+            f"`backbone` must have no classifier, because `head` replaces it; build "
+            f"{plan.backbone!r} with include_top=False. Received: a model with "
+            f"{plural(plan.top_params, 'parameter')} behind its last block"
+        )
+
+
 _HEADER = ["block", "layers", "parameters", "", "trainable", "output shape", "output size", ""]
 _LEFT = (0, 3, 7)  # the names and the bars
 _BAR = 6  # length of the longest bar, in characters

@@ -30,7 +30,8 @@ def linear_probe_then_fine_tune(
         epochs: epochs of the second phase.
         probe_learning_rate: learning rate of the first phase. Defaults to 1e-3.
         learning_rate: learning rate of the second phase. Defaults to 1e-4.
-        **options: `level`, `batch_norm`, `layer_decay` and `keep`, see `FineTuneSpec`.
+        **options: `level`, `batch_norm`, `layer_decay`, `schedule`, `warmup` and `keep`, see
+            `FineTuneSpec`.
 
     Returns:
         A list of two specs.
@@ -62,7 +63,8 @@ def gradual_unfreezing(
         epochs_per_block: epochs of each phase but the last. Defaults to 1.
         epochs: epochs of the last phase.
         learning_rate: learning rate of all phases. Defaults to 1e-3.
-        **options: `level`, `batch_norm`, `layer_decay` and `keep`, see `FineTuneSpec`.
+        **options: `level`, `batch_norm`, `layer_decay`, `schedule`, `warmup` and `keep`, see
+            `FineTuneSpec`.
 
     Returns:
         A list of `trainable_blocks` + 1 specs.

@@ -6,12 +6,18 @@ import math
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, asdict, dataclass
 from functools import partial
-from numbers import Real
 from typing import Any
 
 import keras
 
-from finetune_kit._checks import check_choice, check_count, check_kind, is_count
+from finetune_kit._checks import (
+    check_choice,
+    check_count,
+    check_kind,
+    is_count,
+    is_number,
+    positive,
+)
 from finetune_kit._hints import hints
 from finetune_kit._model.blocks import LEVELS, Partition, as_block, chosen_blocks, partition
 from finetune_kit._model.flattening import flattened
@@ -24,13 +30,14 @@ from finetune_kit._model.graph import (
     rewire,
 )
 from finetune_kit._model.head import check_not_swapped, misfit
-from finetune_kit._model.plan import FreezePlan
+from finetune_kit._model.plan import FreezePlan, check_no_classifier
 from finetune_kit._model.state import check_frozen, is_stochastic, set_trainable, updated_variables
 from finetune_kit._model.surgery import rgb_inputs
 from finetune_kit._text import plural
 
 BATCH_NORM = ("frozen", "train")
 KEEP = ("best", "last")
+SCHEDULES = (None, "cosine", "one_cycle")
 
 
 @hints(
@@ -71,6 +78,14 @@ class FineTuneSpec:
             up to 1 (default: 1, the same rate everywhere). The head has the full rate, the last
             block `layer_decay` times that rate, the block before it `layer_decay ** 2` times (as in
             BEiT: Bao et al., ICLR 2022).
+        schedule: how the learning rate changes from step to step: None (default) keeps it constant,
+            `"cosine"` lowers it to 0 along half a cosine (Loshchilov and Hutter, ICLR 2017), over
+            the steps of the phase that follow the warm-up. `"one_cycle"` raises it along a cosine
+            from a 25th in the first quarter of the steps, and then does the same (Smith and Topin,
+            arXiv:1708.07120, in the form of fastai; the momentum stays the same).
+        warmup: share of the steps of the phase, from 0 (default) to below 1, in which the learning
+            rate rises linearly to its full value (Goyal et al., arXiv:1706.02677). It must be 0
+            with `"one_cycle"`, which has a warm-up of its own.
         keep: `"best"` (default) ends the phase with the weights of the epoch with the lowest
             validation loss, where there are validation images. That may be an epoch of the phases
             before it, back to the last one with `"last"`, which ends with those of its last epoch.
@@ -93,18 +108,32 @@ class FineTuneSpec:
     epochs: int = 1
     learning_rate: float = 1e-3
     layer_decay: float = 1.0
+    schedule: str | None = None
+    warmup: float = 0.0
     keep: str = "best"
 
     def __post_init__(self) -> None:
         check_choice("level", self.level, LEVELS)
         check_choice("batch_norm", self.batch_norm, BATCH_NORM)
         check_choice("keep", self.keep, KEEP)
+        check_choice("schedule", self.schedule, SCHEDULES)
         check_count("epochs", self.epochs)
+        if not is_number(self.warmup) or not 0 <= self.warmup < 1:
+            raise ValueError(
+                "`warmup` must be a share of the steps, from 0 to below 1. "
+                f"Received: warmup={self.warmup!r}"
+            )
+        if self.warmup and self.schedule == "one_cycle":
+            raise ValueError(
+                "`warmup` must be 0 with schedule='one_cycle', which has a warm-up of its own. "
+                f"Received: warmup={self.warmup!r}"
+            )
         values = {
             "trainable_blocks": _blocks(self.trainable_blocks),
             "epochs": int(self.epochs),
-            "learning_rate": _positive("learning_rate", self.learning_rate, math.inf),
-            "layer_decay": _positive("layer_decay", self.layer_decay, 1.0),
+            "learning_rate": positive("learning_rate", self.learning_rate, math.inf),
+            "layer_decay": positive("layer_decay", self.layer_decay, 1.0),
+            "warmup": float(self.warmup),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -235,16 +264,6 @@ class FineTuneSpec:
         )
 
 
-def check_no_classifier(plan: FreezePlan) -> None:
-    """Check that the backbone of a plan has no classifier on top."""
-    if plan.top_params:
-        raise ValueError(
-            f"`backbone` must have no classifier, because `head` replaces it; build "
-            f"{plan.backbone!r} with include_top=False. Received: a model with "
-            f"{plural(plan.top_params, 'parameter')} behind its last block"
-        )
-
-
 def check_prefix_in_fit(backbone: keras.Model, plan: FreezePlan) -> None:
     """Check that the frozen prefix may run in `fit`, where no features of it are kept."""
     prefix = {name for block in plan.blocks[: plan.prefix_blocks] for name in block.layers}
@@ -265,16 +284,6 @@ def _blocks(trainable_blocks: Any) -> int | str | tuple[str, ...]:
         "`trainable_blocks` must be a whole number from 0 up, 'all', or block names. "
         f"Received: trainable_blocks={blocks!r}"
     )
-
-
-def _positive(name: str, value: Any, most: float) -> float:
-    """Return a number above 0 as a float."""
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    if number and 0 < value <= most and value != math.inf:
-        return float(value)
-    limit = "a number above 0" + ("" if most == math.inf else f" and up to {most:g}")
-    hint = ", a text (YAML reads 1e-3 as text, 1.0e-3 as a number)" * isinstance(value, str)
-    raise ValueError(f"`{name}` must be {limit}. Received: {name}={value!r}{hint}")
 
 
 def _count_values(weights: list[Any]) -> int:

@@ -37,6 +37,7 @@ def evaluate(
     model: keras.Model | FineTuned | str | os.PathLike[str],
     images: ImageSet,
     *,
+    flip: bool = False,
     batch_size: int = 32,
     duplicates: Duplicates | None = None,
     examples: int = 12,
@@ -55,6 +56,9 @@ def evaluate(
         model: the result of `fine_tune`, the path of a file that `FineTuned.save` wrote, or any
             `keras.Model` that takes raw RGB pixels from 0 to 255 and returns probabilities.
         images: the images, such as the test set of `ImageSet.split`.
+        flip: whether to predict each image and its mirror image (left and right exchanged), and use
+            the mean of the two, which takes twice the time. Use it where a mirror image has the
+            same class. Defaults to False.
         batch_size: images per step. Defaults to 32.
         duplicates: the result of `find_duplicates(train, validation, images)`. The report then
             counts the images that have a near duplicate among the training images. Defaults to
@@ -87,6 +91,7 @@ def evaluate(
     _check_counts(1, batch_size=batch_size, resamples=resamples)
     _check_counts(0, examples=examples, heat_maps=heat_maps, seed=seed)
     check_choice("verbose", verbose, ("auto", 0, 1, 2))
+    check_choice("flip", flip, (False, True))
     _check_images(images, model)
     classifier = as_classifier(model)
     network, tuned = classifier.network, classifier.tuned
@@ -95,14 +100,14 @@ def evaluate(
     size = image_size("model", network)
     report = Report.from_scores(
         images.labels,
-        _scores(network, images, size, batch_size, verbose),
+        _scores(network, images, size, batch_size, verbose, flip=flip),
         images.class_names,
         samples=images.digests(),
         resamples=resamples,
         seed=seed,
         history=_history(network, tuned),
         plans=() if tuned is None else tuned.plans,
-        about=about(classifier, images, duplicates),
+        about=about(classifier, images, duplicates, flip=flip),
         manifest=images.manifest,
     )
     shown, rows = examples_of(report, images, size, examples)
@@ -148,11 +153,13 @@ def _scores(
     size: tuple[int, int],
     batch_size: int,
     verbose: str | int,
+    *,
+    flip: bool,
 ) -> NDArray[np.float64]:
     """Return the model's outputs for all images."""
     _say(verbose, f"Predicting {plural(len(images), 'image')}")
     load = partial(images.load, size=size)
-    return scores_of(network, load, len(images), batch_size, verbose)
+    return scores_of(network, load, len(images), batch_size, verbose, flip=flip)
 
 
 def _history(network: keras.Model, tuned: FineTuned | None) -> dict[str, list[float]]:

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune_kit._checks import check_count, check_outputs, image_size
+from finetune_kit._checks import check_choice, check_count, check_outputs, image_size
 from finetune_kit._data.decoding import reason
 from finetune_kit._data.inputs import Load, as_inputs
 from finetune_kit._hints import hints
@@ -35,6 +35,7 @@ def predict(
     class_names: Sequence[str] | None = None,
     top: int | None = None,
     threshold: float = 0.5,
+    flip: bool = False,
     batch_size: int = 32,
 ) -> Predictions:
     """Predict the classes of images, which are decoded and resized as in training.
@@ -56,6 +57,9 @@ def predict(
         top: how many classes each `Prediction` lists, the most probable ones. Defaults to all.
         threshold: probability from which a label of a multi-label model is predicted, from 0 to 1.
             Other models predict the most probable class. Defaults to 0.5.
+        flip: whether to predict each image and its mirror image (left and right exchanged), and use
+            the mean of the two, which takes twice the time. Use it where a mirror image has the
+            same class. Defaults to False.
         batch_size: images per step. Defaults to 32.
 
     Returns:
@@ -79,6 +83,7 @@ def predict(
         True
     """
     check_count("batch_size", batch_size)
+    check_choice("flip", flip, (False, True))
     if top is not None:
         check_count("top", top)
     if isinstance(threshold, bool) or not isinstance(threshold, Real) or not 0 <= threshold <= 1:
@@ -90,7 +95,7 @@ def predict(
     network, classes = classifier.network, classifier.class_names
     check_outputs("model", network.output_shape, classes, multi_label=classifier.multi_label)
     size = image_size("model", network)
-    scores, errors = _scores(network, loads, size, batch_size)
+    scores, errors = _scores(network, loads, size, batch_size, flip=flip)
     if scores.shape[1] < len(classes):  # one probability, of the second class
         scores = np.concatenate([1 - scores, scores], axis=1)
     if errors:
@@ -108,7 +113,12 @@ def predict(
 
 
 def _scores(
-    network: keras.Model, loads: Sequence[Load], size: tuple[int, int], batch_size: int
+    network: keras.Model,
+    loads: Sequence[Load],
+    size: tuple[int, int],
+    batch_size: int,
+    *,
+    flip: bool,
 ) -> tuple[NDArray[np.float64], dict[int, str]]:
     """Return the outputs, nan for images that cannot be read, and why these cannot be read."""
     errors: dict[int, str] = {}
@@ -122,7 +132,7 @@ def _scores(
                 errors[i] = reason(error.__cause__ or error)
         return pixels
 
-    scores = scores_of(network, load, len(loads), batch_size)
+    scores = scores_of(network, load, len(loads), batch_size, flip=flip)
     read = np.delete(scores, list(errors), axis=0)
     if not ((read >= -1e-6) & (read <= 1 + 1e-6)).all():  # also if one is nan
         raise ValueError(

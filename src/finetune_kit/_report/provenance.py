@@ -50,7 +50,7 @@ def check_duplicates(
 
 
 def about(
-    classifier: Classifier, images: ImageSet, duplicates: Duplicates | None
+    classifier: Classifier, images: ImageSet, duplicates: Duplicates | None, *, flip: bool
 ) -> dict[str, Any]:
     """Return the provenance as plain values for JSON.
 
@@ -58,6 +58,7 @@ def about(
         classifier: the evaluated model, and how it was trained, if that is known.
         images: the evaluated images.
         duplicates: duplicates among the evaluated images and the training images, if known.
+        flip: whether the outputs are means over the images and their mirror images.
     """
     network, tuned = classifier.network, classifier.tuned
     digests = images.digests()
@@ -72,6 +73,7 @@ def about(
             "name": network.name,
             "parameters": network.count_params(),
             "sha256_of_graph_and_weights": fingerprint(network),
+            **({"flip": True} if flip else {}),
         },
         "data": data,
     }

@@ -18,6 +18,8 @@ def scores_of(
     count: int,
     batch_size: int,
     verbose: str | int = 0,
+    *,
+    flip: bool = False,
 ) -> NDArray[np.float64]:
     """Return the outputs of a model for images, float64 `(count, num_outputs)`.
 
@@ -30,6 +32,7 @@ def scores_of(
         count: the number of images.
         batch_size: images per step.
         verbose: 0 for silence, `"auto"`, 1 or 2 for a progress bar.
+        flip: whether to return the means of the outputs for images and their mirror images.
     """
     size = min(batch_size, count)
     batches = [np.arange(start, min(start + size, count)) for start in range(0, count, size)]
@@ -39,6 +42,10 @@ def scores_of(
         for indices, pixels in zip(batches, ahead(load, batches), strict=True):
             padded = np.zeros((size, *pixels.shape[1:]), np.uint8)
             padded[: len(pixels)] = pixels
-            scores[indices] = np.asarray(local.predict_on_batch(padded))[: len(indices)]
+            outputs = np.asarray(local.predict_on_batch(padded))
+            if flip:
+                mirrored = np.asarray(local.predict_on_batch(padded[:, :, ::-1].copy()))
+                outputs = (outputs + mirrored) / 2
+            scores[indices] = outputs[: len(indices)]
             bar.update(int(indices[-1]) + 1)
     return scores

@@ -8,16 +8,23 @@ from typing import Any
 
 import keras
 
-from finetune_kit._checks import check_choice, check_count, check_folder, check_kind, image_size
+from finetune_kit._checks import (
+    check_choice,
+    check_count,
+    check_folder,
+    check_kind,
+    image_size,
+)
 from finetune_kit._data.images import ImageSet
-from finetune_kit._features.augmentation import Augmentation, as_augmentation
+from finetune_kit._features.augmentation import checked_augmentation
 from finetune_kit._features.cache import FeatureCache, as_cache
 from finetune_kit._model import preprocessing as pixel_conventions
 from finetune_kit._model.copying import copy
 from finetune_kit._model.digest import variable_digest
 from finetune_kit._model.flattening import plain
 from finetune_kit._model.head import check_not_swapped, misfit
-from finetune_kit._model.spec import FineTuneSpec, check_no_classifier, check_prefix_in_fit
+from finetune_kit._model.plan import check_no_classifier
+from finetune_kit._model.spec import FineTuneSpec, check_prefix_in_fit
 from finetune_kit._model.state import is_stochastic, moved_by_layer
 from finetune_kit._processes import is_first
 from finetune_kit._text import listed, plural
@@ -30,6 +37,7 @@ from finetune_kit._train.callbacks import (
 )
 from finetune_kit._train.objective import Choices, as_choices, class_weights, objective
 from finetune_kit._train.optimizer import Optimizers
+from finetune_kit._train.rates import check_rates
 from finetune_kit._train.setup import Phase, Setup
 from finetune_kit._train.start import check_start, starting_point
 
@@ -55,11 +63,13 @@ def make_setup(
     once = len(phases) == 1 and options["run_dir"] is None
     callbacks = _callbacks(options, choices.names, once=once, validated=validation is not None)
     cache = _check_features(options["features"], backbone, phases)
-    _check_optimizer(options["optimizer"], phases)
+    _check_optimizer(options["optimizer"], phases, callbacks)
     _check_head(backbone, head, train, choices)
     check_calibrate(options["calibrate"], head, validated=validation is not None)
     class_weight = class_weights(options["class_weight"], train.labels, train.class_names)
-    augmentation = _check_augmentation(options["augmentation"], cache)
+    augmentation = checked_augmentation(
+        options["augmentation"], weighted=class_weight is not None, cached=cache is not None
+    )
     # Last, because a random layer that is copied draws its seed.
     layer = _check_preprocessing(start.preprocessing, backbone, cached=cache is not None)
     return Setup(
@@ -119,10 +129,14 @@ def _callbacks(
     return with_best_epoch(callbacks, validated=validated, averaged=averaged)
 
 
-def _check_optimizer(optimizer: Any, phases: Sequence[Phase]) -> None:
+def _check_optimizer(
+    optimizer: Any, phases: Sequence[Phase], callbacks: Sequence[keras.callbacks.Callback]
+) -> None:
     plans = [phase.plan for phase in phases]
     factors = [dict(zip(p.trainable_variables, p.rate_factors, strict=True)) for p in plans]
-    Optimizers(optimizer).check(factors)
+    optimizers = Optimizers(optimizer)
+    check_rates([phase.spec for phase in phases], callbacks, optimizers.config.get("learning_rate"))
+    optimizers.check(factors)
 
 
 def _check_numbers(options: Mapping[str, Any]) -> None:
@@ -252,19 +266,6 @@ def _moved(layer: keras.Layer, backbone: keras.Model) -> list[str]:
     probe = copy(layer)
     probe(keras.Input(backbone.input_shape[1:]))
     return [variable.path for variable in moved_by_layer(probe)]
-
-
-def _check_augmentation(augmentation: Any, cache: FeatureCache | None) -> Augmentation | None:
-    """Return the augmentation, which needs a feature cache."""
-    checked = as_augmentation(augmentation)
-    if checked is not None and cache is None:
-        raise ValueError(
-            "`augmentation` makes copies of the images and keeps their features, which "
-            "features=False switches off; put its layers into `preprocessing`, where each epoch "
-            f"changes the images anew. Received: augmentation={checked.layer.name!r} with "
-            "features=False"
-        )
-    return checked
 
 
 def _check_features(

@@ -135,19 +135,6 @@ class Planned(keras.callbacks.Callback):
         self._check()
 
 
-def rate_ratios(
-    callbacks: Sequence[keras.callbacks.Callback], keep_ratios: Callable[[], None]
-) -> list[keras.callbacks.Callback]:
-    """Return what keeps the ratios of the rates (`layer_decay`) under a LearningRateScheduler.
-
-    Keras gives the same rate to all optimizers.
-    """
-    kinds = (keras.callbacks.LearningRateScheduler,)
-    if not any(isinstance(callback, kinds) for callback in callbacks):
-        return []
-    return [keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: keep_ratios())]
-
-
 def with_best_epoch(
     callbacks: Sequence[keras.callbacks.Callback], *, validated: bool, averaged: bool
 ) -> list[keras.callbacks.Callback]:

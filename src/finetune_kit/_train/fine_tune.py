@@ -38,6 +38,7 @@ from finetune_kit._train.tuned import FineTuned
     cache_dir="features=...",
     validation_data="validation=...",
     views="augmentation=Augmentation(layer, views=...)",
+    mixup="augmentation=Augmentation(mixup=...)",
 )
 @quiet()
 def fine_tune(

@@ -25,6 +25,7 @@ class Optimizers:
         self._keeps_rate = optimizer is not None and not isinstance(optimizer, str)
         self._last: dict[str, dict[tuple[str, str], Any]] = {}  # by path: state in the last phase
         self._groups: dict[tuple[int, float], keras.Optimizer] = {}
+        self._rate: Any = None  # of the phase: a number, or a schedule of Keras
         self.began: dict[str, int] = {}  # by path: the phase in which it began to train
 
     @property
@@ -76,6 +77,11 @@ class Optimizers:
             for i, variable in enumerate(single.variables)
         }
 
+    def set_share(self, share: float) -> None:
+        """Give each optimizer a share of its full rate."""
+        for (_, factor), single in self._groups.items():
+            single.learning_rate = self._rate * factor * share
+
     def keep_ratios(self) -> None:
         """Give each optimizer its factor of the full rate, which a callback has set for all."""
         full = [single for (_, factor), single in self._groups.items() if factor == 1.0]
@@ -95,14 +101,14 @@ class Optimizers:
         `factors` gives the factor of the learning rate by path; variables that are not in it have
         the full rate.
         """
+        self._rate = self._config["learning_rate"] if self._keeps_rate else learning_rate
         self.began = {v.path: self.began.get(v.path, phase) for v in variables}
         groups: dict[tuple[int, float], list[Any]] = {}
         for variable in variables:
             key = self.began[variable.path], factors.get(variable.path, 1.0)
             groups.setdefault(key, []).append(variable)
         self._groups = {
-            key: self._single(key, group, learning_rate, named=len(groups) > 1)
-            for key, group in groups.items()
+            key: self._single(key, group, named=len(groups) > 1) for key, group in groups.items()
         }
         by_path = {v.path: self._groups[key] for key, group in groups.items() for v in group}
         states = {key: _state(self._groups[key], group) for key, group in groups.items()}
@@ -118,15 +124,14 @@ class Optimizers:
         return several
 
     def _single(
-        self, key: tuple[int, float], group: Sequence[Any], learning_rate: float, *, named: bool
+        self, key: tuple[int, float], group: Sequence[Any], *, named: bool
     ) -> keras.Optimizer:
         """Build the optimizer of variables that began in the same phase and have the same rate."""
         began, factor = key
         # Callbacks log the rate of each by name; a resumed process must use the same names.
         name = self._kind.__name__.lower()
         name += f"_phase{began}_x{factor:.3g}" if named else ""
-        rate = self._config["learning_rate"] if self._keeps_rate else learning_rate
-        rate = rate if factor == 1.0 else rate * factor
+        rate = self._rate if factor == 1.0 else self._rate * factor
         single = self._kind.from_config({**self._config, "name": name, "learning_rate": rate})
         if single.weight_decay:  # biases and norms do not decay, as is usual
             flat = [v for v in group if len(v.shape) < 2]

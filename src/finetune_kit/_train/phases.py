@@ -29,13 +29,13 @@ from finetune_kit._train.callbacks import (
     epoch_seeds,
     kept_epoch,
     on_whole_model,
-    rate_ratios,
 )
 from finetune_kit._train.checkpoints import Checkpoints, State
 from finetune_kit._train.iterators import released
 from finetune_kit._train.logs import continued_logs, restore_columns
 from finetune_kit._train.objective import Objective, objective
 from finetune_kit._train.progress import Progress, restore_callbacks, restore_variables
+from finetune_kit._train.rates import rate_callbacks
 from finetune_kit._train.setup import Phase, Setup
 
 _log = logging.getLogger("finetune_kit")
@@ -187,7 +187,7 @@ def _fit(
         if isinstance(callback, BestEpoch):
             callback.restore_best_weights = phase.spec.keep == "best"
     first, clock = len(progress.epochs), _Clock(progress.seconds)
-    last = sum(epoch["phase"] < phase.number for epoch in progress.epochs) + phase.spec.epochs
+    last = _epochs_before(run, phase) + phase.spec.epochs
     if state is not None and state.position["stopped"]:
         last = first  # a callback had ended the phase
     training = _batches(setup, trainee.train.load, goal, trainee.threads, setup.seed, first)
@@ -208,7 +208,7 @@ def _fit(
                 epoch_seeds(whole, setup.seed),
                 FiniteLoss(phase.spec.learning_rate),
                 *on_whole_model(setup.callbacks, whole, trainee.model),
-                *rate_ratios(setup.callbacks, progress.optimizers.keep_ratios),
+                *_rates(run, phase, training.steps),
                 Planned(whole),
                 _Save(run, whole, phase, state, clock),  # after the user's callbacks
             ],
@@ -221,6 +221,16 @@ def _fit(
         print(f"The weights of epoch {progress.kept_epoch} were restored", flush=True)
     _check_frozen(setup.backbone, frozen)
     clock.count()
+
+
+def _epochs_before(run: _Run, phase: Phase) -> int:
+    return sum(epoch["phase"] < phase.number for epoch in run.progress.epochs)
+
+
+def _rates(run: _Run, phase: Phase, steps: int) -> list[keras.callbacks.Callback]:
+    """Return the callbacks that set the learning rates of a phase."""
+    optimizers, before = run.progress.optimizers, _epochs_before(run, phase)
+    return rate_callbacks(phase.spec, run.setup.callbacks, optimizers, steps, before)
 
 
 class _Clock:
@@ -247,7 +257,7 @@ def _batches(
     """Return the training batches if there is a seed, else the validation batches."""
     count = len(setup.train)
     indices = np.arange(count) if seed is not None else np.arange(count, len(setup.images))
-    return Batches(load, goal.targets, indices, setup.batch_size, seed, threads, epoch)
+    return Batches(load, goal.targets, indices, setup.batch_size, seed, threads, epoch, setup.mixup)
 
 
 def _save(run: _Run, whole: keras.Model, phase: Phase, *, ended: bool) -> None:

@@ -27,7 +27,8 @@ def changed_settings(training: Mapping[str, Any]) -> dict[str, Any]:
             shown["optimizer"] = kind
     spec = FineTuneSpec()
     if "specs" in training:
-        left_out = {name: getattr(spec, name) for name in ("level", "layer_decay", "keep")}
+        names = ("level", "layer_decay", "schedule", "warmup", "keep")
+        left_out = {name: getattr(spec, name) for name in names}
         shown["specs"] = [
             {name: value for name, value in one.items() if left_out.get(name, ()) != value}
             for one in training["specs"]

@@ -71,7 +71,7 @@ class Setup:
             self,
             backbone=backbone,
             head=head,
-            augmentation=drawn and Augmentation(copy(drawn.layer), drawn.views),
+            augmentation=drawn and replace(drawn, layer=drawn.layer and copy(drawn.layer)),
             phases=tuple(replace(p, plan=p.spec.plan(backbone)) for p in self.phases),
         )
 
@@ -86,7 +86,7 @@ class Setup:
             place=None if kept is None else place_of(kept),
             dtype="float32" if kept is None else kept.dtype,
             backend=None if kept is None else kept.backend,
-            augmentation=self.augmentation,
+            augmentation=self._views,
             seed=self.seed,
             digests=() if kept is None else self.images.digests(),
             weights={id(v): digest for v, digest in self._constant},
@@ -96,6 +96,17 @@ class Setup:
     def images(self) -> ImageSet:
         """The training images, then the validation images."""
         return joined_sets(self.train, self.validation)
+
+    @property
+    def _views(self) -> Augmentation | None:
+        """The augmentation, if copies of the images are kept."""
+        drawn = self.augmentation
+        return None if drawn is None or drawn.layer is None else drawn
+
+    @property
+    def mixup(self) -> float:
+        """How much features are mixed, see `Augmentation`; 0: not at all."""
+        return 0.0 if self.augmentation is None else self.augmentation.mixup
 
     @property
     def _constant(self) -> list[tuple[Any, str]]:
@@ -125,10 +136,10 @@ class Setup:
     def identity(self) -> dict[str, Any]:
         """Return what decides the result of the run, as plain values."""
         layer = self.preprocessing
-        drawn = self.augmentation
+        drawn = self._views
         weights = {id(v): d for v, d in zip(self.backbone.weights, self.digests, strict=True)}
         return {
-            "specs": [phase.spec.to_dict() for phase in self.phases],
+            "specs": [_identity(phase.spec) for phase in self.phases],
             "backbone": fingerprint(self.backbone, weights),
             "head": fingerprint(self.head),
             "preprocessing": None if layer is None else fingerprint(layer),
@@ -140,6 +151,7 @@ class Setup:
             "objective": self.choices.config,
             "class_weight": self.class_weight,
             "augmentation": None if drawn is None else [fingerprint(drawn.layer), drawn.views],
+            **({"mixup": self.mixup} if self.mixup else {}),
             "features": self.cache and self.cache.dtype,
             **({"features by": self.cache.backend} if self.cache and self.cache.backend else {}),
             "seed": self.seed,
@@ -148,7 +160,8 @@ class Setup:
 
     def settings(self, kept_epoch: int) -> dict[str, Any]:
         """Return how the model was trained, for `FineTuned.settings` and reports."""
-        drawn, chosen = self.augmentation, self.choices.config
+        drawn, chosen = self._views, self.choices.config
+        name = getattr(drawn and drawn.layer, "name", None)
         low, high = pixel_range(self.preprocessing, self.backbone)
         return {
             "specs": [phase.spec.to_dict() for phase in self.phases],
@@ -158,11 +171,18 @@ class Setup:
             "metrics": ["accuracy"] if chosen["metrics"] is None else chosen["metrics"],
             "class_weight": self.class_weight,
             "preprocessing": f"pixels from 0 to 255 become {low:.3g} to {high:.3g}",
-            "augmentation": drawn and f"{drawn.layer.name}, {drawn.views} copies of each image",
+            "augmentation": drawn and f"{name}, {drawn.views} copies of each image",
+            **({"mixup": self.mixup} if self.mixup else {}),
             "seed": self.seed,
             "started_from": self.origin,
             "kept_epoch": kept_epoch,
         }
+
+
+def _identity(spec: FineTuneSpec) -> dict[str, Any]:
+    """Return a spec as plain values, without those that earlier versions did not have."""
+    newer = ("schedule", "warmup")
+    return {name: value for name, value in spec.to_dict().items() if value or name not in newer}
 
 
 def _moving_paths(plan: FreezePlan) -> set[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -139,18 +138,12 @@ class Candidate:
     def spec(self) -> FineTuneSpec:
         """What `fine_tune` is given."""
         return FineTuneSpec(
-            self.blocks, epochs=_EPOCHS, learning_rate=self.learning_rate, keep="last"
+            self.blocks,
+            epochs=_EPOCHS,
+            learning_rate=self.learning_rate,
+            schedule="cosine",
+            keep="last",
         )
-
-    def keywords(self, images: int, batch_size: int, *, multi_label: bool) -> dict[str, Any]:
-        """Return the further arguments of `fine_tune`: the schedule of the rate, and the loss."""
-        steps = _EPOCHS * math.ceil(images / batch_size)
-        schedule = keras.optimizers.schedules.CosineDecay(self.learning_rate, steps)
-        name = "BinaryCrossentropy" if multi_label else "CategoricalCrossentropy"
-        return {
-            "optimizer": keras.optimizers.Adam(schedule),
-            "loss": getattr(keras.losses, name)(label_smoothing=_SMOOTHING),
-        }
 
     @property
     def name(self) -> str:
@@ -180,12 +173,12 @@ def run(task: Task, candidate: Candidate, probes: Sequence[Probe], parts: Parts)
     """Train a candidate on each part, from the head of its probe, and predict the other images."""
     started = time.perf_counter()
     setup = task.setup
-    multi_label = setup.train.multi_label
+    kind = "BinaryCrossentropy" if setup.train.multi_label else "CategoricalCrossentropy"
+    keywords = {"loss": getattr(keras.losses, kind)(label_smoothing=_SMOOTHING)}
+    options = {**task.options, **keywords}
     scores = []
     for probe, (before, after) in zip(probes, parts, strict=True):
         sets = setup.images.take(before), setup.images.take(after)
-        keywords = candidate.keywords(len(before), setup.batch_size, multi_label=multi_label)
-        options = {**task.options, **keywords}
         try:
             tuned = fine_tune(setup.backbone, task.head(probe), candidate.spec, *sets, **options)
         except KeyboardInterrupt:  # its message is about `run_dir`
@@ -195,7 +188,7 @@ def run(task: Task, candidate: Candidate, probes: Sequence[Probe], parts: Parts)
     return Trial(
         name=candidate.name,
         spec=candidate.spec,
-        keywords=candidate.keywords(len(setup.train), setup.batch_size, multi_label=multi_label),
+        keywords=keywords,
         scores=np.concatenate(scores),
         labels=task.labels(parts),
         seconds=time.perf_counter() - started,
