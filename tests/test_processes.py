@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import finetune_kit as ftk
+from finetune_kit._processes import check_distribution
 
 on_jax = pytest.mark.skipif(keras.backend.backend() != "jax", reason="needs KERAS_BACKEND=jax")
 # Trains as each of two processes does, and prints what it got as one line of JSON.
@@ -159,6 +160,17 @@ def test_a_batch_must_be_divisible_by_the_number_of_devices(monkeypatch):
             train()
         with pytest.raises(ValueError, match=r"`len\(train\)` must be divisible by the 3 devices"):
             train(batch_size=9)
+
+
+@on_jax
+def test_images_of_several_processes_are_not_mixed(monkeypatch):
+    mesh = keras.distribution.DeviceMesh((1,), ["batch"], ["cpu:0"])
+    monkeypatch.setattr("finetune_kit._processes.share", lambda: (0, 2))
+    with (
+        keras.distribution.DataParallel(mesh).scope(),
+        pytest.raises(ValueError, match="`mixup` must be 0 where several processes train"),
+    ):
+        check_distribution(8, 8, 0, mixup=True)
 
 
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="keras.distribution works with JAX")

@@ -79,12 +79,12 @@ def agree(expected: str, value: str) -> None:
         ) from error
 
 
-def check_distribution(batch_size: int, train: int, validation: int) -> None:
+def check_distribution(batch_size: int, train: int, validation: int, *, mixup: bool) -> None:
     """Check that `keras.distribution` can divide each batch.
 
     Raises:
-        ValueError: if a batch cannot be divided by the number of devices, or the backend does not
-            divide batches.
+        ValueError: if a batch cannot be divided by the number of devices, images of different
+            processes would be mixed, or the backend does not divide batches.
     """
     distribution = keras.distribution.distribution()
     if distribution is None:
@@ -102,6 +102,11 @@ def check_distribution(batch_size: int, train: int, validation: int) -> None:
         raise ValueError(
             "Several processes must train with keras.distribution.DataParallel(), because each "
             f"holds the whole model. Received: {type(distribution).__name__}"
+        )
+    if share()[1] > 1 and mixup:
+        raise ValueError(
+            "`mixup` must be 0 where several processes train, because each has a part of the batch "
+            "only. Received: an Augmentation with mixup above 0"
         )
     replicas = distribution.num_model_replicas
     counts = {"batch_size": batch_size, "len(train)": train, "len(validation)": validation}

@@ -162,7 +162,8 @@ def fine_tune(
         "verbose": verbose,
     }
     setup = make_setup(backbone, head, spec, train, validation, options)
-    check_distribution(batch_size, len(train), 0 if validation is None else len(validation))
+    images = batch_size, len(train), 0 if validation is None else len(validation)
+    check_distribution(*images, mixup=bool(setup.augmentation and setup.augmentation.mixup))
     progress = Progress(Optimizers(optimizer))
     checkpoints = _checkpoints(setup, run_dir)
     with opened(setup.cache, run_dir) as kept:
