@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import finetune_kit as ftk
+from finetune_kit._features import entry
 from finetune_kit._features.engine import BACKENDS
-from finetune_kit._features.remote import outputs_elsewhere
 
 layers = keras.layers
 HERE = keras.backend.backend()
@@ -94,13 +94,14 @@ def test_the_backend_of_the_training_is_the_default(
 
 @pytest.mark.once
 @pytest.mark.slow
-def test_each_backend_computes_in_a_process_of_its_own(small_backbone, tiny_images):
-    pixels = tiny_images.load(size=(32, 32))
-    batches = [pixels[:10], pixels[10:20], pixels[20:]]
-    found = [x[0] for x in outputs_elsewhere(HERE, small_backbone, batches, 10, 0)]
-    expected = keras.ops.convert_to_numpy(small_backbone(pixels.astype(np.float32)))
-    assert [len(x) for x in found] == [10, 10, 10]
-    assert np.allclose(np.concatenate(found)[:24], expected, atol=1e-4 * np.abs(expected).max())
+def test_each_backend_computes_in_a_process_of_its_own(
+    small_backbone, tiny_images, tmp_path, monkeypatch, processes
+):
+    expected = extracted(small_backbone, tiny_images, tmp_path / "here")
+    monkeypatch.setattr(entry, "is_other", lambda backend: True)
+    found = extracted(small_backbone, tiny_images, ftk.FeatureCache(tmp_path, backend=HERE))
+    assert len(processes) == 1
+    assert np.allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 
 
 @needs_openvino

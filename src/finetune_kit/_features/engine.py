@@ -51,7 +51,7 @@ def _version(backend: str) -> list[str]:
     return sorted(f"{name} {importlib.metadata.version(name)}" for name in set(packages))
 
 
-def padded(batch: Any, batch_size: int) -> Any:
+def _padded(batch: Any, batch_size: int) -> Any:
     """Return a batch that repeats its last row where it is too short."""
     missing = batch_size - len(keras.tree.flatten(batch)[0])
     if not missing:
@@ -67,11 +67,22 @@ def outputs_of(model: keras.Model, batch: Any, batch_size: int) -> Any:
     A batch that is too short is padded, so that nothing is compiled twice; the outputs of the
     padding come last.
     """
-    batch = padded(batch, batch_size)
+    batch = _padded(batch, batch_size)
     if keras.backend.backend() != "torch":
         return model.predict_on_batch(batch)
     # From Keras 3.16 on, `predict_on_batch` wraps the model in DistributedDataParallel where
     # torch.distributed is set up, which rejects a model without trainable weights. PyTorch runs
     # eagerly, so a plain call does the same without the trainer.
+    return _called(model, batch)
+
+
+def outputs_once(model: keras.Model, batch: Any) -> Any:
+    """Return the outputs as `outputs_of` does, without compiling where that takes longer."""
+    if keras.backend.backend() == "jax":
+        return model.predict_on_batch(batch)
+    return _called(model, batch)
+
+
+def _called(model: keras.Model, batch: Any) -> Any:
     outputs = model(keras.tree.map_structure(keras.ops.convert_to_tensor, batch), training=False)
     return keras.tree.map_structure(keras.ops.convert_to_numpy, outputs)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import threading
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from finetune_kit._data.batches import WORKERS, ahead
 from finetune_kit._features import store
 from finetune_kit._features.engine import is_other, outputs_of
-from finetune_kit._features.remote import outputs_elsewhere
+from finetune_kit._features.remote import filled_elsewhere
 from finetune_kit._features.rows import Rows
+from finetune_kit._features.writing import Batch, Writer
 from finetune_kit._files import write_whole
 
 _CHUNK_BYTES, _CHUNK_ROWS = 64 << 20, 512
@@ -33,6 +34,11 @@ class Inputs(Protocol):
     @property
     def threads(self) -> int:
         """How many threads may load at once."""
+        ...
+
+    @property
+    def is_portable(self) -> bool:
+        """Whether another process should load them: they are read from files."""
         ...
 
     def load(self, positions: NDArray[np.int64]) -> Any:
@@ -95,30 +101,25 @@ class Entry:
         `model` takes what `inputs` loads; None stores that as it is. `backend` computes it.
         """
         missing = self.missing
-        count = len(missing)
+        count, bar = len(missing), _progress_bar(len(missing), verbose)
         store.check_space(self.folder.parent, count * self._record.itemsize)
         self.folder.mkdir(exist_ok=True)
         store.remove_abandoned(self.folder)
         write_whole(self.folder / "entry.json", json.dumps(self._about, indent=2) + "\n")
-        bar = keras.utils.Progbar(
-            count, verbose=1 if verbose == "auto" else verbose, unit_name="image"
-        )
+        names = missing.names[missing.at(missing.positions)]
         starts = range(0, count, batch_size)
-        batches = [missing.positions[i : i + batch_size] for i in starts]
-        rows = min(self._chunk_rows(count, batch_size), count)
-        chunk, filled, done = np.empty(rows, self._record), 0, 0
-        loaded = ahead(inputs.load, batches, inputs.threads)
-        with closing(_computed(model, loaded, batch_size, verbose, backend)) as computed:
-            for batch, outputs in zip(batches, computed, strict=True):
-                part = chunk[filled : filled + len(batch)]
-                part["image"] = _hexadecimal(missing.names[missing.at(batch)])
-                for name, output in zip(self._fields, keras.tree.flatten(outputs), strict=True):
-                    part[name] = output[: len(batch)]
-                filled += len(batch)
-                done += len(batch)
-                if filled == len(chunk) or done == count:
-                    self._write(chunk[:filled])
-                    filled = 0
+        batches = [Batch(missing.positions[i : i + batch_size], names[i : i + batch_size])
+                   for i in starts]  # fmt: skip
+        writer = Writer(self.folder, self._record, self._chunk_rows(count, batch_size))
+        if model is not None and backend is not None and is_other(backend):
+            options = writer, batch_size, verbose
+            written = filled_elsewhere(backend, model, inputs, batches, *options)
+        else:
+            written = writer.write(batches, _outputs(model, inputs, batches, batch_size))
+        with closing(written):
+            for done, chunk in written:
+                if chunk is not None:
+                    self._add(*chunk)
                 bar.update(done)
 
     def read(self, positions: NDArray[np.int64]) -> Any | None:
@@ -165,11 +166,6 @@ class Entry:
             return None
         return rows
 
-    def _write(self, rows: NDArray[Any]) -> None:
-        path, names = store.write_chunk(self.folder, rows), store.names_of(rows)
-        if names is not None:
-            self._add(path, names)
-
     def _add(self, path: Path, names: NDArray[Any]) -> None:
         """Note where the rows of a chunk are; one that holds none of them is left out."""
         numbers = self._rows.find(names)
@@ -199,6 +195,7 @@ class Features:
     batch_size: int
     backend: str | None = None
     threads: int = WORKERS
+    is_portable: bool = True
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Features, (self.entry, None, None, self.batch_size, self.backend, self.threads)
@@ -219,22 +216,15 @@ def _loaded_as(dtype: np.dtype[Any]) -> str:
     return "uint8" if dtype == np.uint8 else "float32"
 
 
-def _hexadecimal(names: NDArray[Any]) -> NDArray[Any]:
-    return np.frombuffer(names.tobytes().hex().encode(), "S64")
+def _progress_bar(count: int, verbose: str | int) -> keras.utils.Progbar:
+    return keras.utils.Progbar(count, verbose=1 if verbose == "auto" else verbose,
+                               unit_name="image")  # fmt: skip
 
 
-def _computed(
-    model: keras.Model | None,
-    loaded: Iterator[Any],
-    batch_size: int,
-    verbose: str | int,
-    backend: str | None,
-) -> Generator[Any, None, None]:
-    """Yield the outputs for each batch of inputs, from the backend that computes them."""
-    if model is None:
-        yield from loaded
-    elif backend is not None and is_other(backend):
-        yield from outputs_elsewhere(backend, model, loaded, batch_size, verbose)
-    else:
-        for given in loaded:
-            yield outputs_of(model, given, batch_size)
+def _outputs(
+    model: keras.Model | None, inputs: Inputs, batches: Sequence[Batch], batch_size: int
+) -> Iterator[list[Any]]:
+    """Yield the outputs for each batch, as a list of arrays; without a model, its inputs."""
+    for given in ahead(inputs.load, [batch.positions for batch in batches], inputs.threads):
+        found = given if model is None else outputs_of(model, given, batch_size)
+        yield keras.tree.flatten(found)
