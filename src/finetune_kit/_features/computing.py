@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import keras
@@ -51,7 +52,12 @@ def prepared(job: Job) -> tuple[Compute, tuple[str, ...]]:
     model, kept = channels_first(model) if job.channels_first else (model, ())
     if keras.backend.backend() == "openvino":
         return _OnOpenVINO(model), kept
-    return lambda batch: keras.tree.flatten(outputs_of(model, batch, job.batch_size)), kept
+    return partial(_in_batches, model, job.batch_size), kept
+
+
+def _in_batches(model: keras.Model, batch_size: int, batch: Any) -> list[Any]:
+    count = len(keras.tree.flatten(batch)[0])
+    return [x[:count] for x in keras.tree.flatten(outputs_of(model, batch, batch_size))]
 
 
 class _OnOpenVINO:
