@@ -303,8 +303,9 @@ def test_files_are_loaded_by_the_process_that_computes(
     for i in range(12):
         pixels = np.random.default_rng(i).integers(0, 256, (32, 32, 3), np.uint8)
         keras.utils.save_img(tmp_path / f"{i}.png", pixels, scale=False)
-    table = {"path": [f"{i}.png" for i in range(12)], "label": ["a", "b"] * 6}
-    images = ftk.read_image_table(table, root=tmp_path)
+    lines = ["path,label", *(f"{i}.png,{'ab'[i % 2]}" for i in range(12))]
+    (tmp_path / "table.csv").write_text("\n".join(lines))
+    images = ftk.read_image_table(tmp_path / "table.csv", root=tmp_path)
     expected = extracted(small_backbone, images, tmp_path / "cache")
     loaded, load = [], ftk.ImageSet.load
 

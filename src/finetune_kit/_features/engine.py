@@ -9,6 +9,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from finetune_kit._model.twin import channels_first
+
 # Each is also the name of its package, and of the extra that installs it.
 BACKENDS = ("openvino", "tensorflow", "jax", "torch")
 # These compute convolutions faster with the channels first.
@@ -81,6 +83,18 @@ def outputs_once(model: keras.Model, batch: Any) -> Any:
     if keras.backend.backend() == "jax":
         return model.predict_on_batch(batch)
     return _called(model, batch)
+
+
+def faster(model: keras.Model, batch: Any, outputs: Any) -> keras.Model:
+    """Return a model that computes the same faster, if there is one: on PyTorch, channels-first.
+
+    Its outputs for the batch must be the given ones, bit for bit.
+    """
+    if keras.backend.backend() != "torch":
+        return model
+    twin, _ = channels_first(model)
+    pairs = zip(keras.tree.flatten(outputs), keras.tree.flatten(_called(twin, batch)), strict=True)
+    return twin if all(np.array_equal(*pair) for pair in pairs) else model
 
 
 def _called(model: keras.Model, batch: Any) -> Any:

@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 
 from finetune_kit._data.batches import WORKERS, ahead
 from finetune_kit._features import store
-from finetune_kit._features.engine import is_other, outputs_of
+from finetune_kit._features.engine import faster, is_other, outputs_of
 from finetune_kit._features.remote import filled_elsewhere
 from finetune_kit._features.rows import Rows
 from finetune_kit._features.writing import Batch, Writer
 from finetune_kit._files import write_whole
 
 _CHUNK_BYTES, _CHUNK_ROWS = 64 << 20, 512
+_WORTH_A_TWIN = 8  # batches, from which on building another form of the model takes less time
 
 
 class Inputs(Protocol):
@@ -225,6 +226,9 @@ def _outputs(
     model: keras.Model | None, inputs: Inputs, batches: Sequence[Batch], batch_size: int
 ) -> Iterator[list[Any]]:
     """Yield the outputs for each batch, as a list of arrays; without a model, its inputs."""
-    for given in ahead(inputs.load, [batch.positions for batch in batches], inputs.threads):
+    loaded = ahead(inputs.load, [batch.positions for batch in batches], inputs.threads)
+    for number, given in enumerate(loaded):
         found = given if model is None else outputs_of(model, given, batch_size)
+        if model is not None and number == 0 and len(batches) >= _WORTH_A_TWIN:
+            model = faster(model, given, found)
         yield keras.tree.flatten(found)

@@ -99,8 +99,8 @@ def working(backend: str, model: keras.Model, batch_size: int) -> Iterator[Worke
 
     A process that has imported a module of the user is not kept, because the module may change.
     """
-    worker = _taken(backend) or _started(backend)
     custom = _custom(model)
+    worker = (None if custom else _taken(backend)) or _started(backend)
     try:
         path = Path(worker.folder.name, "prefix.keras")
         model.save(path)
