@@ -104,15 +104,16 @@ def main() -> None:
         expected = rows_in(folder / "undisturbed")
         result = (folder / "undisturbed" / "result.npy").read_bytes()
         print(f"undisturbed: {seconds:.1f} s, {len(expected)} rows", flush=True)
-        moments, seen, good = random.Random(args.seed), Counter[str](), 0
+        moments, seen, good, attempts = random.Random(args.seed), Counter[str](), 0, 0
         while seen.total() < args.kills:
-            number = seen.total()
-            killed, is_worker = folder / f"killed-{number}", number % 2 == 0
-            process = start(photos, killed)
-            time.sleep(moments.random() * seconds)
+            attempts += 1
+            killed, is_worker = folder / f"killed-{attempts}", seen.total() % 2 == 0
+            process, share = start(photos, killed), moments.random()
+            while is_worker and process.is_alive() and worker_of(process) is None:
+                time.sleep(0.01)
+            time.sleep(share * seconds)
             pid = worker_of(process) if is_worker else process.pid
-            if pid is None or not process.is_alive():
-                process.kill()  # there is no worker yet, or none any more
+            if pid is None or not process.is_alive():  # it was faster this time
                 process.join()
                 continue
             os.kill(pid, signal.SIGKILL)
@@ -127,7 +128,7 @@ def main() -> None:
             good += whole and same and (ended or not is_worker)
             what = "worker" if is_worker else "run"
             seen[what] += 1
-            print(f"{number + 1}: {what}, {len(left)} rows left, {whole}, {ended}, {same}",
+            print(f"{seen.total()}: {what}, {len(left)} rows left, {whole}, {ended}, {same}",
                   flush=True)  # fmt: skip
         print(f"{good} of {args.kills} as they must be ({dict(seen)})")
 

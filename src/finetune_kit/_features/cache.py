@@ -60,8 +60,8 @@ class FeatureCache:
         backend: the Keras backend that computes the features, in a process of its own:
             `"openvino"` (for CPUs), `"tensorflow"`, `"jax"` or `"torch"`. Defaults to None: the
             backend of the training. Layers of your own must be defined in a module that can be
-            imported. The outputs for the first batch are compared with those of the training
-            backend. Features of different backends are different entries.
+            imported. The outputs for two images are compared with those of the training backend.
+            Features of different backends are different entries.
 
     Raises:
         ValueError: if `folder` is a file, or `dtype` or `backend` has another value.
