@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import finetune_kit as ftk
-from finetune_kit._features import entry, process
+from finetune_kit._features import engine, entry, process
 from finetune_kit._features.engine import BACKENDS
 
 layers = keras.layers
@@ -91,6 +91,20 @@ def test_the_backend_of_the_training_is_the_default(
     extracted(small_backbone, tiny_images, ftk.FeatureCache(tmp_path, backend=HERE))
     assert keys(tmp_path) == before
     assert not processes
+
+
+def test_pytorch_takes_the_channels_first_where_the_features_stay_the_same(
+    tiny_images, small_backbone, monkeypatch
+):
+    few = {"features": None, "preprocessing": None, "batch_size": 3, "verbose": 0}
+    found = ftk.extract_features(small_backbone, tiny_images, **few)  # 8 batches
+    monkeypatch.setattr(entry, "_WORTH_A_TWIN", 9)
+    assert np.array_equal(found, ftk.extract_features(small_backbone, tiny_images, **few))
+    pixels = tiny_images.load(size=(32, 32))
+    outputs = engine.outputs_once(small_backbone, pixels)
+    twin = engine.faster(small_backbone, pixels, outputs)
+    assert (twin is small_backbone) == (HERE != "torch")
+    assert engine.faster(small_backbone, pixels, outputs + 1) is small_backbone
 
 
 @pytest.mark.once
