@@ -331,6 +331,12 @@ def test_features_are_computed_for_a_later_training(photos, tmp_path):
     assert before == {e.key: e.images for e in ftk.FeatureCache(folder).entries()}
 
 
+@once
+def test_a_backend_of_the_features_must_be_one_of_keras(photos, tmp_path):
+    result = run("features", photos, "--to", tmp_path, "--features-backend", "onnx", code=2)
+    assert "`backend` must be one of" in result.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the exporters' own
 def test_export_writes_a_file_of_another_runtime(trained, photos, tmp_path):

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import finetune_kit as ftk
+from finetune_kit._features import engine, entry, process
 from finetune_kit._features.engine import BACKENDS
-from finetune_kit._features.remote import outputs_elsewhere
 
 layers = keras.layers
 HERE = keras.backend.backend()
@@ -58,7 +58,8 @@ class Pixels:
 
 @pytest.fixture
 def processes(monkeypatch) -> list[subprocess.Popen]:
-    """The processes that a test starts."""
+    """The processes that a test starts. None from an earlier test waits for it."""
+    process._end_waiting()
     started, start = [], subprocess.Popen
 
     def popen(*args, **options):
@@ -92,15 +93,30 @@ def test_the_backend_of_the_training_is_the_default(
     assert not processes
 
 
+def test_pytorch_takes_the_channels_first_where_the_features_stay_the_same(
+    tiny_images, small_backbone, monkeypatch
+):
+    few = {"features": None, "preprocessing": None, "batch_size": 3, "verbose": 0}
+    found = ftk.extract_features(small_backbone, tiny_images, **few)  # 8 batches
+    monkeypatch.setattr(entry, "_WORTH_A_TWIN", 9)
+    assert np.array_equal(found, ftk.extract_features(small_backbone, tiny_images, **few))
+    pixels = tiny_images.load(size=(32, 32))
+    outputs = engine.outputs_once(small_backbone, pixels)
+    twin = engine.faster(small_backbone, pixels, outputs)
+    assert (twin is small_backbone) == (HERE != "torch")
+    assert engine.faster(small_backbone, pixels, outputs + 1) is small_backbone
+
+
 @pytest.mark.once
 @pytest.mark.slow
-def test_each_backend_computes_in_a_process_of_its_own(small_backbone, tiny_images):
-    pixels = tiny_images.load(size=(32, 32))
-    batches = [pixels[:10], pixels[10:20], pixels[20:]]
-    found = [x[0] for x in outputs_elsewhere(HERE, small_backbone, batches, 10, 0)]
-    expected = keras.ops.convert_to_numpy(small_backbone(pixels.astype(np.float32)))
-    assert [len(x) for x in found] == [10, 10, 10]
-    assert np.allclose(np.concatenate(found)[:24], expected, atol=1e-4 * np.abs(expected).max())
+def test_each_backend_computes_in_a_process_of_its_own(
+    small_backbone, tiny_images, tmp_path, monkeypatch, processes
+):
+    expected = extracted(small_backbone, tiny_images, tmp_path / "here")
+    monkeypatch.setattr(entry, "is_other", lambda backend: True)
+    found = extracted(small_backbone, tiny_images, ftk.FeatureCache(tmp_path, backend=HERE))
+    assert len(processes) == 1
+    assert np.allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 
 
 @needs_openvino
@@ -151,7 +167,7 @@ def test_a_cut_continues_from_rows_of_its_own_backend_only(
     assert read(2, tmp_path) == 24
     assert read(1, openvino(tmp_path)) == 24
     assert read(0, openvino(tmp_path)) == 0
-    assert len(processes) == 2
+    assert len(processes) == 1  # for both passes
     assert len(keys(tmp_path)) == 3
 
 
@@ -162,11 +178,11 @@ def test_sweeps_and_folds_use_the_backend(tiny_images, small_backbone, tmp_path,
     head, specs = ftk.classification_head(3), [ftk.FineTuneSpec(0), ftk.FineTuneSpec(1)]
     options = {"features": openvino(tmp_path), "preprocessing": None, "verbose": 0}
     ftk.sweep(small_backbone, head, specs, tiny_images, **options)
-    assert len(processes) == 2
+    assert len(processes) == 1  # for both passes
     found = ftk.compute_features(small_backbone, specs, tiny_images, head=head, **options)
     assert found["computed"] == 0
     ftk.cross_validate(small_backbone, head, specs[0], tiny_images, k=3, **options)
-    assert len(processes) == 2
+    assert len(processes) == 1
 
 
 @pytest.mark.once
@@ -261,27 +277,77 @@ def test_a_layer_that_cannot_be_imported_is_an_error(tiny_images, tmp_path):
 @pytest.mark.once
 @needs_openvino
 @pytest.mark.slow
-def test_a_process_that_is_killed_leaves_whole_rows(
-    tiny_images, small_backbone, tmp_path, processes
+@pytest.mark.parametrize("kills", [1, 2])
+def test_a_process_that_is_killed_is_started_again_once(
+    tiny_images, small_backbone, tmp_path, processes, kills
 ):
     def kill(count: int) -> None:
-        if processes and count == 24 + 20:
-            processes[0].kill()
+        if processes and count in (24 + 20, 24 + 20 + 20)[:kills]:
+            processes[-1].kill()
 
     pixels = Pixels(tiny_images, kill)
     images = ftk.ImageSet.from_dataset(pixels)
     images.digests()
     pixels.count = 24
-    with pytest.raises(RuntimeError, match=r"must run until all.*Call again.*ended with code -9"):
-        ftk.extract_features(
+
+    def extract():
+        return ftk.extract_features(
             small_backbone, images, features=openvino(tmp_path), preprocessing=None, batch_size=1,
             verbose=0,
         )  # fmt: skip
-    assert not list(tmp_path.rglob("*.part"))
-    assert processes[0].returncode == -signal.SIGKILL
-    found = extracted(small_backbone, images, openvino(tmp_path))
+
+    if kills == 2:
+        message = r"must run until all.*Call again.*ended with code -9"
+        with pytest.raises(RuntimeError, match=message):
+            extract()
+        assert not list(tmp_path.rglob("*.part"))
+    found = extract()
+    assert [each.returncode for each in processes[:kills]] == [-signal.SIGKILL] * kills
+    assert len(processes) == kills + 1
     expected = extracted(small_backbone, images, tmp_path)
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.once
+@needs_openvino
+@pytest.mark.slow
+def test_files_are_loaded_by_the_process_that_computes(
+    small_backbone, tmp_path, processes, monkeypatch
+):
+    for i in range(12):
+        pixels = np.random.default_rng(i).integers(0, 256, (32, 32, 3), np.uint8)
+        keras.utils.save_img(tmp_path / f"{i}.png", pixels, scale=False)
+    lines = ["path,label", *(f"{i}.png,{'ab'[i % 2]}" for i in range(12))]
+    (tmp_path / "table.csv").write_text("\n".join(lines))
+    images = ftk.read_image_table(tmp_path / "table.csv", root=tmp_path)
+    expected = extracted(small_backbone, images, tmp_path / "cache")
+    loaded, load = [], ftk.ImageSet.load
+
+    def counting(self, indices=None, size=(224, 224)):
+        loaded.extend(indices)
+        return load(self, indices, size)
+
+    monkeypatch.setattr(ftk.ImageSet, "load", counting)
+    found = extracted(small_backbone, images, openvino(tmp_path / "cache"))
+    assert loaded == [0, 1]  # for the comparison with the training backend
+    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+    (tmp_path / "7.png").write_bytes(b"no image")
+    monkeypatch.setattr(ftk.ImageSet, "digests", lambda self: tuple(f"{i:064}" for i in range(12)))
+    with pytest.raises(ValueError, match=r"must be a file that can be decoded.*7\.png"):
+        extracted(small_backbone, images, openvino(tmp_path / "cache"))
+
+
+@pytest.mark.once
+@needs_openvino
+@pytest.mark.slow
+def test_a_process_that_waits_too_long_ends_and_is_replaced(
+    tiny_images, small_backbone, tmp_path, processes
+):
+    extracted(small_backbone, tiny_images.take(range(4)), openvino(tmp_path))
+    processes[0].stdin.close()  # as the process that started it does when it ends
+    processes[0].wait(10)
+    extracted(small_backbone, tiny_images, openvino(tmp_path))
+    assert len(processes) == 2
 
 
 ENDLESS = """
@@ -353,15 +419,14 @@ def test_workers_end_with_the_process_that_started_them(tmp_path, number):
 
 FLOAT32 = """
 import keras, numpy as np, openvino
-from finetune_kit._features.worker import _compute_in_float32
+from finetune_kit._features.computing import _OnOpenVINO
 
-options = []
-openvino.compile_model, compile_model = lambda *a: options.append(a[1:]) or compile_model(*a), \\
-    openvino.compile_model
-_compute_in_float32()
+options, compile_model = [], openvino.compile_model
+openvino.compile_model = lambda *a: options.append(a[1:]) or compile_model(*a)
 inputs = keras.Input((3,))
-keras.Model(inputs, keras.layers.Dense(2)(inputs)).predict_on_batch(np.ones((2, 3), np.float32))
-print(options)
+model = keras.Model(inputs, keras.layers.Dense(2)(inputs))
+outputs = _OnOpenVINO(model)(np.ones((5, 3), np.float32))
+print(options, [x.shape for x in outputs])
 """
 
 
@@ -369,7 +434,7 @@ print(options)
 @needs_openvino
 @pytest.mark.slow
 def test_keras_compiles_for_openvino_with_a_function_that_can_be_replaced():
-    """`openvino.compile_model(model, device)`: used by `_compute_in_float32`.
+    """`openvino.compile_model(model, device)`: used by `_compiled`.
 
     Without it, OpenVINO rounds to bfloat16 on processors that have it, and the features fail the
     comparison with those of the training backend.
@@ -381,4 +446,5 @@ def test_keras_compiles_for_openvino_with_a_function_that_can_be_replaced():
         text=True,
         check=True,
     )
-    assert "('CPU', {'INFERENCE_PRECISION_HINT': 'f32'})" in done.stdout
+    assert "('CPU', {'INFERENCE_PRECISION_HINT': 'f32'," in done.stdout
+    assert "[(5, 2)]" in done.stdout

@@ -93,6 +93,7 @@ def train(
     on_error: opt.OnError = "raise",
     duplicates: opt.Duplicates = True,
     features: opt.Features = None,
+    features_backend: opt.FeaturesBackend = None,
     heat_maps: opt.HeatMaps = 24,
     seed: opt.Seed = 0,
     config: opt.Config = None,
@@ -130,6 +131,7 @@ def sweep(
     on_error: opt.OnError = "raise",
     duplicates: opt.Duplicates = True,
     features: opt.Features = None,
+    features_backend: opt.FeaturesBackend = None,
     heat_maps: opt.HeatMaps = 24,
     seed: opt.Seed = 0,
     config: opt.Config = None,
@@ -245,6 +247,7 @@ def features(
     shard: Annotated[
         str, typer.Option(help="Compute part I (from 0) of N parts alone.", metavar="I/N")
     ] = "0/1",
+    features_backend: opt.FeaturesBackend = None,
     image_size: opt.Size = 224,
     batch_size: opt.Batch = 32,
     root: opt.Root = None,
@@ -264,7 +267,7 @@ def features(
         backbone_of(backbone, image_size, seed=seed),
         [ftk.FineTuneSpec(blocks_of(depth)) for depth in blocks.split(",")],
         source.images(),
-        to,
+        ftk.FeatureCache(to, backend=features_backend),
         shard=(int(part), int(parts)),
         batch_size=batch_size,
         verbose=bars(silent=as_json or quiet),

@@ -44,6 +44,7 @@ class Job:
         class_weight: `"balanced"` or None.
         patience: epochs without a lower validation loss after which a phase ends.
         features: folder that keeps the features, or None.
+        features_backend: Keras backend that computes them; None: that of the training.
         heat_maps: how many images of the report have one.
         seed: of split, head and shuffling.
     """
@@ -74,6 +75,7 @@ class Job:
     class_weight: str | None = None
     patience: int = 5
     features: str | None = None
+    features_backend: str | None = None
     heat_maps: int = 24
     seed: int = 0
 

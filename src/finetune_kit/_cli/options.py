@@ -125,6 +125,13 @@ Features = Annotated[
     str | None,
     typer.Option(help="Folder that keeps the features of the frozen part.", metavar="DIR"),
 ]
+FeaturesBackend = Annotated[
+    str | None,
+    typer.Option(
+        help="Keras backend that computes the features, in a process of its own.",
+        metavar="openvino|tensorflow|jax|torch",
+    ),
+]
 HeatMaps = Annotated[
     int,
     typer.Option(

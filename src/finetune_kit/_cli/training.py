@@ -78,7 +78,8 @@ def _recommended(
     import keras
 
     folder = make_folder("--out", Path(job.out) / CHECKPOINTS)
-    features = job.features or folder / FEATURES
+    where = job.features or folder / FEATURES
+    features = ftk.FeatureCache(where, backend=job.features_backend)
     head_file, file = folder / "recommended_head.keras", folder / "recommendation.json"
     if not file.exists():
         say("\n   Which recipe? Each is validated on images that it has not seen.", silent=silent)
@@ -245,7 +246,7 @@ def _train(
         "batch_size": job.batch_size,
         "class_weight": job.class_weight,
         "callbacks": () if validation is None else [stop],
-        "features": job.features,
+        "features": ftk.FeatureCache(job.features, backend=job.features_backend),
         "run_dir": Path(job.out) / CHECKPOINTS,
         "seed": job.seed,
         "verbose": verbose,

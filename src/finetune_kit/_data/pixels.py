@@ -181,6 +181,12 @@ def joined(sources: Sequence[Source]) -> Source:
     return flat[0] if len(flat) == 1 else Joined(tuple(flat))
 
 
+def has_files_only(source: Source) -> bool:
+    """Return whether all images of a source are files."""
+    parts = source.sources if isinstance(source, Joined) else (source,)
+    return all(isinstance(part, Files) for part in parts)
+
+
 def origins(source: Source, rows: Sequence[int]) -> set[Hashable]:
     """Return what identifies each image without reading it: its file, or its place in an array."""
     parts = [source.find(row) if isinstance(source, Joined) else (source, row) for row in rows]

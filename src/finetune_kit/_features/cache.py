@@ -66,8 +66,8 @@ class FeatureCache:
         backend: the Keras backend that computes the features, in a process of its own:
             `"openvino"` (for CPUs), `"tensorflow"`, `"jax"` or `"torch"`. Defaults to None: the
             backend of the training. Layers of your own must be defined in a module that can be
-            imported. The outputs for the first batch are compared with those of the training
-            backend. Features of different backends are different entries.
+            imported. The outputs for two images are compared with those of the training backend.
+            Features of different backends are different entries.
         local_folder: with a URL, the folder for copies of what was read from the bucket. Several
             caches may share it. Defaults to None: `finetune-kit` in the user's cache folder
             (`$XDG_CACHE_HOME`, or `~/.cache`).

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from finetune_kit._model.copying import copy
+from finetune_kit._model.twin import channels_first
 from finetune_kit._processes import alone, share
 
 # Each is also the name of its package, and of the extra that installs it.
@@ -57,14 +58,14 @@ def _version(backend: str) -> list[str]:
 
 
 @contextmanager
-def in_this_process(model: keras.Model) -> Iterator[keras.Model]:
+def in_this_process(model: keras.Model | None) -> Iterator[Any]:
     """Provide a model that this process computes alone: a copy, where several train together."""
     several = share()[1] > 1
     with alone():
-        yield copy(model) if several else model
+        yield copy(model) if several and model is not None else model
 
 
-def padded(batch: Any, batch_size: int) -> Any:
+def _padded(batch: Any, batch_size: int) -> Any:
     """Return a batch that repeats its last row where it is too short."""
     missing = batch_size - len(keras.tree.flatten(batch)[0])
     if not missing:
@@ -80,11 +81,34 @@ def outputs_of(model: keras.Model, batch: Any, batch_size: int) -> Any:
     A batch that is too short is padded, so that nothing is compiled twice; the outputs of the
     padding come last.
     """
-    batch = padded(batch, batch_size)
+    batch = _padded(batch, batch_size)
     if keras.backend.backend() != "torch":
         return model.predict_on_batch(batch)
     # From Keras 3.16 on, `predict_on_batch` wraps the model in DistributedDataParallel where
     # torch.distributed is set up, which rejects a model without trainable weights. PyTorch runs
     # eagerly, so a plain call does the same without the trainer.
+    return _called(model, batch)
+
+
+def outputs_once(model: keras.Model, batch: Any) -> Any:
+    """Return the outputs as `outputs_of` does, without compiling where that takes longer."""
+    if keras.backend.backend() == "jax":
+        return model.predict_on_batch(batch)
+    return _called(model, batch)
+
+
+def faster(model: keras.Model, batch: Any, outputs: Any) -> keras.Model:
+    """Return a model that computes the same faster, if there is one: on PyTorch, channels-first.
+
+    Its outputs for the batch must be the given ones, bit for bit.
+    """
+    if keras.backend.backend() != "torch":
+        return model
+    twin, _ = channels_first(model)
+    pairs = zip(keras.tree.flatten(outputs), keras.tree.flatten(_called(twin, batch)), strict=True)
+    return twin if all(np.array_equal(*pair) for pair in pairs) else model
+
+
+def _called(model: keras.Model, batch: Any) -> Any:
     outputs = model(keras.tree.map_structure(keras.ops.convert_to_tensor, batch), training=False)
     return keras.tree.map_structure(keras.ops.convert_to_numpy, outputs)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import threading
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,12 +19,14 @@ from numpy.typing import NDArray
 
 from finetune_kit._data.batches import WORKERS, ahead
 from finetune_kit._features import store
-from finetune_kit._features.engine import in_this_process, is_other, outputs_of
+from finetune_kit._features.engine import faster, in_this_process, is_other, outputs_of
 from finetune_kit._features.place import Place
-from finetune_kit._features.remote import outputs_elsewhere
+from finetune_kit._features.remote import filled_elsewhere
 from finetune_kit._features.rows import Rows
+from finetune_kit._features.writing import Batch, Writer
 
 _CHUNK_BYTES, _CHUNK_ROWS = 64 << 20, 512
+_WORTH_A_TWIN = 8  # batches, from which on building another form of the model takes less time
 
 
 class Inputs(Protocol):
@@ -33,6 +35,11 @@ class Inputs(Protocol):
     @property
     def threads(self) -> int:
         """How many threads may load at once."""
+        ...
+
+    @property
+    def is_portable(self) -> bool:
+        """Whether another process should load them: they are read from files."""
         ...
 
     def load(self, positions: NDArray[np.int64]) -> Any:
@@ -96,30 +103,27 @@ class Entry:
         `model` takes what `inputs` loads; None stores that as it is. `backend` computes it.
         """
         missing = self.missing
-        count = len(missing)
+        count, bar = len(missing), _progress_bar(len(missing), verbose)
         store.check_space(self.place, count * self._record.itemsize)
         store.write_about(self.place, self._about)
         store.remove_abandoned(self.place)
-        bar = keras.utils.Progbar(
-            count, verbose=1 if verbose == "auto" else verbose, unit_name="image"
-        )
-        starts = range(0, count, batch_size)
-        batches = [missing.positions[i : i + batch_size] for i in starts]
-        rows = min(self._chunk_rows(count, batch_size), count)
-        chunk, filled, done = np.empty(rows, self._record), 0, 0
-        loaded = ahead(inputs.load, batches, inputs.threads)
-        with closing(_computed(model, loaded, batch_size, verbose, backend)) as computed:
-            for batch, outputs in zip(batches, computed, strict=True):
-                part = chunk[filled : filled + len(batch)]
-                part["image"] = _hexadecimal(missing.names[missing.at(batch)])
-                for name, output in zip(self._fields, keras.tree.flatten(outputs), strict=True):
-                    part[name] = output[: len(batch)]
-                filled += len(batch)
-                done += len(batch)
-                if filled == len(chunk) or done == count:
-                    self._write(chunk[:filled])
-                    filled = 0
-                bar.update(done)
+        names = missing.names[missing.at(missing.positions)]
+        batches = [
+            Batch(missing.positions[i : i + batch_size], names[i : i + batch_size])
+            for i in range(0, count, batch_size)
+        ]
+        writer = Writer(self.place, self._record, self._chunk_rows(count, batch_size))
+        with in_this_process(model) as local:
+            if local is not None and backend is not None and is_other(backend):
+                options = writer, batch_size, verbose
+                written = filled_elsewhere(backend, local, inputs, batches, *options)
+            else:
+                written = writer.write(batches, _outputs(local, inputs, batches, batch_size))
+            with closing(written):
+                for done, chunk in written:
+                    if chunk is not None:
+                        self._add(*chunk)
+                    bar.update(done)
 
     def read(self, positions: NDArray[np.int64]) -> Any | None:
         """Return the features of some images: an array, or a tuple if several tensors are cut.
@@ -182,11 +186,6 @@ class Entry:
             return None
         return rows
 
-    def _write(self, rows: NDArray[Any]) -> None:
-        path, names = store.write_chunk(self.place, rows), store.names_of(rows)
-        if names is not None:
-            self._add(path, names)
-
     def _add(self, path: Path, names: NDArray[Any]) -> None:
         """Note where the rows of a chunk are; one that holds none of them is left out."""
         numbers = self._rows.find(names)
@@ -217,6 +216,7 @@ class Features:
     batch_size: int
     backend: str | None = None
     threads: int = WORKERS
+    is_portable: bool = True
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Features, (self.entry, None, None, self.batch_size, self.backend, self.threads)
@@ -237,24 +237,18 @@ def _loaded_as(dtype: np.dtype[Any]) -> str:
     return "uint8" if dtype == np.uint8 else "float32"
 
 
-def _hexadecimal(names: NDArray[Any]) -> NDArray[Any]:
-    return np.frombuffer(names.tobytes().hex().encode(), "S64")
+def _progress_bar(count: int, verbose: str | int) -> keras.utils.Progbar:
+    shown = 1 if verbose == "auto" else verbose
+    return keras.utils.Progbar(count, verbose=shown, unit_name="image")
 
 
-def _computed(
-    model: keras.Model | None,
-    loaded: Iterator[Any],
-    batch_size: int,
-    verbose: str | int,
-    backend: str | None,
-) -> Generator[Any, None, None]:
-    """Yield the outputs for each batch of inputs, from the backend that computes them."""
-    if model is None:
-        yield from loaded
-        return
-    with in_this_process(model) as local:
-        if backend is not None and is_other(backend):
-            yield from outputs_elsewhere(backend, local, loaded, batch_size, verbose)
-        else:
-            for given in loaded:
-                yield outputs_of(local, given, batch_size)
+def _outputs(
+    model: keras.Model | None, inputs: Inputs, batches: Sequence[Batch], batch_size: int
+) -> Iterator[list[Any]]:
+    """Yield the outputs for each batch, as a list of arrays; without a model, its inputs."""
+    loaded = ahead(inputs.load, [batch.positions for batch in batches], inputs.threads)
+    for number, given in enumerate(loaded):
+        found = given if model is None else outputs_of(model, given, batch_size)
+        if model is not None and number == 0 and len(batches) >= _WORTH_A_TWIN:
+            model = faster(model, given, found)
+        yield keras.tree.flatten(found)

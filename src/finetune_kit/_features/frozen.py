@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from finetune_kit._data.batches import WORKERS
 from finetune_kit._data.decoding import DECODING
 from finetune_kit._data.images import ImageSet
+from finetune_kit._data.pixels import has_files_only
 from finetune_kit._features.augmentation import Augmentation, augmented, views_of_epoch
 from finetune_kit._features.engine import engine_key
 from finetune_kit._features.entry import Entry, Features, Inputs, entry_place
@@ -41,6 +42,11 @@ class Decode:
     size: tuple[int, int]
     threads: int = WORKERS
 
+    @property
+    def is_portable(self) -> bool:
+        """Whether the images are files, not arrays or another data set."""
+        return has_files_only(self.images.source)
+
     def load(self, positions: NDArray[np.int64], epoch: int = 0) -> NDArray[np.uint8]:
         """Decode images, the same in each epoch."""
         return self.images.load(positions, self.size)
@@ -55,6 +61,7 @@ class Views:
     digests: tuple[str, ...]
     seed: int
     threads: int = 1  # a random generator belongs to its layer, so two threads would mix it up
+    is_portable: bool = False  # the layer computes on the backend of the training
 
     def load(self, positions: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Decode images and change them."""

@@ -1,9 +1,16 @@
-"""Program that computes a saved model on a backend of its own.
+"""Program that computes a saved model on a backend of its own, and writes its outputs.
 
-`remote.py` starts it, and sends a `Job`, then batches. The program answers each with `("done",
-value)` or `("failed", reason)`: to the job, the names of the layers that run channels-last; to a
-batch, the list of its outputs. It ends when its input does, which also happens when the process
-that started it dies.
+`remote.py` starts it and sends tasks as pairs of a name and a value:
+
+- `"load"`, a `Job`: load a model. The answer holds the names of the layers that run channels-last.
+- `"compute"`, a batch: the answer holds the list of its outputs.
+- `"fill"`, `(writer, inputs, batches)`: load batches of images, compute them and write chunks. One
+  answer for each batch holds the chunk that was written with it, or None. Where `inputs` is None,
+  a task `"batch"` follows for each batch.
+
+An answer is a pair too: `("done", value)`; `("failed", reason)` if the backend fails; `("raised",
+error)` if images cannot be loaded or features not be written. The program ends when its input does,
+which also happens when the process that started it dies, and when it has waited for a minute.
 """
 
 from __future__ import annotations
@@ -15,95 +22,117 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+import types
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from functools import partial
 from typing import IO, Any
 
-import keras
+IDLE = 60  # seconds
+# Keras imports these where they are installed, which takes seconds; its layers do not need them.
+UNUSED = {"jax", "matplotlib", "pandas", "sklearn", "tensorflow", "torch"}
 
-from finetune_kit._features.engine import outputs_of
-from finetune_kit._model.twin import channels_first
+
+class _NotInstalled:
+    """Makes Python find some packages no more."""
+
+    def __init__(self, names: set[str]) -> None:
+        self._names = names
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        """Raise the error for a package that is not installed."""
+        if name in self._names:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
-@dataclass(frozen=True)
-class Job:
-    """What a worker computes.
-
-    Attributes:
-        model: path of the saved model.
-        custom: classes of the model's layers that are not Keras' own, as module and name.
-        channels_first: whether its convolutions take the channels first.
-    """
-
-    model: str
-    custom: tuple[tuple[str, str], ...]
-    channels_first: bool
+class _BackendError(Exception):
+    """A backend cannot load or compute a model."""
 
 
 def main() -> None:
     """Answer what arrives on the standard input, until it ends."""
     results = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not mix with the answers
+    hidden = _import_keras()
     tasks: queue.Queue[Any] = queue.Queue()
     # A thread, so that the next batch arrives while this one is computed.
     threading.Thread(target=_receive, args=(sys.stdin.buffer, tasks), daemon=True).start()
-    models: list[keras.Model] = []
+    from finetune_kit._data.batches import ahead
+    from finetune_kit._features import computing
 
-    def start(job: Job) -> tuple[str, ...]:
-        model, kept = _loaded(job)
-        models.append(model)
-        return kept
+    compute: Any = None
 
-    def compute(batch: Any) -> list[Any]:
-        count = len(keras.tree.flatten(batch)[0])
-        return keras.tree.flatten(outputs_of(models[0], batch, count))
+    def load(job: Any) -> Iterator[Any]:
+        nonlocal compute
+        os.chdir(job.folder)
+        if job.custom:  # its module may import anything
+            with suppress(ValueError):
+                sys.meta_path.remove(hidden)
+        compute, kept = _or_failed(computing.prepared, job)
+        yield kept
 
-    _answer(results, start, tasks.get())
+    def fill(task: Any) -> Iterator[Any]:
+        writer, inputs, batches = task
+        loaded: Iterable[Any] = (tasks.get()[1] for _ in batches)
+        if inputs is not None:
+            positions = [batch.positions for batch in batches]
+            loaded = ahead(inputs.load, positions, inputs.threads)
+        return writer.write(batches, (_or_failed(compute, batch) for batch in loaded))
+
+    def answers(name: str, value: Any) -> Iterator[Any]:
+        if name == "compute":
+            return iter([_or_failed(compute, value)])
+        return load(value) if name == "load" else fill(value)
+
     while True:
-        _answer(results, compute, tasks.get())
+        try:
+            name, value = tasks.get(timeout=IDLE)
+        except queue.Empty:
+            return
+        _answer(results, partial(answers, name, value))
+
+
+def _import_keras() -> _NotInstalled:
+    hidden = _NotInstalled(UNUSED - {os.environ["KERAS_BACKEND"]})
+    sys.meta_path.insert(0, hidden)
+    # Half of the rest is this module, which SciPy imports when an audio layer uses it.
+    sys.modules["scipy.signal"] = types.ModuleType("scipy.signal")
+    importlib.import_module("keras")
+    del sys.modules["scipy.signal"]
+    return hidden
 
 
 def _receive(stream: IO[bytes], tasks: queue.Queue[Any]) -> None:
-    while True:
-        try:
-            tasks.put(pickle.load(stream))
-        except EOFError:
-            signal.raise_signal(signal.SIGTERM)  # also within a batch, whose outputs nobody reads
-
-
-def _answer(results: IO[bytes], function: Callable[[Any], Any], task: Any) -> None:
     try:
-        answer = "done", function(task)
-    except Exception as error:  # whatever a backend raises is reported by the other process
+        while True:
+            tasks.put(pickle.load(stream))
+    except EOFError:
+        pass
+    finally:
+        signal.raise_signal(signal.SIGTERM)  # also within a batch, whose outputs nobody reads
+
+
+def _or_failed(function: Callable[[Any], Any], value: Any) -> Any:
+    try:
+        return function(value)
+    except Exception as error:  # whatever a backend raises
         # What Keras cannot load is at the end of its message, behind the config of the model.
         reason = " ".join(str(error).rpartition("Exception encountered: ")[2].split())
-        answer = "failed", f"{type(error).__name__}: {reason[:300]}"
-    pickle.dump(answer, results, protocol=5)
-    results.flush()
+        raise _BackendError(f"{type(error).__name__}: {reason[:300]}") from error
 
 
-def _loaded(job: Job) -> tuple[keras.Model, tuple[str, ...]]:
-    modules = [(importlib.import_module(module), name) for module, name in job.custom]
-    custom = {name: getattr(module, name) for module, name in modules if hasattr(module, name)}
-    if keras.backend.backend() == "openvino":
-        _compute_in_float32()
-    # The file was written by the process that started this one, so its code is trusted.
-    model = keras.saving.load_model(job.model, custom, compile=False, safe_mode=False)
-    return channels_first(model) if job.channels_first else (model, ())
+def _answer(results: IO[bytes], answers: Callable[[], Iterator[Any]]) -> None:
+    def send(*answer: Any) -> None:
+        pickle.dump(answer, results, protocol=5)
+        results.flush()
 
-
-def _compute_in_float32() -> None:
-    """Keep OpenVINO from rounding to bfloat16, as it does where the processor has it.
-
-    Keras passes no options to OpenVINO's compiler (3.15), so they are added here.
-    """
-    openvino: Any = sys.modules["openvino"]  # Keras has imported it
-    compile_model = openvino.compile_model
-
-    def exact(model: Any, device: str) -> Any:
-        return compile_model(model, device, {"INFERENCE_PRECISION_HINT": "f32"})
-
-    openvino.compile_model = exact
+    try:
+        for value in answers():
+            send("done", value)
+    except _BackendError as error:
+        send("failed", str(error))
+    except Exception as error:
+        send("raised", error)
 
 
 if __name__ == "__main__":

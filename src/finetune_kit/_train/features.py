@@ -82,7 +82,9 @@ def extract_features(
     size, plain, layer = checked_backbone(backbone, preprocessing)
     parts = partition(plain).parts  # a block that is not there is an error before the copy
     chosen_blocks("at", 1 if at is None else at, parts, plain.name, "block")
-    names, model = features_model(copy(plain), layer, at, pooling)
+    frozen = copy(plain)
+    frozen.trainable = False  # so that PyTorch records nothing for gradients
+    names, model = features_model(frozen, layer, at, pooling)
     with opened(cache, None) as kept:
         source = FeatureSource(
             images=images,

@@ -212,13 +212,10 @@ def _worker_class() -> type:
 
     class Worker:
         def start(self, expected: Any, packed: Any, threads: int) -> Any:
-            from finetune_kit._features.remote import kept_open
             from finetune_kit._train.on_ray import _conditions, _filling
 
             found = _conditions(expected["backend"])
             if found == expected:
-                self.kept = kept_open()  # until this process ends
-                self.kept.__enter__()
                 self.filling = _filling(packed, threads)
             return found
 

@@ -1,0 +1,72 @@
+"""Write features as chunks of an entry."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finetune_kit._features import store
+from finetune_kit._features.place import Place
+
+
+class Batch(NamedTuple):
+    """Images that are computed together: where they are read, and the names of their rows."""
+
+    positions: NDArray[np.int64]
+    names: NDArray[np.bytes_]
+
+
+class Chunk(NamedTuple):
+    """A chunk on disk, and the names of its rows."""
+
+    path: Path
+    names: NDArray[np.bytes_]
+
+
+@dataclass(frozen=True, eq=False)
+class Writer:
+    """What another process needs to write rows of an entry.
+
+    Attributes:
+        place: of the entry.
+        record: the fields of a row: `"image"`, then a field for each tensor.
+        rows: of a chunk.
+    """
+
+    place: Place
+    record: np.dtype[Any]
+    rows: int
+
+    def write(
+        self, batches: Sequence[Batch], outputs: Iterable[Sequence[Any]]
+    ) -> Generator[tuple[int, Chunk | None], None, None]:
+        """Write the outputs for each batch.
+
+        Yields:
+            The images up to this batch, and the chunk that was written with it, if one was full.
+        """
+        done, total = 0, sum(len(batch.names) for batch in batches)
+        chunk, names = np.empty(min(self.rows, total), self.record), list[Any]()
+        for batch, tensors in zip(batches, outputs, strict=True):
+            begin, count = sum(map(len, names)), len(batch.names)
+            part = chunk[begin : begin + count]
+            part["image"] = _hexadecimal(batch.names)
+            for i, tensor in enumerate(tensors):
+                part[f"f{i}"] = tensor[:count]
+            names.append(batch.names)
+            done += count
+            if begin + count < len(chunk) and done < total:
+                yield done, None
+                continue
+            path = store.write_chunk(self.place, chunk[: begin + count])
+            yield done, Chunk(path, np.concatenate(names))
+            names.clear()
+
+
+def _hexadecimal(names: NDArray[Any]) -> NDArray[Any]:
+    return np.frombuffer(names.tobytes().hex().encode(), "S64")
