@@ -21,7 +21,7 @@ import pytest
 import finetune_kit as ftk
 from finetune_kit._features import frozen, store
 from finetune_kit._features.augmentation import augmented, views_of_epoch
-from finetune_kit._features.frozen import Decode, Views
+from finetune_kit._features.inputs import Decode, Views
 from finetune_kit._model import digest
 from finetune_kit._train import phases
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import finetune_kit as ftk
-from finetune_kit._features.frozen import Decode
+from finetune_kit._features.inputs import Decode
 
 SPECS = [ftk.FineTuneSpec(0, epochs=2), ftk.FineTuneSpec(2, epochs=3, batch_norm="train")]
 LONG = [SPECS[0], ftk.FineTuneSpec(2, epochs=6, layer_decay=0.5)]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import finetune_kit as ftk
 from finetune_kit._features import entry, store
-from finetune_kit._features.frozen import Decode
+from finetune_kit._features.inputs import Decode
 from finetune_kit._features.place import Place
 from finetune_kit._features.rows import Rows
 
