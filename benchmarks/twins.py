@@ -4,7 +4,9 @@
 
 For each of the `keras.applications` with random weights (also those that scale channels), it prints
 the largest difference at a boundary between stages or at the output, as a share of the largest
-value there, and the layers that run channels-last.
+value there, and the layers that run channels-last. With random weights, the values of a very deep
+model may grow so large that its own outputs change as much when its input changes by a millionth;
+that change is printed too.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import gc
 import inspect
 import sys
+from typing import Any
 
 import keras
 import numpy as np
@@ -23,7 +26,7 @@ from finetune_kit._model.twin import channels_first
 layers = keras.layers
 
 
-def difference(name: str) -> tuple[float, int, tuple[str, ...]]:
+def difference(name: str) -> tuple[float, float, int, tuple[str, ...]]:
     keras.utils.set_random_seed(0)
     side = 96 if name[0] in "IX" or name.startswith("NASNet") else 64
     build = getattr(keras.applications, name)
@@ -39,11 +42,16 @@ def difference(name: str) -> tuple[float, int, tuple[str, ...]]:
     twin, kept = channels_first(whole)
     pixels = rng.integers(0, 256, (2, side, side, 3)).astype(np.float32)
     pairs = zip(whole(pixels, training=False), twin(pixels, training=False), strict=True)
-    largest = 0.0
-    for one, other in pairs:
-        one, other = keras.ops.convert_to_numpy(one), keras.ops.convert_to_numpy(other)
-        largest = max(largest, float(np.abs(one - other).max() / np.abs(one).max()))
-    return largest, len(outputs) + 1, kept
+    largest = max(float(_share(*pair)) for pair in pairs)
+    changed = whole(pixels * np.float32(1 + 1e-6), training=False)
+    pairs = zip(whole(pixels, training=False), changed, strict=True)
+    own = max(float(_share(*pair)) for pair in pairs)
+    return largest, own, len(outputs) + 1, kept
+
+
+def _share(one: Any, other: Any) -> float:
+    one, other = keras.ops.convert_to_numpy(one), keras.ops.convert_to_numpy(other)
+    return np.abs(one - other).max() / np.abs(one).max()
 
 
 def main() -> None:
@@ -51,9 +59,9 @@ def main() -> None:
     names = sys.argv[1:] or sorted(n for n, f in every if inspect.isfunction(f))
     found = {}
     for name in names:
-        found[name], count, kept = difference(name)
+        found[name], own, count, kept = difference(name)
         last = f", {len(kept)} layers channels-last" if kept else ""
-        print(f"{name}: {found[name]:.1e} at {count} tensors{last}", flush=True)
+        print(f"{name}: {found[name]:.1e} ({own:.1e}) at {count} tensors{last}", flush=True)
         keras.backend.clear_session()
         gc.collect()
     largest = max(found, key=lambda name: found[name])

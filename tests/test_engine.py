@@ -107,7 +107,6 @@ def test_pytorch_takes_the_channels_first_where_the_features_stay_the_same(
     assert engine.faster(small_backbone, pixels, outputs + 1) is small_backbone
 
 
-@pytest.mark.once
 @pytest.mark.slow
 def test_each_backend_computes_in_a_process_of_its_own(
     small_backbone, tiny_images, tmp_path, monkeypatch, processes

@@ -15,6 +15,7 @@ import keras
 import numpy as np
 
 from finetune_kit._features.engine import outputs_of
+from finetune_kit._model.graph import layers_within
 from finetune_kit._model.twin import channels_first
 
 # From a batch to the outputs for it.
@@ -50,7 +51,9 @@ def prepared(job: Job) -> tuple[Compute, tuple[str, ...]]:
     # The file was written by the process that started this one, so its code is trusted.
     model = keras.saving.load_model(job.model, custom, compile=False, safe_mode=False)
     model, kept = channels_first(model) if job.channels_first else (model, ())
-    if keras.backend.backend() == "openvino":
+    # Keras compiles no model with a layer that does not support it.
+    compiles = all(layer.supports_jit for layer in layers_within(model))
+    if keras.backend.backend() == "openvino" and compiles:
         return _OnOpenVINO(model), kept
     return partial(_in_batches, model, job.batch_size), kept
 

@@ -26,23 +26,28 @@ import types
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
+from importlib.machinery import ModuleSpec
 from typing import IO, Any
 
 IDLE = 60  # seconds
-# Keras imports these where they are installed, which takes seconds; its layers do not need them.
+# On OpenVINO, Keras imports these where they are installed, which takes seconds, and its layers do
+# not need them.
 UNUSED = {"jax", "matplotlib", "pandas", "sklearn", "tensorflow", "torch"}
 
 
-class _NotInstalled:
-    """Makes Python find some packages no more."""
+class _Hidden:
+    """Finds some packages, and fails to import them."""
 
-    def __init__(self, names: set[str]) -> None:
-        self._names = names
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        """Return a spec for a hidden package."""
+        return ModuleSpec(name, self) if name in UNUSED else None  # type: ignore[arg-type]
 
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+    def create_module(self, spec: ModuleSpec) -> None:
         """Raise the error for a package that is not installed."""
-        if name in self._names:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        raise ModuleNotFoundError(f"No module named {spec.name!r}", name=spec.name)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        """Do nothing: there is no module."""
 
 
 class _BackendError(Exception):
@@ -92,13 +97,14 @@ def main() -> None:
         _answer(results, partial(answers, name, value))
 
 
-def _import_keras() -> _NotInstalled:
-    hidden = _NotInstalled(UNUSED - {os.environ["KERAS_BACKEND"]})
-    sys.meta_path.insert(0, hidden)
-    # Half of the rest is this module, which SciPy imports when an audio layer uses it.
-    sys.modules["scipy.signal"] = types.ModuleType("scipy.signal")
-    importlib.import_module("keras")
-    del sys.modules["scipy.signal"]
+def _import_keras() -> _Hidden:
+    hidden = _Hidden()
+    if os.environ.get("KERAS_BACKEND") == "openvino":
+        sys.meta_path.insert(0, hidden)
+        # Half of the rest is this module, which SciPy imports when an audio layer uses it.
+        sys.modules["scipy.signal"] = types.ModuleType("scipy.signal")
+        importlib.import_module("keras")
+        del sys.modules["scipy.signal"]
     return hidden
 
 
