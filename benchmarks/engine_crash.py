@@ -2,8 +2,9 @@
 
     KERAS_BACKEND=tensorflow python benchmarks/engine_crash.py --kills 50
 
-Features of drawn images are computed with OpenVINO in chunks of 32 rows. At a random moment the
-worker (every second time) or the whole run is killed with SIGKILL. Each chunk that is left must
+Features of drawn images are computed with OpenVINO in chunks of 32 rows. When a random number of
+chunks is on disk, or before the first, the worker (every second time) or the whole run is killed
+with SIGKILL. Each chunk that is left must
 have the digest that is its name, and its rows must be those of an undisturbed run, to the last bit;
 so must the result of the next run. A run whose worker was killed must end with that result too.
 """
@@ -109,9 +110,10 @@ def main() -> None:
             attempts += 1
             killed, is_worker = folder / f"killed-{attempts}", seen.total() % 2 == 0
             process, share = start(photos, killed), moments.random()
-            while is_worker and process.is_alive() and worker_of(process) is None:
-                time.sleep(0.01)
-            time.sleep(share * seconds)
+            chunks = int(share * (IMAGES // ROWS))
+            while process.is_alive() and len(list(killed.glob("*/*.npy"))) < chunks:
+                time.sleep(0.001)
+            time.sleep(moments.random() * (0.05 if chunks else seconds))
             pid = worker_of(process) if is_worker else process.pid
             if pid is None or not process.is_alive():  # it was faster this time
                 process.join()
