@@ -12,7 +12,7 @@ HUB = keras-hub==0.32.* regex tokenizers
 # The experiment trackers of docs/howto/log_your_runs.md, likewise on one backend.
 TRACKERS = "mlflow-skinny>=3" sqlalchemy alembic "wandb>=0.31" "trackio>=0.43" tensorboard
 # The S3 server of tests/test_cloud.py, likewise. It takes 60 MB.
-S3 = "moto[s3]>=5" flask flask-cors
+S3 = "moto[s3]>=5" flask flask-cors s3fs
 
 # finetune_kit.ray on a local cluster, and a sweep on Dask, likewise on one backend: 300 MB.
 CLUSTERS = "ray>=2.50" "distributed>=2025.1"

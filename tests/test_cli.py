@@ -333,7 +333,7 @@ def test_features_are_computed_for_a_later_training(photos, tmp_path):
 
 @once
 def test_a_backend_of_the_features_must_be_one_of_keras(photos, tmp_path):
-    result = run("features", photos, "--to", tmp_path, "--features-backend", "onnx", code=2)
+    result = run("features", photos, "--to", tmp_path, *SMALL, "--features-backend", "onnx", code=2)
     assert "`backend` must be one of" in result.stderr
 
 

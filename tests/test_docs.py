@@ -41,7 +41,7 @@ FENCE = re.compile(r"^(`{3,})([^\n]*)\n(.*?)^\1$", re.MULTILINE | re.DOTALL)
 RUN_BY_SPHINX = ("{testsetup}", "{testcode}", "{testoutput}", "{testcleanup}")
 NOTEBOOK = "docs/notebook.md"
 CELL = "{code-cell}"
-NOT_RUN = ("console", "{include}", "{toctree}", "{eval-rst}", "{figure}")
+NOT_RUN = ("console", "bash", "yaml", "{include}", "{toctree}", "{eval-rst}", "{figure}")
 DEVICES = "docs/howto/devices.md"
 # These have tests of their own.
 ELSEWHERE = {

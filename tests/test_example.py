@@ -14,7 +14,6 @@ import numpy as np
 import phantoms
 import pytest
 import run
-import schedules
 import study
 import tables
 import weights
@@ -306,28 +305,3 @@ def test_weights_are_compared_on_several_splits(build_small, drawn, tmp_path, mo
     accuracies = [run["accuracy"]["value"] for run in found["gray thumbnails"]]
     row = f"| gray thumbnails | {tables.mean_and_range(accuracies)} |"
     assert row in (tmp_path / "weights.md").read_text()
-
-
-def test_all_schedules_have_the_same_number_of_epochs():
-    compared = schedules.schedules(blocks=4, epochs=16)
-    phases = [spec if isinstance(spec, list) else [spec] for spec in compared.values()]
-    assert [sum(phase.epochs for phase in specs) for specs in phases] == [16] * 4
-    assert [specs[-1].trainable_blocks for specs in phases] == [0, 4, 4, 4]
-
-
-@pytest.mark.slow
-def test_schedules_are_trained_with_each_seed_and_averaged(
-    build_small, drawn, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setattr(schedules, "load_backbone", lambda *args, **options: build_small())
-    monkeypatch.setattr(schedules, "schedules", lambda *args: {"head": ftk.FineTuneSpec(0)})
-    file = tmp_path / "schedules.json"
-    assert schedules.main(["--data", str(drawn), "--seeds", "0", "1", "--out", str(file)]) == 0
-    results = json.loads(file.read_text())
-    assert results["images"] == 32
-    first, second = results["runs"]["head"]
-    assert (first["seed"], second["seed"]) == (0, 1)
-    assert first["val_loss"] != second["val_loss"]
-    mean = (first["accuracy"] + second["accuracy"]) / 2
-    spread = abs(first["accuracy"] - second["accuracy"]) / 2**0.5
-    assert f"head  {mean:.4f} ± {spread:.4f}" in capsys.readouterr().out

@@ -24,6 +24,7 @@ def test_finished_runs_are_not_repeated_and_the_tables_come_from_their_files(
         "head": experiments.recommended(0),
         "head, last epoch": replace(experiments.recommended(0), epoch="last"),
         "1 block": experiments.recommended(1),
+        "1 block, keras.Model.fit": replace(experiments.recommended(1), plain=True),
     }
     monkeypatch.setitem(study.EXPERIMENTS, "suspects", rows)
     monkeypatch.setattr(study, "load_backbone", lambda *args, **options: build_small())
@@ -32,7 +33,7 @@ def test_finished_runs_are_not_repeated_and_the_tables_come_from_their_files(
     call = ["--data", str(data), "--out", str(out), *options.split()]
     assert study.main(call) == 0
     runs = {file: file.read_bytes() for file in (out / "runs").glob("*.json")}
-    assert len(runs) == 2  # the rows that differ in the epoch alone share one
+    assert len(runs) == 3  # the rows that differ in the epoch alone share one
     for content in runs.values():
         run = json.loads(content)
         assert np.shape(run["scores"]["last"]) == (len(run["test"]), 2)
@@ -54,6 +55,14 @@ def test_finished_runs_are_not_repeated_and_the_tables_come_from_their_files(
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert "use another --out" in error
+
+
+def test_all_settings_train_for_the_same_number_of_epochs():
+    settings = [s for experiment in experiments.EXPERIMENTS.values() for s in experiment.values()]
+    assert {sum(spec.epochs for spec in setting.specs(20)) for setting in settings} == {20}
+    assert {len(setting.specs(20)) for setting in settings} == {1, 2}
+    probes = experiments.EXPERIMENTS["probe"]
+    assert [setting.specs(20)[-1].trainable_blocks for setting in probes.values()] == [*range(9)]
 
 
 def test_the_paired_test_counts_images_that_one_model_alone_classifies_correctly():

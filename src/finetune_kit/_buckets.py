@@ -73,7 +73,7 @@ def download(url: Url, file: Path) -> None:
         system.get_file(path, str(file))
         arrived, size = file.stat().st_size, system.info(path)["size"]
         if arrived != size:
-            _forget(system, system._parent(path))  # it may have been replaced
+            _forget(system, _parent(path))  # it may have been replaced
             raise ConnectionError(f"{arrived:,} of {size:,} bytes arrived")
 
     _tried("read", url, copy)
@@ -89,7 +89,7 @@ def upload(file: Path, url: Url) -> None:
 
     def put() -> None:
         if _kind(url) in _WITH_FOLDERS:
-            system.makedirs(system._parent(path), exist_ok=True)
+            system.makedirs(_parent(path), exist_ok=True)
         system.put_file(str(file), path)
 
     try:
@@ -155,7 +155,7 @@ def facts_of(url: Url) -> Mapping[str, Any]:
     system, path = _system(url)
 
     def ask() -> Mapping[str, Any]:
-        _forget(system, system._parent(path))
+        _forget(system, _parent(path))
         return system.info(path)
 
     return _tried("read", url, ask)
@@ -182,6 +182,10 @@ def modified(facts: Mapping[str, Any]) -> float:
     if hasattr(when, "timestamp"):
         return float(when.timestamp())
     return datetime.fromisoformat(when).timestamp() if isinstance(when, str) else float(when)
+
+
+def _parent(path: str) -> str:
+    return path.rpartition("/")[0]
 
 
 def _forget(system: Any, folder: str) -> None:

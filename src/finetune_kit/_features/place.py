@@ -97,15 +97,8 @@ class Place:
         inside = [url for url in _buckets.listed(self.url) if _buckets.kind_of(url) == "directory"]
         places = [self.at(url.name) for url in inside]
         with ThreadPoolExecutor(self.threads) as pool:
-            there = list(pool.map(Place._has_about, places))
+            there = list(pool.map(_has_about, places))
         return [place for place, found in zip(places, there, strict=True) if found]
-
-    def _has_about(self) -> bool:
-        try:
-            self.get(self.folder / "entry.json")
-        except FileNotFoundError:
-            return False
-        return True
 
     def files(self) -> dict[str, tuple[int, float]]:
         """Return size and time of last change, in seconds, of each file by its name."""
@@ -175,3 +168,11 @@ def draft(folder: Path) -> Iterator[Path]:
         yield path
     finally:
         path.unlink(missing_ok=True)
+
+
+def _has_about(place: Place) -> bool:
+    try:
+        place.get(place.folder / "entry.json")
+    except FileNotFoundError:
+        return False
+    return True
