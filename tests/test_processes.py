@@ -82,6 +82,7 @@ def train(number=0, *, folder=None, seed=0, stop=False, batch_size=8, save=None,
     report = ftk.evaluate(tuned, test, verbose=0)
     if number == 0 and save:
         tuned.save(save)
+        report.save(Path(save).with_suffix(""))
     return {
         "losses": tuned.history["loss"],
         "val_losses": tuned.history["val_loss"],
@@ -139,6 +140,7 @@ def test_two_processes_train_as_one_and_resume(tmp_path):
     for name, values in alone.items():
         assert np.allclose(first[name], values, rtol=1e-4), name
     pixels = pictures().split((16, 4, 4), seed=0)[2].load(size=(16, 16))
+    assert (tmp_path / "model" / "report.html").exists()
     model = keras.saving.load_model(tmp_path / "model.keras")
     assert np.allclose(model.predict(pixels, verbose=0), first["scores"], atol=1e-5)
 

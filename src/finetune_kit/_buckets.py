@@ -213,7 +213,8 @@ def _system(url: Url) -> tuple[Any, str]:
     except ImportError as error:
         raise ImportError(
             f"Paths such as {str(url)!r} need fsspec and its package for {kind}:// "
-            f"(pip install 'finetune-kit[cloud]'). {_text(error)}"
+            "(pip install 'finetune-kit[cloud]' for s3://; for other kinds, also the package that "
+            f"fsspec names). {_text(error)}"
         ) from error
     except ValueError as error:
         raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from pathlib import Path
 
@@ -25,6 +26,11 @@ def write_whole(path: Path, content: bytes | str) -> None:
 def make_folder(name: str, path: str | os.PathLike[str]) -> Path:
     """Create the folder that was given as an argument, unless it exists; it must be writable."""
     folder = Path(path).expanduser()
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):  # a URL; a path object has one slash
+        raise ValueError(
+            f"`{name}` must be on this machine; images and features may lie in a bucket. "
+            f"Received: {name}={str(path)!r}"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f"{uuid.uuid4().hex}.part"

@@ -110,10 +110,11 @@ def check_distribution(batch_size: int, train: int, validation: int, *, mixup: b
         )
     replicas = distribution.num_model_replicas
     counts = {"batch_size": batch_size, "len(train)": train, "len(validation)": validation}
+    hint = "; images.take(range(n)) leaves out the last images"
     for name, count in counts.items():
         if count % replicas:
             raise ValueError(
                 f"`{name}` must be divisible by the {plural(replicas, 'device')} of "
-                "keras.distribution, so that each batch is; images.take(range(n)) leaves out the "
-                f"last images. Received: {name}={count}"
+                f"keras.distribution, because each computes an equal part of a batch"
+                f"{hint if name != 'batch_size' else ''}. Received: {name}={count}"
             )

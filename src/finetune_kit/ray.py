@@ -106,14 +106,14 @@ def compute_features(
     setup = filling_setup(
         backbone, specs, images, features, head, preprocessing, batch_size, verbose
     )
-    with connected(ray, address):
+    with connected(ray, address) as grows:
         needs = {"CPU": cpus_per_worker, "GPU": gpus_per_worker}
-        room = room_for(ray, needs)
+        room = room_for(ray, needs, grows=grows)
         parts = parts_of(len(images), workers or room, batch_size)
         count = min(workers or room, len(parts))
         if verbose:
             who = f"{plural(len(images), 'image')}, by {plural(count, 'worker')}"
-            print(f"Computing the frozen part, once for each of {who}:", flush=True)
+            print(f"Computing the features that are missing, of {who}:", flush=True)
         shown = 1 if verbose == "auto" else verbose
         bar = keras.utils.Progbar(len(images), verbose=shown, unit_name="image")
         total = {"images": 0, "computed": 0}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -212,7 +211,7 @@ def duplicates(
 def split(
     data: opt.Images,
     out: Annotated[
-        Path, typer.Option("--out", help="Manifest to write: .csv or .json.", metavar="FILE")
+        str, typer.Option("--out", help="Manifest to write: .csv or .json.", metavar="FILE")
     ],
     sizes: opt.Sizes = "0.7,0.15,0.15",
     groups_from: opt.GroupsFrom = None,
@@ -232,7 +231,7 @@ def split(
     sets = ftk.write_manifest(out, **{n: images for n, images in named.items() if len(images)})
     counts = {name: len(images) for name, images in sets.items()}
     text = f"{', '.join(f'{count:,} {name}' for name, count in counts.items())}: {out}"
-    return Result(text, {"manifest": str(out), "images": counts})
+    return Result(text, {"manifest": out, "images": counts})
 
 
 @app.command(epilog="Example: finetune-kit features photos/ --to features/ --shard 3/16")
@@ -261,8 +260,10 @@ def features(
     """Compute the features of the frozen part, so that later trainings start at once."""
     source = Data(data, None, root, path_column, label_column, on_error=on_error, check_files=False)
     part, _, parts = shard.partition("/")
-    if not (part.isdecimal() and parts.isdecimal()):
-        raise ValueError(f"--shard must be I/N, such as 0/4. Received: --shard {shard}")
+    if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
+        raise ValueError(
+            f"--shard must be I/N, with I from 0 to N - 1, such as 0/4. Received: --shard {shard}"
+        )
     values = ftk.compute_features(
         backbone_of(backbone, image_size, seed=seed),
         [ftk.FineTuneSpec(blocks_of(depth)) for depth in blocks.split(",")],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import re
@@ -13,6 +14,8 @@ from typing import Any, NamedTuple, get_type_hints
 
 import typer
 from typer.models import ArgumentInfo
+
+from finetune_kit._buckets import RemoteError
 
 _EXPECTED = (ValueError, TypeError, OSError, ImportError)  # bad input, with a text for people
 _FAILED = (FloatingPointError, RuntimeError)
@@ -44,7 +47,8 @@ class Result(NamedTuple):
 def command(function: Callable[..., Result | None]) -> Callable[..., None]:
     """Print the result of a command, or an expected error as one text on stderr.
 
-    Exit codes are 0: done; 1: the computation failed, or some images could not be read; 2: bad
+    Exit codes are 0: done; 1: the computation or the network failed, or some images could not be
+    read; 2: bad
     input; 130: Ctrl-C. With `--json`, the result alone is on stdout.
     """
 
@@ -62,7 +66,8 @@ def command(function: Callable[..., Result | None]) -> Callable[..., None]:
             raise typer.Exit(130) from None
         except (*_EXPECTED, *_FAILED) as error:
             typer.echo(f"error: {_explained(error, function)}", err=True)
-            raise typer.Exit(2 if isinstance(error, _EXPECTED) else 1) from None
+            again = isinstance(error, RemoteError) and error.errno == errno.EIO  # may work later
+            raise typer.Exit(2 if isinstance(error, _EXPECTED) and not again else 1) from None
         if result is not None:
             typer.echo(json.dumps(result.values, indent=2) if as_json else result.text)
             raise typer.Exit(result.code)

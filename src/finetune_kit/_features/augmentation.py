@@ -58,7 +58,7 @@ class Augmentation:
             raise ValueError(
                 "`augmentation` must be a Keras layer, such as "
                 "keras.layers.RandomFlip('horizontal'), a Sequential of several, or an "
-                f"Augmentation. Received: {self.layer!r}"
+                f"Augmentation, or `mixup` above 0 without one. Received: {self.layer!r}"
             )
         mixing = (keras.layers.MixUp, keras.layers.CutMix)
         layers = [self.layer, *getattr(self.layer, "layers", ())]

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from finetune_kit._checks import check_count
+from finetune_kit._processes import alone
 from finetune_kit._report import card, page, pictures, views
 from finetune_kit._report.figures import available
 from finetune_kit._report.metrics import OVERALL, measure
@@ -155,6 +156,7 @@ class Report(Results):
             "manifest": self.manifest,
         }
 
+    @alone()  # one of several processes may save it
     def save(self, path: str | os.PathLike[str], *, title: str | None = None) -> Path:
         """Write the report as text, JSON, pictures, one HTML page and a model card.
 

@@ -48,14 +48,17 @@ def import_ray() -> Any:
 
 
 @contextmanager
-def connected(ray: Any, address: str | None) -> Iterator[None]:
-    """Connect to a cluster, unless Ray is connected to one, and disconnect at the end."""
+def connected(ray: Any, address: str | None) -> Iterator[bool]:
+    """Connect to a cluster, unless Ray is connected to one, and disconnect at the end.
+
+    Provides whether other nodes may join it.
+    """
     if ray.is_initialized():
-        yield
+        yield True
         return
     ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
     try:
-        yield
+        yield address not in (None, "local") or len(ray.nodes()) > 1
     finally:
         ray.shutdown()
 
@@ -75,19 +78,29 @@ def environment(cpus: int | None) -> dict[str, str]:
     }
 
 
-def room_for(ray: Any, needs: Mapping[str, float]) -> int:
-    """Return how many workers the cluster has room for, at least one."""
+def room_for(ray: Any, needs: Mapping[str, float], *, grows: bool = True) -> int:
+    """Return how many workers the cluster has room for, at least one.
+
+    Raises:
+        ValueError: if it has room for none, and no node can join.
+    """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     room = sum(
         min(int(node.get(name, 0) / need) for name, need in needs.items() if need) for node in nodes
     )
     if not room:
         wanted = ", ".join(f"{need:g} {name}" for name, need in needs.items() if need)
-        largest = {name: max((node.get(name, 0) for node in nodes), default=0) for name in needs}
+        most = {name: max((node.get(name, 0) for node in nodes), default=0) for name in needs}
+        there = ", ".join(f"{count:g} {name}" for name, count in most.items())
+        if not grows:
+            raise ValueError(
+                "`cpus_per_worker` and `gpus_per_worker` must fit on this machine; lower them, or "
+                f"pass the address of a cluster. Received: workers that need {wanted}, where there "
+                f"are {there}"
+            )
         warnings.warn(
             f"No node of the cluster has room for a worker, which needs {wanted}: the largest have "
-            f"{', '.join(f'{most:g} {name}' for name, most in largest.items())}. Ray waits until "
-            "one joins",
+            f"{there}. Ray waits until one joins",
             stacklevel=3,
         )
     return max(1, room)

@@ -144,7 +144,7 @@ def _several(backbone: Any) -> list[Any]:
     if not names or not models or len({*names}) < len(names):
         raise ValueError(
             "`backbone` must be one backbone, or a list of keras.Model with different names. "
-            f"Received: {names}"
+            f"Received: {names}, of the types {[type(each).__name__ for each in backbone]}"
         )
     return list(backbone)
 
