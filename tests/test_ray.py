@@ -221,7 +221,7 @@ def test_a_cluster_without_room_or_packages(cluster, images, small_backbone, tmp
     compute = finetune_kit.ray.compute_features
     with pytest.warns(UserWarning, match="No node of the cluster has room .* 1 CPU, 1 GPU"):
         finetune_kit._train.on_ray.room_for(ray, {"CPU": 1, "GPU": 1})
-    with pytest.raises(ValueError, match="must fit on this machine.*need 1 CPU, 1 GPU"):
+    with pytest.raises(ValueError, match=r"must fit on this machine.*need 1 CPU, 1 GPU"):
         finetune_kit._train.on_ray.room_for(ray, {"CPU": 1, "GPU": 1}, grows=False)
     ray.shutdown()
     block = "import sys\nsys.modules['finetune_kit'] = None\n"
