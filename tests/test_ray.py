@@ -104,7 +104,7 @@ def test_several_nodes_hold_the_rows_of_one_process(
     assert counts == {"images": 96, "computed": 2 * 96}
     assert table(tmp_path) == reference
     shown = capsys.readouterr().out
-    assert "once for each of 96 images, by 2 workers:" in shown
+    assert "missing, of 96 images, by 2 workers:" in shown
     assert "96/96" in shown
 
 
