@@ -23,6 +23,7 @@ import queue
 import random
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -32,12 +33,12 @@ from pathlib import Path
 import keras
 
 import finetune_kit as ftk
+from finetune_kit._features.entry import _CHUNK_BYTES, _CHUNK_ROWS
+from finetune_kit._features.rows import NAME
 
 SIZE = 224
 IMAGES = (10**6, 10**7, 10**8)
 WORKERS = (16, 256, 1024)
-CHUNK_ROWS, CHUNK_BYTES = 512, 64 << 20  # as in `_features/entry.py`
-NAME_BYTES = 32  # of an image in the index
 SLOW_SHARE, SLOW_FACTOR, LOSS = 0.1, 5.0, 0.02
 START = """
 import time
@@ -76,8 +77,6 @@ def backbone() -> keras.Model:
 
 def measured(folder: Path, limit: int) -> Parts:
     """Measure the parts in processor seconds, on a sample of the images in a folder."""
-    import tempfile
-
     images = ftk.read_image_folder(folder)
     images = images.take(range(0, len(images), max(1, len(images) // limit)))
     paths = list(images.paths)
@@ -160,7 +159,7 @@ def simulated(images: int, workers: int, parts: int, rate: float, start: float) 
 def chunks(images: int, parts: int, row_bytes: int) -> int:
     """Return how many chunks the parts write, as `Entry` cuts them."""
     one = images // parts
-    rows = min(max(CHUNK_ROWS, one // 64), max(1, CHUNK_BYTES // row_bytes))
+    rows = min(max(_CHUNK_ROWS, one // 64), max(1, _CHUNK_BYTES // row_bytes))
     return parts * -(-one // rows)
 
 
@@ -187,7 +186,7 @@ def table(found: Parts) -> str:
     add("hours to hash the files once, one worker", hashing)
     add("chunks of Model 3, 1,024 workers", [f"{count:,}" for count in counts])
     add("writes to a bucket (chunk and index)", [f"{2 * count:,}" for count in counts])
-    index = [f"{n * NAME_BYTES / 1e9:,.2f} GB" for n in IMAGES]
+    index = [f"{n * NAME.itemsize / 1e9:,.2f} GB" for n in IMAGES]
     add("index, read by each process that opens the entry", index)
     return "\n".join(lines)
 

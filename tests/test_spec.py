@@ -356,3 +356,8 @@ def test_a_head_that_does_not_take_the_features_is_an_error_with_the_remedy():
         ftk.FineTuneSpec(0).build(backbone, ftk.classification_head(3))
     model = ftk.FineTuneSpec(0).build(backbone, ftk.classification_head(3, pooling=None))
     assert model.output_shape == (None, 3)
+
+
+def test_build_takes_a_layer_as_preprocessing(small_backbone):
+    with pytest.raises(ValueError, match="`preprocessing` must be a Keras layer"):
+        ftk.FineTuneSpec(1).build(small_backbone, ftk.classification_head(2), preprocessing="auto")

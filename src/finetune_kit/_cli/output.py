@@ -48,8 +48,7 @@ def command(function: Callable[..., Result | None]) -> Callable[..., None]:
     """Print the result of a command, or an expected error as one text on stderr.
 
     Exit codes are 0: done; 1: the computation or the network failed, or some images could not be
-    read; 2: bad
-    input; 130: Ctrl-C. With `--json`, the result alone is on stdout.
+    read; 2: bad input; 130: Ctrl-C. With `--json`, the result alone is on stdout.
     """
 
     @functools.wraps(function)

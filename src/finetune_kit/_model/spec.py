@@ -211,6 +211,11 @@ class FineTuneSpec:
         Raises:
             ValueError: if the backbone has a classifier, or the head does not fit the backbone.
         """
+        if preprocessing is not None and not isinstance(preprocessing, keras.Layer):
+            raise ValueError(
+                "`preprocessing` must be a Keras layer, such as preprocessing(backbone), or None. "
+                f"Received: {preprocessing!r}"
+            )
         check_kind("head", head, keras.Layer, "see classification_head")
         check_not_swapped(backbone, head)
         graph, parts = flattened(backbone), partition(backbone, self.level)
