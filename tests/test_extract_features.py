@@ -141,3 +141,8 @@ def test_images_and_backbone_are_checked(backbone, images, rejected):
         ftk.extract_features(backbone, "photos")
     with rejected("`backbone` must be of type Model"):
         ftk.extract_features(3, images)
+
+
+def test_features_must_be_kept(small_backbone, tiny_images):
+    with pytest.raises(ValueError, match="`features` must be a FeatureCache, a folder or None"):
+        ftk.extract_features(small_backbone, tiny_images, features=False, verbose=0)

@@ -180,6 +180,17 @@ def _local_folder(cache: FeatureCache) -> Path:
     return Path(folder).expanduser()
 
 
+def kept_cache(features: Any) -> FeatureCache:
+    """Return the cache for what a user passed, where features must be kept; errors as above."""
+    cache = as_cache(features)
+    if cache is None:
+        raise ValueError(
+            "`features` must be a FeatureCache, a folder or None (a temporary folder), because "
+            "features are kept here. Received: features=False"
+        )
+    return cache
+
+
 @contextmanager
 def opened(
     cache: FeatureCache | None, run_dir: str | os.PathLike[str] | None

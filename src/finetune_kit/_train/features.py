@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from finetune_kit._checks import check_choice, check_count, check_kind, is_count
 from finetune_kit._data.images import ImageSet
-from finetune_kit._features.cache import FeatureCache, as_cache, opened, place_of
+from finetune_kit._features.cache import FeatureCache, kept_cache, opened, place_of
 from finetune_kit._features.frozen import FeatureSource
 from finetune_kit._model.blocks import chosen_blocks, partition
 from finetune_kit._model.copying import copy
@@ -78,7 +78,7 @@ def extract_features(
     check_count("batch_size", batch_size)
     if at is not None and not at:
         raise ValueError(f"`at` must name at least one block. Received: at={at!r}")
-    cache = as_cache(features) or FeatureCache()
+    cache = kept_cache(features)
     size, plain, layer = checked_backbone(backbone, preprocessing)
     parts = partition(plain).parts  # a block that is not there is an error before the copy
     chosen_blocks("at", 1 if at is None else at, parts, plain.name, "block")

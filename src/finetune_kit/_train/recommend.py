@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from finetune_kit._checks import check_choice, check_kind
 from finetune_kit._data.folds import StratifiedFolds
 from finetune_kit._data.images import ImageSet
-from finetune_kit._features.cache import FeatureCache, as_cache, opened
+from finetune_kit._features.cache import FeatureCache, kept_cache, opened
 from finetune_kit._model.blocks import conv_blocks
 from finetune_kit._model.spec import FineTuneSpec
 from finetune_kit._quiet import quiet
@@ -105,7 +105,7 @@ def recommend(
     """
     check_kind("train", train, ImageSet, "see read_image_folder")
     check_choice("budget", budget, _BUDGETS)
-    cache = _cache_of(features)
+    cache = kept_cache(features)
     options = {
         **unused_options(),
         "batch_size": batch_size,
@@ -163,16 +163,6 @@ def _setup(
     specs = [FineTuneSpec(0, learning_rate=STILL), deepest.spec]
     head = head_for(plain.output_shape, train)
     return make_setup(backbone, head, specs, train, validation, options)
-
-
-def _cache_of(features: Any) -> FeatureCache:
-    cache = as_cache(features)
-    if cache is None:
-        raise ValueError(
-            "`features` must be a FeatureCache, a folder or None (a temporary folder): all recipes "
-            "are tried on kept features. Received: features=False"
-        )
-    return cache
 
 
 def _check_backbone(backbone: keras.Model) -> None:
