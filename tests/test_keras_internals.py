@@ -20,7 +20,7 @@ from finetune_kit._train.workers import _own_randomness
 PACKAGE = Path(ftk.__file__).parent
 # The only module that may use private names of Keras, and the names of other origin.
 WALL = "_model/graph.py"
-OWN = {"_repr_html_"}
+OWN = {"_repr_html_", "_exit"}  # of IPython and of os
 
 layers = keras.layers
 
