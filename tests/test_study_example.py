@@ -81,12 +81,27 @@ def test_the_paired_test_counts_images_that_one_model_alone_classifies_correctly
     assert np.isclose(test["p"], 2 * 0.5**5)
 
 
-def test_the_study_s_results_fit_the_table_of_the_classes_at_hand():
-    rows = tables.study_rows(("Normal", "Viral Pneumonia"))
-    assert [row[2:] for row in rows] == [
-        ["0.74", "0.64", "0.80", "0.20", "", ""],
-        ["0.64", "0.50", "0.56", "0.00", "", ""],
+def test_the_study_s_results_have_intervals_and_fit_the_classes_at_hand():
+    rows = tables.study_rows(("Viral Pneumonia", "another"))
+    assert rows == [
+        ["Model 1 as reported", "0.74 [0.71, 0.77]", "0.64", "0.20 [0.11, 0.33]", ""],
+        ["Model 3 as reported", "0.64 [0.61, 0.67]", "0.50", "0.00 [0.00, 0.07]", ""],
     ]
+    estimate = {"value": 0.8, "low": 0.7, "high": 0.9}
+    found = {"seed": 0, "accuracy": estimate, "macro_f1": estimate, "parameters": 1e6}
+    found |= {"recalls": {"Viral Pneumonia": estimate, "another": estimate}}
+    found |= dict.fromkeys(tables.LEARNING, 0.5)
+    text = tables.experiment_tables(
+        {"rows": {"Model 1": [found]}, "tests": {}}, ("Viral Pneumonia", "another"), rows
+    )
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    means, each = lines[:5], lines[5:10]
+    for table in (means, each):
+        assert [line.split(" | ")[0] for line in table] == [
+            "| ", "| ---", "| Model 1 as reported", "| Model 3 as reported", "| Model 1"
+        ]  # fmt: skip
+        assert len({line.count("|") for line in table}) == 1
+        assert "0.20 [0.11, 0.33]" in table[2]
 
 
 def test_a_probe_trains_the_head_alone_in_a_phase_of_its_own():

@@ -295,8 +295,8 @@ def study(args: argparse.Namespace) -> None:
     }
     write(args.out / "study.json", json.dumps(results, indent=1))
     for name, summary in results["experiments"].items():
-        first = study_rows(images.class_names) if name == "models" else ()
-        write(args.out / f"{name}.md", experiment_tables(summary, images.class_names, first))
+        reported = study_rows(images.class_names) if name == "models" else ()
+        write(args.out / f"{name}.md", experiment_tables(summary, images.class_names, reported))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
