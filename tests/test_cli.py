@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import importlib.util
 import io
@@ -414,6 +415,10 @@ def bad(tmp_path_factory, photos, trained) -> Path:
             write(root / "three" / color / f"{i}.png", np.full((8, 8, 3), i, np.uint8))
     write(root / "unknown" / "green" / "1.png")
     write(root / "unknown" / "pink" / "1.png")
+    for color in ("blue", "red"):
+        write(root / "lost" / color / "1.png")
+    ftk.write_manifest(root / "lost.json", train=ftk.read_image_folder(root / "lost"))
+    (root / "lost" / "blue" / "1.png").unlink()
     layers = [keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(2)]
     keras.Sequential(layers).save(root / "plain.keras")
     (root / "full").mkdir()
@@ -564,10 +569,10 @@ def test_what_tensorflow_notes_at_its_start_is_left_out_and_nothing_else(capfd):
     command = [sys.executable, "-m", "finetune_kit", "plan", BACKBONE]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert result.stderr == ""
-    with pytest.raises(ZeroDivisionError), quiet_start():
+    with contextlib.suppress(ImportError), quiet_start():
         os.write(2, b"0\nI0000 port.cc] oneDNN custom operations are on. You may\na library is mi")
         os.write(2, b"ssing")
-        raise ZeroDivisionError
+        raise ImportError
     os.write(2, b"!")
     assert capfd.readouterr().err == "0\na library is missing!"
 

@@ -254,7 +254,7 @@ def _check_files(
 
 
 def _digest(path: str) -> tuple[str | None, str]:
-    """Return the digest of a file, if there is one, and what is wrong if it is not the right one."""
+    """Return the digest of a file, or None, and what is wrong unless it is the right one."""
     if not is_file(path):
         return None, "is missing"
     try:
