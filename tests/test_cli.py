@@ -564,6 +564,15 @@ def test_a_missing_backend_is_named_with_the_command_that_installs_it():
 
 
 @once
+def test_an_interruption_is_said_in_one_line(photos, monkeypatch):
+    def stop(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ftk, "find_duplicates", stop)
+    assert run("duplicates", photos, code=130).stderr == "\ninterrupted\n"
+
+
+@once
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow writes the notes")
 def test_what_tensorflow_notes_at_its_start_is_left_out_and_nothing_else(capfd):
     command = [sys.executable, "-m", "finetune_kit", "plan", BACKBONE]

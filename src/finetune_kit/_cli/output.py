@@ -66,7 +66,7 @@ def command(function: Callable[..., Result | None]) -> Callable[..., None]:
                     _import_keras()
                 result = function(*args, **kwargs)
         except KeyboardInterrupt as error:
-            typer.echo(f"\n{error or 'interrupted'}", err=True)
+            typer.echo(f"\n{str(error) or 'interrupted'}", err=True)
             raise typer.Exit(130) from None
         except (*_EXPECTED, *_FAILED) as error:
             typer.echo(f"error: {_explained(error, function)}", err=True)
