@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import importlib.util
 import io
@@ -22,6 +23,7 @@ from typer.testing import CliRunner
 
 import finetune_kit as ftk
 from finetune_kit._cli.app import app
+from finetune_kit._quiet import quiet_start
 from finetune_kit._train import trials
 
 once = pytest.mark.once
@@ -268,8 +270,11 @@ def test_mirror_images_are_an_option(trained, photos):
     model = trained / "model.keras"
     report = json.loads(run("evaluate", model, photos, "--flip", "--json").stdout)
     assert report["about"]["model"]["flip"] is True
+    assert "each with its mirror image" in run("evaluate", model, photos, "--flip").stdout
+    assert "and its mirror image" in run("predict", model, photos / "red", "--flip").stdout
     found = json.loads(run("predict", model, photos / "red", "--flip", "--json").stdout)
     expected = ftk.predict(model, photos / "red", flip=True)
+    assert found["flip"] is True
     shown = [each["probabilities"] for each in found["predictions"]]
     for one, other in zip(shown, expected, strict=True):
         assert one == pytest.approx(dict(other.probabilities), abs=1e-6)
@@ -410,6 +415,10 @@ def bad(tmp_path_factory, photos, trained) -> Path:
             write(root / "three" / color / f"{i}.png", np.full((8, 8, 3), i, np.uint8))
     write(root / "unknown" / "green" / "1.png")
     write(root / "unknown" / "pink" / "1.png")
+    for color in ("blue", "red"):
+        write(root / "lost" / color / "1.png")
+    ftk.write_manifest(root / "lost.json", train=ftk.read_image_folder(root / "lost"))
+    (root / "lost" / "blue" / "1.png").unlink()
     layers = [keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(2)]
     keras.Sequential(layers).save(root / "plain.keras")
     (root / "full").mkdir()
@@ -441,7 +450,8 @@ CASES = [
     (TRAIN + " --backbone " + BACKBONE + " --blocks block_99", "block_99"),
     (TRAIN + " --recipe magic", "Received: --recipe 'magic'"),
     (TRAIN + " --recipe probe --blocks 3", "leave out --blocks"),
-    (TRAIN + " --epochs 1", "2 epochs or more"),
+    (TRAIN + " --epochs 1", "--recipe probe trains the head alone in one epoch. Received: --ep"),
+    ("train {bad}/lost.json --out {out} --on-error skip", "1 of 2 files missing or changed"),
     (TRAIN + " --epochs 0", "greater than or equal to 1"),
     (TRAIN + " --learning-rate -1", "--learning-rate must be a number above 0"),
     (TRAIN + " --dropout 2", "--dropout must be from 0 to below 1"),
@@ -551,6 +561,29 @@ def test_a_missing_backend_is_named_with_the_command_that_installs_it():
     assert result.returncode == 2
     assert "pip install 'finetune-kit[" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@once
+def test_an_interruption_is_said_in_one_line(photos, monkeypatch):
+    def stop(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ftk, "find_duplicates", stop)
+    assert run("duplicates", photos, code=130).stderr == "\ninterrupted\n"
+
+
+@once
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow writes the notes")
+def test_what_tensorflow_notes_at_its_start_is_left_out_and_nothing_else(capfd):
+    command = [sys.executable, "-m", "finetune_kit", "plan", BACKBONE]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stderr == ""
+    with contextlib.suppress(ImportError), quiet_start():
+        os.write(2, b"0\nI0000 port.cc] oneDNN custom operations are on. You may\na library is mi")
+        os.write(2, b"ssing")
+        raise ImportError
+    os.write(2, b"!")
+    assert capfd.readouterr().err == "0\na library is missing!"
 
 
 @once

@@ -526,6 +526,21 @@ def test_a_broken_image_is_skipped_and_a_broken_connection_is_an_error(photos, s
 
 
 @pytest.mark.once
+@pytest.mark.parametrize("place", ["s3://no-such-bucket/x", "s3://bucket/no-such-folder"])
+def test_where_nothing_is_found_the_bucket_and_the_credentials_are_named(place, s3, tmp_path):
+    remedy = f"'{place}', which does not exist; check the names of the bucket and the folder, and"
+    for call in (
+        lambda: ftk.read_image_folder(place),
+        lambda: ftk.read_image_table(place),
+        lambda: ftk.predict("never.keras", place),
+    ):
+        with pytest.raises(FileNotFoundError, match=f"{remedy}.*endpoint and the credentials"):
+            call()
+    done = CliRunner().invoke(app, ["split", place, "--out", str(tmp_path / "never.csv")])
+    assert (done.exit_code, done.stderr.count(remedy)) == (2, 1)
+
+
+@pytest.mark.once
 @pytest.mark.filterwarnings("ignore")  # the file is a TIFF too, and dark
 def test_dicom_files_in_a_bucket_are_read(tmp_path):
     pytest.importorskip("pydicom")

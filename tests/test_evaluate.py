@@ -70,17 +70,27 @@ def test_the_scores_are_those_of_the_model(tuned, images):
     assert report.class_names == images.class_names
 
 
-def test_with_mirror_images_the_scores_are_means(tuned, images):
+def test_with_mirror_images_the_scores_are_means(tuned, images, tmp_path):
     report = ftk.evaluate(tuned, images, flip=True, batch_size=5)
     pixels = images.load(size=(32, 32))
     pair = [tuned.model.predict(x, verbose=0) for x in (pixels, pixels[:, :, ::-1])]
     assert np.abs(pair[0] - pair[1]).max() > 1e-3
     np.testing.assert_allclose(report.scores, (pair[0] + pair[1]) / 2, atol=1e-6)
     assert report.about["model"]["flip"] is True
-    assert "flip" not in ftk.evaluate(tuned, images).about["model"]
-    np.testing.assert_allclose(
-        ftk.predict(tuned, images, flip=True).probabilities, report.scores, atol=1e-6
-    )
+    plain, found = ftk.evaluate(tuned, images), ftk.predict(tuned, images, flip=True)
+    assert "flip" not in plain.about["model"]
+    np.testing.assert_allclose(found.probabilities, report.scores, atol=1e-6)
+    # All that is printed and saved says so, and only then.
+    report.save(tmp_path / "flip")
+    plain.save(tmp_path / "plain")
+    pages = [
+        [(tmp_path / kind / name).read_text("utf-8") for kind in ("flip", "plain")]
+        for name in ("report.txt", "report.html", "model_card.md")
+    ]
+    texts = [(repr(found), repr(ftk.predict(tuned, images))), (repr(report), repr(plain))]
+    for flipped, other in [*pages, *texts]:
+        assert "mirror image" in flipped
+        assert "mirror image" not in other
 
 
 def test_a_single_sigmoid_gives_two_classes(small_backbone, images):

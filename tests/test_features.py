@@ -285,11 +285,45 @@ def empty(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [flip_a_byte, cut_short, empty])
-def test_a_damaged_chunk_is_noticed_at_first_use_and_computed_again(tune, cache, filled, damage):
+def test_a_damaged_chunk_is_noticed_at_first_use_and_computed_again(
+    tune, cache, filled, damage, caplog
+):
     (path,) = chunks(cache)
     damage(path)
     agree(tune(features=cache), filled[1], rtol=1e-6)
     assert chunks(cache) == {path}  # the same bytes again, so the same name
+    (record,) = caplog.records
+    said = f"Damaged or missing, and computed again: 1 file of features in {path.parent}: "
+    assert (record.levelname, record.getMessage()) == ("WARNING", said + path.name)
+    tune(features=cache)
+    assert len(caplog.records) == 1  # it is whole again
+
+
+def test_damage_that_shows_in_an_index_is_said_too(tune, cache, filled, caplog):
+    (path,) = chunks(cache)
+    empty(path)
+    path.with_suffix(".index").unlink()
+    agree(tune(features=cache), filled[1], rtol=1e-6)
+    assert [record.getMessage().rpartition(" ")[2] for record in caplog.records] == [path.name]
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, empty, cut_short])
+def test_an_entry_whose_description_is_lost_is_listed_and_can_be_cleared(
+    tune, cache, filled, damage
+):
+    caches = ftk.FeatureCache(cache)
+    (before,) = caches.entries()
+    damage(Path(before.folder) / "entry.json")
+    (entry,) = caches.entries()
+    assert (entry.key, entry.images, entry.model, entry.shapes) == (before.key, 18, "?", ())
+    assert before.bytes * 0.9 < entry.bytes == caches.size
+    agree(tune(features=cache), filled[1], rtol=1e-6)  # its features are used
+    foreign = Path(before.folder) / "thesis.txt"
+    foreign.write_text("mine")
+    assert caches.clear() == 0  # not with files of others in it
+    foreign.unlink()
+    assert caches.clear() == entry.bytes
+    assert list(Path(cache).iterdir()) == []
 
 
 @pytest.mark.parametrize("damage", [flip_a_byte, cut_short, empty])
@@ -555,8 +589,15 @@ def test_a_bare_layer_is_an_augmentation_with_eight_views(tune, tmp_path, capsys
     (entry,) = ftk.FeatureCache(tmp_path).entries()
     assert entry.images == 12 * 8 + 6
     printed = capsys.readouterr().out
-    assert "Computing the frozen part, once for each of 96 augmented images:" in printed
-    assert "Computing the frozen part, once for each of 6 images:" in printed
+    assert "Computing the frozen part up to block4, once for each of 96 augmented" in printed
+    assert "Computing the frozen part up to block4, once for each of 6 images:" in printed
+
+
+def test_what_is_computed_is_named_by_its_last_block(tune, capsys, no_training):
+    tune([ftk.FineTuneSpec(0), ftk.FineTuneSpec(2)], verbose=2)
+    printed = capsys.readouterr().out
+    for block in ("block2", "block4"):
+        assert printed.count(f"frozen part up to {block}, once for each of 18 images:") == 1
 
 
 def test_views_are_chosen_once_an_epoch(tune):
@@ -688,6 +729,7 @@ def test_arguments_that_do_not_fit_are_rejected(tune, rejected, options, says):
         (lambda: ftk.FeatureCache("none").clear("x"), r"`key` must be .*one of \[\].*key='x'$"),
         (lambda: ftk.Augmentation("flip"), "`augmentation` must be a Keras layer"),
         (lambda: ftk.Augmentation(changing(), 0), "`views` must be a whole number of at least 1"),
+        (lambda: ftk.Augmentation(views=4, mixup=0.2), "`views` must be left out .*views=4 with"),
         (
             lambda: ftk.Augmentation(keras.Sequential([keras.layers.CutMix()])),
             "MixUp and CutMix mix several",

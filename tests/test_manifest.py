@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +148,24 @@ def test_missing_and_changed_files_are_all_named(own_folder):
     assert "4.png': has changed" in str(caught.value)
 
 
+def test_files_that_cannot_be_read_are_named_with_the_others(own_folder):
+    """Of an archive whose bytes have changed, each damaged member is named."""
+    archive = own_folder / "data.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in sorted(own_folder.glob("data/*/*.png")):
+            file.write(path, path.relative_to(own_folder / "data"))
+    ftk.write_manifest(own_folder / "m.json", all=ftk.read_image_folder(archive))
+    content = bytearray(archive.read_bytes())
+    for number in (1, 4):  # in the middle of the pixels
+        name = f"{'ab'[number % 2]}/{number}.png".encode()
+        content[content.index(name) + len(name) + 50] ^= 255
+    archive.write_bytes(content)
+    with pytest.raises(ValueError, match="2 of 6 files missing or changed") as caught:
+        ftk.read_manifest(own_folder / "m.json")
+    for name in ("1.png", "4.png"):
+        assert f"{name}': fails with ValueError: it is damaged: Bad CRC-32" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -282,7 +301,7 @@ def test_files_may_be_compared_when_they_are_decoded(own_folder, monkeypatch):
     changed, missing = map(Path, later["rest"].paths[:2])
     write(changed, np.zeros((8, 8), np.uint8))
     missing.unlink()
-    with pytest.raises(ValueError, match=r"unchanged since its manifest.*which has changed"):
+    with pytest.raises(ValueError, match=r"read_manifest\(file\) lists all.*which has changed"):
         later["rest"].load([0], size)
     with pytest.raises(ValueError, match=r"must exist as long as its set is used"):
         later["rest"].load([1], size)

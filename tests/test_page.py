@@ -247,8 +247,19 @@ async function look(name, width) {
   const images = [...page.images], tables = [...page.querySelectorAll('.wide')];
   const wide = [...page.querySelectorAll('main *, header *')].filter(x => !x.closest('.wide')
     && x.getBoundingClientRect().right > root.clientWidth).map(x => x.tagName + '.' + x.className);
+  const split = [...page.querySelectorAll('table')].flatMap(table => {
+    const walker = page.createTreeWalker(table, NodeFilter.SHOW_TEXT), words = [];
+    for (let node; node = walker.nextNode();)
+      for (const word of node.data.matchAll(/[A-Za-z]{2,14}/g)) {
+        const range = page.createRange();
+        range.setStart(node, word.index);
+        range.setEnd(node, word.index + word[0].length);
+        if (new Set([...range.getClientRects()].map(x => x.top)).size > 1) words.push(word[0]);
+      }
+    return words;
+  });
   const top = css => page.querySelector(css).getBoundingClientRect().top;
-  found.push({name, width, wide, overflow: root.scrollWidth - root.clientWidth,
+  found.push({name, width, wide, split, overflow: root.scrollWidth - root.clientWidth,
     scrolling: tables.filter(x => x.scrollWidth > x.clientWidth).map(x => x.ariaLabel),
     hints: [...page.querySelectorAll('.hint')].filter(x => x.offsetHeight).length,
     beside: Math.abs(top('.beside>:first-child') - top('.beside>:last-child')) < 5,
@@ -282,6 +293,8 @@ def measured(hostile, ten_classes, tmp_path_factory):
         name: (folder / "report.html").read_text().replace('loading="lazy"', "")
         for name, folder in (("hostile", hostile), ("ten", ten_classes))
     }
+    names = ["COVID", "Lung_Opacity", "Viral_Pneumonia", "Pleural_Thickening", "Consolidation"]
+    pages["words"] = _page.of_report(random_report(names), "title", {})
     folder = tmp_path_factory.mktemp("browser")
     harness = folder / "harness.html"
     harness.write_text(HARNESS % json.dumps(pages).replace("</", "<\\/"))
@@ -296,7 +309,7 @@ def measured(hostile, ten_classes, tmp_path_factory):
 
 @pytest.mark.slow
 def test_pages_work_in_a_real_browser(measured):
-    assert len(measured) == 4
+    assert len(measured) == 6
     for look in measured.values():
         assert look["overflow"] == 0, f"the page scrolls sideways: {look['wide']}"
         assert all(look["opened"])
@@ -317,6 +330,11 @@ def test_ten_classes_need_no_sideways_scrolling_at_1200_pixels(measured):
     assert look["scrolling"] == []
     assert look["hints"] == 0
     assert look["beside"]
+
+
+@pytest.mark.slow
+def test_tables_break_no_word(measured):
+    assert measured["words", 390]["split"] == measured["words", 1200]["split"] == []
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ import keras
 import numpy as np
 from drawn import write_drawn
 from numpy.typing import NDArray
+from progress import ended
 
 CANVAS = 80  # pixels of a drawn image
 CROP = 64  # pixels of the part that is trained on; fewer leave BatchNorm too few positions
@@ -191,13 +192,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train and write the weights; print an error in the input without its traceback."""
-    try:
-        about = train(parse(argv))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(about, indent=2))
-    return 0
+    return ended(lambda: print(json.dumps(train(parse(argv)), indent=2)))
 
 
 if __name__ == "__main__":

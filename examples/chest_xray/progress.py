@@ -1,10 +1,10 @@
-"""What the example shows while it works: progress bars with the time left."""
+"""What the example shows while it works, and how it ends: progress bars with the time left."""
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,16 @@ import keras
 def bar(target: int, unit: str) -> keras.utils.Progbar:
     """Return a bar of `target` steps. Where the output is no terminal, it prints its end alone."""
     return keras.utils.Progbar(target, verbose=1 if sys.stdout.isatty() else 2, unit_name=unit)
+
+
+def ended(work: Callable[[], object]) -> int:
+    """Do the work and return the exit code; an error in the input is printed without traceback."""
+    try:
+        work()
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 @contextmanager

@@ -27,7 +27,7 @@ import numpy as np
 from drawn import load_drawn
 from index import write_index
 from phantoms import write_phantoms
-from progress import TrainingBars, bar, quiet
+from progress import TrainingBars, bar, ended, quiet
 from tables import aligned, reported
 
 import finetune_kit as ftk
@@ -348,6 +348,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+def checked(args: argparse.Namespace) -> argparse.Namespace:
+    """Return the options after a check of their numbers."""
+    if any(number < 1 for number in args.models):
+        raise ValueError(f"--models must be numbers from 1 up. Received: {args.models}")
+    if args.limit is not None and args.limit < 1:
+        raise ValueError(f"--limit must be at least 1. Received: {args.limit}")
+    return args
+
+
 def default_weights(data: Path | None) -> str:
     """Return the weights to start from: those of drawn images if there are no X-rays."""
     return "drawn" if data is None else "imagenet"
@@ -355,17 +364,7 @@ def default_weights(data: Path | None) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the example; print an error in the input without its traceback."""
-    args = parse(argv)
-    try:
-        if any(number < 1 for number in args.models):
-            raise ValueError(f"--models must be numbers from 1 up. Received: {args.models}")
-        if args.limit is not None and args.limit < 1:
-            raise ValueError(f"--limit must be at least 1. Received: {args.limit}")
-        run(args)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return ended(lambda: run(checked(parse(argv))))
 
 
 if __name__ == "__main__":

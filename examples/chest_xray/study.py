@@ -32,6 +32,7 @@ import keras
 import numpy as np
 from experiments import EXPERIMENTS, Setting
 from numpy.typing import NDArray
+from progress import ended
 from run import default_weights, load_backbone, read_images, recipe, sample
 from tables import experiment_tables, study_rows
 
@@ -301,12 +302,7 @@ def study(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the study; print an error in the input without its traceback."""
-    try:
-        study(parse(argv))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return ended(lambda: study(parse(argv)))
 
 
 if __name__ == "__main__":

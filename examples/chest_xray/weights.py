@@ -20,6 +20,7 @@ from typing import Any
 import keras
 import numpy as np
 from numpy.typing import NDArray
+from progress import ended
 from run import load_backbone, read_images, sample
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, PredefinedSplit
@@ -145,12 +146,7 @@ def compare_weights(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare the weights; print an error in the input without its traceback."""
-    try:
-        compare_weights(parse(argv))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return ended(lambda: compare_weights(parse(argv)))
 
 
 if __name__ == "__main__":

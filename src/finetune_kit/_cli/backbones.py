@@ -92,7 +92,9 @@ def specs_of(
     probe_epochs = epochs // 2
     if not probe_epochs:
         raise ValueError(
-            f"The recipe 'lp-ft' needs 2 epochs or more, half for the head. Received: {epochs}"
+            "--epochs must be at least 2 for the recipe 'lp-ft', which trains the head alone in "
+            "the first half of them; --recipe probe trains the head alone in one epoch. "
+            f"Received: --epochs {epochs}"
         )
     return ftk.linear_probe_then_fine_tune(
         blocks_of(blocks or "2"),

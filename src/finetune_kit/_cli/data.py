@@ -10,7 +10,7 @@ from pathlib import Path
 
 import finetune_kit as ftk
 from finetune_kit._data.folders import parts_in, top_folder
-from finetune_kit._data.paths import as_path, exists, is_archive, is_folder, open_text
+from finetune_kit._data.paths import absence, as_path, exists, is_archive, is_folder, open_text
 from finetune_kit._text import plural
 
 
@@ -71,7 +71,7 @@ class Data:
         if path.suffix.lower() == ".json" or _is_manifest(path):
             return ftk.read_manifest(path, check_files=self.check_files)
         if path.suffix.lower() != ".csv":
-            reason = "is a file of another kind" if exists(path) else "does not exist"
+            reason = "is a file of another kind" if exists(path) else absence(path)
             raise FileNotFoundError(
                 "The images must be a folder or a .zip file with a folder for each class, a .csv "
                 f"file that lists images, or a manifest. Received: {self.path!r}, which {reason}"

@@ -69,7 +69,7 @@ def predict(
         else {"path": p.path, "error": p.error}
         for p in found
     ]
-    values = {"class_names": found.class_names, "predictions": rows}
+    values = {"class_names": found.class_names, "flip": found.flip, "predictions": rows}
     return Result(str(found), values, code=1 if found.errors else 0)
 
 

@@ -114,7 +114,8 @@ GroupColumn = Annotated[
 OnError = Annotated[
     str,
     typer.Option(
-        help="What to do about files that cannot be read: end with an error, or skip them.",
+        help="What to do about files that cannot be read: end with an error, or skip them. Files "
+        "of a manifest are never skipped.",
         metavar="raise|skip",
     ),
 ]

@@ -58,11 +58,11 @@ def run(job: Job, *, silent: bool) -> Result:
     shutil.rmtree(out / CHECKPOINTS / FEATURES, ignore_errors=True)
     reports, entries = {}, []
     for (name, _), tuned in zip(models, runs, strict=True):
+        model = tuned.save(out / name / "model.keras")
         report = ftk.evaluate(
             tuned, sets["test"], duplicates=parts.duplicates, heat_maps=job.heat_maps
         )
         page = report.save(out / name / "report", title=name or None) / "report.html"
-        model = tuned.save(out / name / "model.keras")
         reports[name or "model"] = report
         entries.append(_entry(name, tuned, model, page, report))
     return _result(job, sets["test"], reports, entries)

@@ -17,6 +17,7 @@ from finetune_kit._buckets import RemoteError
 from finetune_kit._data.decoding import SUFFIXES, format_of
 from finetune_kit._data.labels import missing, shown
 from finetune_kit._data.paths import (
+    absence,
     absolute,
     as_path,
     entries,
@@ -53,7 +54,7 @@ def checked_folder(path: Any) -> Path:
         )
     root = as_path("path", path)
     if not is_folder(root) and not is_archive(root):
-        reason = "is a file" if exists(root) else "does not exist"
+        reason = "is a file" if exists(root) else absence(root)
         pattern = "; patterns are not expanded" if re.search(r"[*?\[]", str(root)) else ""
         raise FileNotFoundError(
             "`path` must be a folder with one folder per class. "

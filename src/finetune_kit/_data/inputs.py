@@ -17,7 +17,7 @@ from finetune_kit._data.decoding import decode, decode_image, decode_stream, res
 from finetune_kit._data.folders import ClassFolders, images_in
 from finetune_kit._data.images import ImageSet
 from finetune_kit._data.labels import remedy
-from finetune_kit._data.paths import as_path, exists, is_archive, is_folder
+from finetune_kit._data.paths import absence, as_path, exists, is_archive, is_folder
 from finetune_kit._text import shortened
 from finetune_kit._urls import is_url, shown_url
 
@@ -115,7 +115,7 @@ def _files(path: str | os.PathLike[str]) -> list[str]:
     else:
         raise FileNotFoundError(
             "`images` must be a file, a folder or a pattern such as 'new/*.png'. "
-            f"Received: images={text!r}, which does not exist"
+            f"Received: images={text!r}, which {absence(text)}"
         )
     if not files:
         kind = "a folder without image files" if exists(text) else "which matches no file"

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from finetune_kit._buckets import RemoteError
 from finetune_kit._checks import check_kind
+from finetune_kit._data.decoding import reason
 from finetune_kit._data.images import ImageSet
 from finetune_kit._data.manifest_format import (
     Manifest,
@@ -23,7 +25,7 @@ from finetune_kit._data.manifest_format import (
     to_csv,
     to_json,
 )
-from finetune_kit._data.paths import absolute, is_file, joined_path, normal
+from finetune_kit._data.paths import absolute, digest_of, is_file, joined_path, normal
 from finetune_kit._data.pixels import Files, is_remote
 from finetune_kit._data.threads import in_threads
 from finetune_kit._files import write_whole
@@ -234,19 +236,30 @@ def _image_set(
 def _check_files(
     source: Path, parts: Mapping[str, Sequence[dict[str, Any]]], sets: Mapping[str, ImageSet]
 ) -> None:
-    """Check that each file exists and has the digest of the manifest."""
+    """Check that each file exists and has the digest of the manifest, and list all that do not."""
     lines: list[str] = []
     for name, images in sets.items():
-        files = in_threads(is_file, images.paths, at_once=64, remote=is_remote(images.source))
-        there = np.flatnonzero(files).tolist()
-        digests = dict(zip(there, images.take(there).digests(), strict=True))
-        for i, (path, row) in enumerate(zip(images.paths, parts[name], strict=True)):
-            if digests.get(i) != row["sha256"]:
-                lines.append(f"  {path!r}: {'has changed' if i in digests else 'is missing'}")
+        found = in_threads(_digest, images.paths, at_once=64, remote=is_remote(images.source))
+        for path, row, (digest, fault) in zip(images.paths, parts[name], found, strict=True):
+            if digest != row["sha256"]:
+                lines.append(f"  {path!r}: {fault}")
     if lines:
         total = sum(map(len, sets.values()))
         raise ValueError(
-            "The files of a manifest must exist and be unchanged. "
+            "The files of a manifest must exist and be unchanged; restore them, or write the "
+            "manifest again. "
             f"Received: {str(source)!r}, with {len(lines):,} of {plural(total, 'file')} "
             "missing or changed:\n" + "\n".join(lines)
         )
+
+
+def _digest(path: str) -> tuple[str | None, str]:
+    """Return the digest of a file, or None, and what is wrong unless it is the right one."""
+    if not is_file(path):
+        return None, "is missing"
+    try:
+        return digest_of(path), "has changed"
+    except RemoteError:
+        raise
+    except (OSError, ValueError) as error:
+        return None, reason(error)

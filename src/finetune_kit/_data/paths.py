@@ -11,6 +11,7 @@ import io
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -86,6 +87,15 @@ def exists(path: str | os.PathLike[str]) -> bool:
         return os.path.exists(path)
     opened = _open(found[0])
     return found[1] in opened.members or found[1] in opened.folders
+
+
+def absence(path: str | os.PathLike[str]) -> str:
+    """Return what an error says of a path that does not exist, and what to check in a bucket."""
+    check = (
+        "; check the names of the bucket and the folder, and that the endpoint and the credentials "
+        "that fsspec finds are those of the bucket"
+    )
+    return f"does not exist{check if is_url(path) else ''}"
 
 
 def is_file(path: str | os.PathLike[str]) -> bool:
@@ -205,7 +215,10 @@ def read_member(archive: str, name: str) -> bytes:
         raise ValueError(f"it expands to {info.file_size:,} bytes, more than {_MOST_BYTES:,}")
     if info.flag_bits & 1:
         raise ValueError("it is encrypted; unpack the archive")
-    return opened.file.read(info)
+    try:
+        return opened.file.read(info)
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"it is damaged: {error}") from error
 
 
 # Of files that were read in this process, by absolute path: their state, and SHA-256.

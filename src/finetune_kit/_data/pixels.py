@@ -89,8 +89,9 @@ class Files:
         path = self.paths[i]
         if self.known is not None and file_digest(path) != self.known[i]:
             raise ValueError(
-                "Each image must be unchanged since its manifest was written; write the manifest "
-                f"again. Received: {path!r}, which has changed"
+                "Each image must be unchanged since its manifest was written; read_manifest(file) "
+                "lists all that have changed. Restore them, or write the manifest again. "
+                f"Received: {path!r}, which has changed"
             )
         return path
 

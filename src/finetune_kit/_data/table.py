@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from finetune_kit._data.labels import missing
-from finetune_kit._data.paths import as_path, exists, is_file, open_text
+from finetune_kit._data.paths import absence, as_path, exists, is_file, open_text
 from finetune_kit._text import listed, plural, shortened
 
 
@@ -57,7 +57,7 @@ def read_table(table: Any, columns: Sequence[str]) -> Table:
 
 def _from_csv(source: Path, columns: Sequence[str]) -> Table:
     if not is_file(source):
-        reason = "is not a file" if exists(source) else "does not exist"
+        reason = "is not a file" if exists(source) else absence(source)
         raise FileNotFoundError(
             "`table` must be the path of a CSV file, or a DataFrame. "
             f"Received: {str(source)!r}, which {reason}"

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from finetune_kit._checks import check_count, is_number
 from finetune_kit._model.state import random_states
 
+_VIEWS = 8
+
 
 @dataclass(frozen=True, eq=False)
 class Augmentation:
@@ -26,7 +28,7 @@ class Augmentation:
         layer: a plain Keras layer that changes pixels at random, such as
             `keras.layers.RandomFlip("horizontal")`, or a Sequential of several. It must keep the
             shape of the images and their range of 0-255. Defaults to none.
-        views: augmented copies for each image, at least 1. Defaults to 8.
+        views: augmented copies for each image, at least 1; with `layer` only. Defaults to 8.
         mixup: mixes the features of each image, where the first block that trains begins, with
             those of another image of its batch, and their labels in the same way, by a share that
             each step draws from Beta(`mixup`, `mixup`) (manifold mixup: Verma et al., ICML 2019).
@@ -35,7 +37,7 @@ class Augmentation:
 
     Raises:
         ValueError: if `layer` is not a Keras layer, or mixes pixels of several images (MixUp,
-            CutMix), or neither `layer` nor `mixup` is given.
+            CutMix), or neither `layer` nor `mixup` is given, or `views` is without `layer`.
 
     Example:
         >>> Augmentation(keras.layers.RandomFlip("horizontal"), views=4).views
@@ -43,7 +45,7 @@ class Augmentation:
     """
 
     layer: keras.Layer | None = None
-    views: int = 8
+    views: int = _VIEWS
     mixup: float = 0.0
 
     def __post_init__(self) -> None:
@@ -53,6 +55,11 @@ class Augmentation:
             )
         check_count("views", self.views)
         if self.layer is None and self.mixup:
+            if self.views != _VIEWS:
+                raise ValueError(
+                    "`views` must be left out where no `layer` changes the images, because mixup "
+                    f"mixes anew in each step. Received: views={self.views} without a layer"
+                )
             return
         if not isinstance(self.layer, keras.Layer):
             raise ValueError(

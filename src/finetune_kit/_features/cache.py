@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from finetune_kit._buckets import check_url
 from finetune_kit._checks import check_choice, check_count, check_folder
 from finetune_kit._features.engine import BACKENDS, check_backend
 from finetune_kit._features.place import Copies, Place
-from finetune_kit._features.store import about_of, count_rows, entry_places
+from finetune_kit._features.store import count_rows, entry_places
 from finetune_kit._files import make_folder
 from finetune_kit._processes import is_first
 from finetune_kit._urls import Url, is_url
@@ -32,7 +32,8 @@ class CacheEntry:
     Attributes:
         key: name of its folder. It depends on the graph and weights of the prefix, the
             preprocessing, the image size and the storage type.
-        model: name of the model that the prefix was cut from.
+        model: name of the model that the prefix was cut from; `"?"` if the `entry.json` of the
+            entry is lost, which its features can be used without.
         shapes: shape of the features of one image, for each tensor that crosses the cut.
         dtype: storage type, such as `"float32"`.
         images: number of images (or augmented copies).
@@ -110,9 +111,9 @@ class FeatureCache:
     def _found(self) -> list[tuple[Place, CacheEntry]]:
         if self.folder is None:
             return []
-        places = [(place, place.files()) for place in entry_places(place_of(self))]
-        places.sort(key=lambda found: found[1].get("entry.json", (0, 0.0))[1])  # its last change
-        return [(place, _entry(place, files)) for place, files in places]
+        places = [(*found, found[0].files()) for found in entry_places(place_of(self))]
+        places.sort(key=lambda found: found[2].get("entry.json", (0, 0.0))[1])  # its last change
+        return [(place, _entry(place, about, files)) for place, about, files in places]
 
     @property
     def size(self) -> int:
@@ -217,13 +218,14 @@ def opened(
             yield replace(cache, folder=temporary)
 
 
-def _entry(place: Place, files: dict[str, tuple[int, float]]) -> CacheEntry:
-    about = about_of(place)
+def _entry(
+    place: Place, about: Mapping[str, Any], files: Mapping[str, tuple[int, float]]
+) -> CacheEntry:
     return CacheEntry(
         key=place.folder.name,
-        model=about["model"],
-        shapes=tuple(tuple(shape) for shape in about["shapes"]),
-        dtype=about["dtype"],
+        model=about.get("model", "?"),
+        shapes=tuple(tuple(shape) for shape in about.get("shapes", ())),
+        dtype=about.get("dtype", "?"),
         images=count_rows(place),
         bytes=sum(size for size, _ in files.values()),
         folder=str(place),

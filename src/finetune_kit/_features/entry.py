@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +25,9 @@ from finetune_kit._features.place import Place
 from finetune_kit._features.remote import filled_elsewhere
 from finetune_kit._features.rows import Rows
 from finetune_kit._features.writing import Batch, Writer
+from finetune_kit._text import listed, plural
 
+_log = logging.getLogger("finetune_kit")
 _CHUNK_BYTES, _CHUNK_ROWS = 64 << 20, 512
 _WORTH_A_TWIN = 8  # batches, from which on building another form of the model takes less time
 
@@ -76,11 +79,14 @@ class Entry:
         self._mapped: dict[int, NDArray[Any]] = {}  # by number of the chunk, used last at the end
         # Number of the chunk, and row in it, for each name; -1 if it is missing.
         self._where = np.full((len(rows.names), 2), -1, np.int32)
+        damaged = []
         for path, names in store.names_in(place):
             if names is None:
                 store.remove(place, path)
+                damaged.append(path.name)
             else:
                 self._add(path, names)
+        self._report(damaged)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Entry, (self.place, self._about, self._rows)
@@ -156,9 +162,19 @@ class Entry:
                     self._where[self._where[:, 0] == chunk] = -1
                 else:
                     self._mapped[chunk] = rows
+            self._report([self._chunks[c].name for c in new if c not in self._mapped])
         if self.place.copies is not None:
             self._unmap(chunks.tolist(), self.place.copies.limit)
         return all(chunk in self._mapped for chunk in chunks.tolist())
+
+    def _report(self, damaged: list[str]) -> None:
+        if damaged:
+            _log.warning(
+                "Damaged or missing, and computed again: %s of features in %s: %s",
+                plural(len(damaged), "file"),
+                self.place,
+                listed(damaged),
+            )
 
     def _unmap(self, used: list[int], limit: int) -> None:
         """Drop the chunks that were used longest ago: the disk has no room for a mapped file."""

@@ -24,7 +24,7 @@ from finetune_kit._features.entry import Entry, Features, Inputs, entry_place
 from finetune_kit._features.inputs import Decode, Views
 from finetune_kit._features.place import Place
 from finetune_kit._features.rows import Rows
-from finetune_kit._features.store import FORMAT, about_of, entry_places
+from finetune_kit._features.store import FORMAT, entry_places
 from finetune_kit._model.digest import fingerprint
 from finetune_kit._model.graph import layers_within
 from finetune_kit._model.plan import FreezePlan
@@ -144,7 +144,8 @@ class FeatureSource:
                 model, start = nearest or (prefix, inputs)
                 noun = "augmented image" if isinstance(inputs, Views) else "image"
                 if model is not None:
-                    self._say("Computing the frozen part", plural(count, noun))
+                    last = plan.blocks[plan.prefix_blocks - 1].name
+                    self._say(f"Computing the frozen part up to {last}", plural(count, noun))
                 entry.fill(model, start, self.batch_size, self.verbose, self.backend)
                 computed += count
         features = Features(entry, prefix, inputs, self.batch_size, self.backend)
@@ -250,7 +251,7 @@ def prefix_names(plan: FreezePlan) -> frozenset[str]:
 
 def _earlier_cuts(cache: Place) -> set[frozenset[str]]:
     """Return the operations that the entries of a cache lie behind: candidates, by name only."""
-    return {frozenset(about_of(place)["layers"]) for place in entry_places(cache)}
+    return {frozenset(about["layers"]) for _, about in entry_places(cache) if about}
 
 
 def _split(

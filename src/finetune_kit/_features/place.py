@@ -8,7 +8,6 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,14 +90,11 @@ class Place:
         return WORKERS if self.url is None else THREADS
 
     def folders(self) -> list[Place]:
-        """Return the folders in this one that hold an `entry.json`, which is here then."""
+        """Return the folders in this one."""
         if self.url is None:
-            return [Place(about.parent) for about in self.folder.glob("*/entry.json")]
+            return [Place(folder) for folder in self.folder.glob("*/")]
         inside = [url for url in _buckets.listed(self.url) if _buckets.kind_of(url) == "directory"]
-        places = [self.at(url.name) for url in inside]
-        with ThreadPoolExecutor(self.threads) as pool:
-            there = list(pool.map(_has_about, places))
-        return [place for place, found in zip(places, there, strict=True) if found]
+        return [self.at(url.name) for url in inside]
 
     def files(self) -> dict[str, tuple[int, float]]:
         """Return size and time of last change, in seconds, of each file by its name."""
@@ -168,11 +164,3 @@ def draft(folder: Path) -> Iterator[Path]:
         yield path
     finally:
         path.unlink(missing_ok=True)
-
-
-def _has_about(place: Place) -> bool:
-    try:
-        place.get(place.folder / "entry.json")
-    except FileNotFoundError:
-        return False
-    return True

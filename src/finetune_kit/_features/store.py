@@ -15,6 +15,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -33,27 +34,34 @@ from finetune_kit._features.rows import NAME
 from finetune_kit._files import write_whole
 
 FORMAT = "finetune-kit features 1"
+# The name of an entry, and of each file in it.
+_KEY = re.compile("[0-9a-f]{32}")
+_OWN = re.compile(r"entry\.json|[0-9a-f]{64}\.(npy|index)|[0-9a-f]{32}\.part")
 _ABANDONED_AFTER = 3600  # seconds; an older unfinished file belongs to a process that has died
 
 # Chunks whose content was verified in this process: path, size, time of last change in ns.
 _verified: set[tuple[str, int, int]] = set()
 
 
-def entry_places(cache: Place) -> list[Place]:
-    """Return the entries of a cache: folders whose `entry.json` has our format."""
-    places = []
-    for place in cache.folders():
-        try:
-            if about_of(place)["format"] == FORMAT:
-                places.append(place)
-        except (ValueError, KeyError, TypeError, OSError):
-            continue
-    return places
+def entry_places(cache: Place) -> list[tuple[Place, dict[str, Any]]]:
+    """Return the entries of a cache, and what their `entry.json` says: nothing if it is lost."""
+    places = cache.folders()
+    with ThreadPoolExecutor(cache.threads) as pool:
+        found = list(pool.map(_about, places))
+    return [(place, about) for place, about in zip(places, found, strict=True) if about is not None]
 
 
-def about_of(place: Place) -> dict[str, Any]:
-    """Return what the `entry.json` of an entry says."""
-    return dict(json.loads((place.folder / "entry.json").read_text(encoding="utf-8")))
+def _about(place: Place) -> dict[str, Any] | None:
+    """Return what an `entry.json` of our format says; None if the folder is not an entry."""
+    try:
+        path = place.get(place.folder / "entry.json")
+        about = json.loads(path.read_text(encoding="utf-8"))
+        return dict(about) if about["format"] == FORMAT else None
+    except RemoteError:
+        raise
+    except (ValueError, KeyError, TypeError, OSError):
+        files = place.files() if _KEY.fullmatch(place.folder.name) else {}
+    return {} if files and all(map(_OWN.fullmatch, files)) else None
 
 
 def names_in(place: Place) -> Iterator[tuple[Path, NDArray[Any] | None]]:

@@ -71,10 +71,11 @@ def _description(report: Results) -> str:
 
 
 def _method(report: Results) -> str:
+    flip = ", each predicted together with its mirror image" if report.flip else ""
     methods = sorted({estimate.method for estimate in report.metrics.values()} - {""})
     return (
-        f"{len(report.labels):,} test images. The metrics have 95% intervals ({'; '.join(methods)};"
-        f" {report.resamples:,} resamples)."
+        f"{len(report.labels):,} test images{flip}. The metrics have 95% intervals "
+        f"({'; '.join(methods)}; {report.resamples:,} resamples)."
     )
 
 

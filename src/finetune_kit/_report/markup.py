@@ -48,6 +48,11 @@ def document(title: str, top: str, sections: Sequence[tuple[str, str]]) -> str:
     )
 
 
+def breakable(name: str) -> str:
+    """Return a name as HTML that is broken behind `/` and `_` rather than within a word."""
+    return escape(name).replace("/", "/<wbr>").replace("_", "_<wbr>")
+
+
 def table(
     head: Sequence[str],
     rows: Iterable[Sequence[str]],

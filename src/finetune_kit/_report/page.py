@@ -13,6 +13,7 @@ from finetune_kit._report.difference import Difference
 from finetune_kit._report.estimate import Estimate
 from finetune_kit._report.markup import (
     SCROLL_HINT,
+    breakable,
     cautions_box,
     document,
     drawing,
@@ -87,7 +88,7 @@ def of_comparison(
     )
     every = [estimate for metrics in models.values() for estimate in metrics.values()]
     gaps = [estimate for pair in differences for estimate in pair.metrics.values()]
-    metrics = table(["", *map(escape, models)], rows, "Metrics of each model", hint=True)
+    metrics = table(["", *map(breakable, models)], rows, "Metrics of each model", hint=True)
     gap_table = table(["", *names], pairs, "Differences between models", hint=True)
     sections = [
         ("Conclusions", conclusions),
@@ -133,7 +134,7 @@ def _methods(report: Results) -> str:
 def _class_table(report: Results) -> str:
     rows = [
         [
-            escape(name),
+            breakable(name),
             *(estimate_cell(report.class_metrics[name][key]) for key in PER_CLASS),
             f"{report.support[name]:,}",
         ]
@@ -221,7 +222,7 @@ def _gallery(report: Results, examples: Sequence[Example]) -> str:
         if example.heat_map:
             images += image(example.heat_map, f"heat map: {caption}")
         none = "<br>No region raised the score." if example.heat_map == b"" else ""
-        name = escape(example.name).replace("/", "/<wbr>").replace("_", "_<wbr>")
+        name = breakable(example.name)
         figures.append(
             f"<figure>{images}<figcaption>{escape(caption)}{none}<br>"
             f"<small>{name}</small></figcaption></figure>"

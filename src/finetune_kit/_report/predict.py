@@ -108,7 +108,7 @@ def predict(
             error,
         )
     return Predictions(
-        names, classes, scores, errors, classifier.multi_label, top, float(threshold)
+        names, classes, scores, errors, classifier.multi_label, top, float(threshold), flip
     )
 
 

@@ -60,6 +60,7 @@ class Predictions:
         multi_label: whether an image may have several labels.
         top: how many classes `probabilities` of a `Prediction` holds; None for all.
         threshold: probability from which a label of a multi-label model is predicted.
+        flip: whether the probabilities are means over each image and its mirror image.
     """
 
     paths: tuple[str, ...]
@@ -69,6 +70,7 @@ class Predictions:
     multi_label: bool
     top: int | None
     threshold: float
+    flip: bool = False
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -95,12 +97,15 @@ class Predictions:
 
     def __repr__(self) -> str:
         failed = f", {len(self.errors):,} not readable" if self.errors else ""
-        return f"Predictions({plural(len(self), 'image')}{failed})"
+        flip = ", each with its mirror image" if self.flip else ""
+        return f"Predictions({plural(len(self), 'image')}{flip}{failed})"
 
     def __str__(self) -> str:
         lines = [aligned(self._table(), left=(0, 1, 2))]
         if len(self) > _SHOWN:
             lines.append(f"... and {plural(len(self) - _SHOWN, 'more image')}")
+        if self.flip:
+            lines.append("The probabilities are means over each image and its mirror image.")
         return printable("\n".join(lines))
 
     def _repr_html_(self) -> str:

@@ -142,7 +142,13 @@ class Results:
     def size(self) -> str:
         """The number of images and classes as text, such as `112 images, 3 classes`."""
         kind = "label" if self.multi_label else "class"
-        return f"{plural(len(self.labels), 'image')}, {plural(len(self.class_names), kind)}"
+        flip = ", each with its mirror image" if self.flip else ""
+        return f"{plural(len(self.labels), 'image')}{flip}, {plural(len(self.class_names), kind)}"
+
+    @property
+    def flip(self) -> bool:
+        """Whether the scores are means over each image and its mirror image."""
+        return bool(self.about.get("model", {}).get("flip"))
 
     @property
     def title(self) -> str:

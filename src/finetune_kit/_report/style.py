@@ -85,7 +85,7 @@ figcaption{font-size:.9rem;line-height:1.35;overflow-wrap:break-word}
 .drawing text{fill:currentColor}
 .freeze-plan tbody td{padding:.05em .6em}
 @media(max-width:56rem){.hint{display:block}
-tbody th,thead th:first-child{position:sticky;left:0;background:var(--paper);max-width:8rem}
+tbody th,thead th:first-child{position:sticky;left:0;background:var(--paper);max-width:9rem}
 .compact tbody th{max-width:11rem}}
 @media print{:root{color-scheme:light;--ink:#000;--paper:#fff;--soft:#fff;--line:#999;
 --accent:0,114,178;--link:#000}nav,[popover]{display:none}body{max-width:none}

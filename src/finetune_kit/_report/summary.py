@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from html import escape
 
-from finetune_kit._report.markup import table
+from finetune_kit._report.markup import breakable, table
 from finetune_kit._report.results import Results
 
 _TILES = {
@@ -35,7 +35,7 @@ def matrix(
     report: Results,
     *,
     hint: str = "",
-    name: Callable[[str], str] = escape,
+    name: Callable[[str], str] = breakable,
     content: Callable[[tuple[int, int], str, int, str], str] = lambda cell, what, count, text: text,
 ) -> str:
     """Return the confusion matrix.
