@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import importlib.util
 import io
@@ -23,7 +22,6 @@ from typer.testing import CliRunner
 
 import finetune_kit as ftk
 from finetune_kit._cli.app import app
-from finetune_kit._quiet import quiet_start
 from finetune_kit._train import trials
 
 once = pytest.mark.once
@@ -570,20 +568,6 @@ def test_an_interruption_is_said_in_one_line(photos, monkeypatch):
 
     monkeypatch.setattr(ftk, "find_duplicates", stop)
     assert run("duplicates", photos, code=130).stderr == "\ninterrupted\n"
-
-
-@once
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow writes the notes")
-def test_what_tensorflow_notes_at_its_start_is_left_out_and_nothing_else(capfd):
-    command = [sys.executable, "-m", "finetune_kit", "plan", BACKBONE]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert result.stderr == ""
-    with contextlib.suppress(ImportError), quiet_start():
-        os.write(2, b"0\nI0000 port.cc] oneDNN custom operations are on. You may\na library is mi")
-        os.write(2, b"ssing")
-        raise ImportError
-    os.write(2, b"!")
-    assert capfd.readouterr().err == "0\na library is missing!"
 
 
 @once

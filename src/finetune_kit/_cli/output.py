@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import functools
 import json
-import os
 import re
 import sys
 import warnings
@@ -17,11 +16,9 @@ import typer
 from typer.models import ArgumentInfo
 
 from finetune_kit._buckets import RemoteError
-from finetune_kit._quiet import quiet_start
 
 _EXPECTED = (ValueError, TypeError, OSError, ImportError)  # bad input, with a text for people
 _FAILED = (FloatingPointError, RuntimeError)
-_WITHOUT_KERAS = ("split", "duplicates")  # commands that do not wait for its import
 
 # The parameters of public functions, and those of the commands where they have another name.
 _ALIASES = {
@@ -62,8 +59,6 @@ def command(function: Callable[..., Result | None]) -> Callable[..., None]:
         )
         try:
             with redirect_stdout(sys.stderr) if as_json else nullcontext():
-                if function.__name__ not in _WITHOUT_KERAS:
-                    _import_keras()
                 result = function(*args, **kwargs)
         except KeyboardInterrupt as error:
             typer.echo(f"\n{str(error) or 'interrupted'}", err=True)
@@ -77,13 +72,6 @@ def command(function: Callable[..., Result | None]) -> Callable[..., None]:
             raise typer.Exit(result.code)
 
     return run
-
-
-def _import_keras() -> None:
-    """Import Keras, without TensorFlow's notes unless its log level asks for them."""
-    asked = os.environ.get("TF_CPP_MIN_LOG_LEVEL", "0") == "0"
-    with nullcontext() if asked or sys.stderr is None or "keras" in sys.modules else quiet_start():
-        import keras  # noqa: F401
 
 
 def _explained(error: Exception, function: Callable[..., Any]) -> str:
