@@ -7,7 +7,7 @@ is no cache, the whole model is trained on pixels instead.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from finetune_kit._data.batches import WORKERS
 from finetune_kit._data.decoding import DECODING
 from finetune_kit._data.images import ImageSet
 from finetune_kit._features.augmentation import Augmentation, views_of_epoch
+from finetune_kit._features.cache import FeatureCache, place_of
 from finetune_kit._features.engine import engine_key
 from finetune_kit._features.entry import Entry, Features, Inputs, entry_place
 from finetune_kit._features.inputs import Decode, Views
@@ -88,8 +89,8 @@ class FeatureSource:
         digests: SHA-256 of the images.
         weights: SHA-256 of variables that stay the same during the run, by their `id`.
         threads: how many threads decode images.
-        cuts: the parts of models that were cut before, for sources of other images of the same
-            models: what Keras has compiled for a part is used again. None: they are not kept.
+        cuts: the parts of models that were cut before, by model and cut, so that each is cut and
+            compiled once; and the fingerprints of parts whose variables stay the same.
     """
 
     images: ImageSet
@@ -105,7 +106,7 @@ class FeatureSource:
     digests: tuple[str, ...]
     weights: Mapping[int, str]
     threads: int = WORKERS
-    cuts: dict[Any, Any] | None = None
+    cuts: dict[Any, Any] = field(default_factory=dict)
 
     def trainee(self, whole: keras.Model, plan: FreezePlan) -> Trainee:
         """Compute the features that are not there yet, and return what trains on them."""
@@ -183,21 +184,18 @@ class FeatureSource:
     def _split(
         self, model: keras.Model, names: frozenset[str], plan: FreezePlan | None
     ) -> tuple[keras.Model | None, keras.Model]:
-        """Cut a model as `_split` does, once if cuts are kept."""
+        """Cut a model as `_split` does, once."""
         key = (model, names, plan is not None and not any(plan.trainable))
-        if self.cuts is None:
-            return _split(model, names, plan)
         if key not in self.cuts:
             self.cuts[key] = _split(model, names, plan)
         return self.cuts[key]
 
     def _fingerprint(self, prefix: keras.Model) -> str:
-        """Return the fingerprint of a prefix, computed once if cuts are kept."""
-        if self.cuts is None:
-            return fingerprint(prefix, self.weights)
-        if prefix not in self.cuts:
-            self.cuts[prefix] = fingerprint(prefix, self.weights)
-        return self.cuts[prefix]
+        """Return the fingerprint of a prefix, computed once if its variables stay the same."""
+        found = self.cuts.get(prefix) or fingerprint(prefix, self.weights)
+        if all(id(variable) in self.weights for variable in prefix.weights):
+            self.cuts[prefix] = found
+        return str(found)
 
     def _entry(
         self,
@@ -222,6 +220,30 @@ class FeatureSource:
         }
         about = {"model": model, "layers": sorted(names), "shapes": shapes, "dtype": dtype}
         return Entry(entry_place(cache, key), {"format": FORMAT, **about}, rows)
+
+
+def source_of(
+    images: ImageSet,
+    cache: FeatureCache,
+    size: tuple[int, int],
+    batch_size: int,
+    verbose: str | int,
+) -> FeatureSource:
+    """Return the source of features of images that are not augmented; `cache` is open."""
+    return FeatureSource(
+        images=images,
+        train_count=len(images),
+        size=size,
+        batch_size=batch_size,
+        verbose=verbose,
+        place=place_of(cache),
+        dtype=cache.dtype,
+        backend=cache.backend,
+        augmentation=None,
+        seed=0,
+        digests=images.digests(),
+        weights={},
+    )
 
 
 def _share_then_all(rows: Rows) -> Iterator[Rows]:
