@@ -78,10 +78,13 @@ def _reports(
     test: ftk.ImageSet,
     duplicates: ftk.Duplicates | None,
 ) -> list[ftk.Report]:
-    """Evaluate models. The one that trained most comes first: the others start from its features."""
-    options = {"features": _features(job), "duplicates": duplicates, "heat_maps": job.heat_maps}
+    """Evaluate models, first the one that trained most: the others start from its features."""
     order = sorted(range(len(runs)), key=lambda i: -sum(runs[i].plan.trainable))
-    found = {i: ftk.evaluate(runs[i], test, **options) for i in order}
+    features, maps = _features(job), job.heat_maps
+    found = {
+        i: ftk.evaluate(runs[i], test, features=features, duplicates=duplicates, heat_maps=maps)
+        for i in order
+    }
     return [found[i] for i in range(len(runs))]
 
 
