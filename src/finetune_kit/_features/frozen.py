@@ -26,6 +26,7 @@ from finetune_kit._features.inputs import Decode, Views
 from finetune_kit._features.place import Place
 from finetune_kit._features.rows import Rows
 from finetune_kit._features.store import FORMAT, about_of, entry_places
+from finetune_kit._features.writing import Seconds
 from finetune_kit._model.digest import fingerprint
 from finetune_kit._model.graph import layers_within
 from finetune_kit._model.plan import FreezePlan
@@ -69,6 +70,7 @@ class Trainee:
     validation: Decode | PlainFeatures
     threads: int  # pixels are decoded in threads, features are only copied
     computed: int = 0  # rows of features that were not there yet
+    seconds: Seconds = field(default_factory=Seconds)  # that this took
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,15 +118,19 @@ class FeatureSource:
         cache = self.place
         if self.augmentation is None:
             rows = Rows.named(np.arange(len(self.digests)), self.digests)
-            model, features, computed = self._features(cache, whole, plan, rows, decode)
-            return Trainee(model, PlainFeatures(features), PlainFeatures(features), 0, computed)
-        count, number = self.train_count, self.augmentation.views
+            model, features, count, seconds = self._features(cache, whole, plan, rows, decode)
+            plain = PlainFeatures(features)
+            return Trainee(model, plain, plain, 0, count, seconds)
+        images, number = self.train_count, self.augmentation.views
         views = Views(decode, self.augmentation, self.digests, self.seed)
-        model, copies, first = self._features(cache, whole, plan, views.rows(count), views)
-        plain = Rows.named(np.arange(count, len(self.digests)), self.digests[count:])
-        _, features, more = self._features(cache, whole, plan, plain, decode)
-        train = ViewFeatures(copies, number, self.seed, count)
-        return Trainee(model, train, PlainFeatures(features), 0, first + more)
+        model, copies, count, seconds = self._features(
+            cache, whole, plan, views.rows(images), views
+        )
+        rest = Rows.named(np.arange(images, len(self.digests)), self.digests[images:])
+        _, features, more, longer = self._features(cache, whole, plan, rest, decode)
+        train = ViewFeatures(copies, number, self.seed, images)
+        plain = PlainFeatures(features)
+        return Trainee(model, train, plain, 0, count + more, seconds + longer)
 
     def _features(
         self,
@@ -133,11 +139,11 @@ class FeatureSource:
         plan: FreezePlan,
         rows: Rows,
         inputs: Inputs,
-    ) -> tuple[keras.Model, Features, int]:
-        """Return the model behind the prefix, its features, and how many were computed now."""
+    ) -> tuple[keras.Model, Features, int, Seconds]:
+        """Return the model behind the prefix, its features, how many were computed, and seconds."""
         names = prefix_names(plan)
         prefix, suffix = self._split(whole, names, plan)
-        computed = 0
+        computed, seconds = 0, Seconds()
         for part in _share_then_all(rows):
             entry = self._entry(cache, prefix, names, part)
             if count := len(entry.missing):
@@ -146,10 +152,11 @@ class FeatureSource:
                 noun = "augmented image" if isinstance(inputs, Views) else "image"
                 if model is not None:
                     self._say("Computing the frozen part", plural(count, noun))
-                entry.fill(model, start, self.batch_size, self.verbose, self.backend)
+                options = self.batch_size, self.verbose, self.backend
+                seconds += entry.fill(model, start, *options)
                 computed += count
         features = Features(entry, prefix, inputs, self.batch_size, self.backend)
-        return suffix, features, computed
+        return suffix, features, computed, seconds
 
     def outputs(self, model: keras.Model) -> Features:
         """Return the outputs of a model that takes pixels, computed once for each image."""

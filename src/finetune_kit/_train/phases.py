@@ -150,7 +150,10 @@ def _objective(setup: Setup, whole: keras.Model) -> Objective:
 def _trainee(run: _Run, whole: keras.Model, phase: Phase) -> Trainee:
     started = time.perf_counter()
     trainee = run.source.trainee(whole, phase.plan)
-    run.progress.seconds["prefix"] += time.perf_counter() - started
+    seconds = run.progress.seconds
+    seconds["prefix"] += time.perf_counter() - started
+    seconds["decode"] += trainee.seconds.loading
+    seconds["compute"] += trainee.seconds.computing
     return trainee
 
 
