@@ -12,8 +12,8 @@ pooled and the flattened head, 20 epochs without validation are timed in these w
   epochs have fewer images, and their time is extrapolated too.
 - tf.data: the same with a `tf.data` pipeline that decodes the files in the first epoch and keeps
   the decoded images in memory (`cache()`); TensorFlow only.
-- by hand: decode the files, `predict` of the frozen backbone, and `fit` of the head on the arrays,
-  as many write it; N = 0 only.
+- by hand: decode the files, `predict` of the frozen backbone and pooling, and `fit` of the rest of
+  the head on the arrays, as it is often written; N = 0 only.
 - ours: `fine_tune` from the image files, all 20 epochs, with all that it does, hashing included.
 - engine: the same, with the frozen part computed by OpenVINO.
 - warm: ours again, with the features that another run kept.
@@ -106,9 +106,12 @@ class Bench:
         """Return the cost of each epoch. The first one includes what `fit` does before it."""
         timer = Epochs()
         model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
-        size = None if y is None else self.args.batch_size
         options = {"epochs": epochs, "verbose": 0, "callbacks": [timer]}
-        total, _ = cost(lambda: model.fit(x, y, batch_size=size, **options))
+        if y is None:
+            options["shuffle"] = False  # the data set does that
+        else:
+            options["batch_size"] = self.args.batch_size
+        total, _ = cost(lambda: model.fit(x, y, **options))
         return [timer.costs[0] + total - sum(timer.costs), *timer.costs[1:]]
 
     def whole(self, blocks: int, pooling: str) -> keras.Model:
@@ -149,10 +152,11 @@ class Bench:
     def by_hand(self, blocks: int, pooling: str) -> dict[str, Any]:
         def run() -> None:
             backbone, head = self.backbone(), self.head(pooling)
-            front = keras.Sequential([keras.layers.Rescaling(1 / 127.5, -1.0), backbone])
-            x = self.images.load(size=SIZE)
-            kept = front.predict(x, self.args.batch_size, verbose=0)
-            self.fit(head, kept, self.y, self.args.epochs)
+            pooling_layer, *rest = head.layers
+            rescaling = keras.layers.Rescaling(1 / 127.5, -1.0)
+            front = keras.Sequential([rescaling, backbone, pooling_layer])
+            kept = front.predict(self.images.load(size=SIZE), self.args.batch_size, verbose=0)
+            self.fit(keras.Sequential(rest), kept, self.y, self.args.epochs)
 
         return entry(cost(run)[0])
 
@@ -265,22 +269,18 @@ def measure(bench: Bench, runs: dict[str, Any], save: Callable[[], None]) -> Non
 
 def table(runs: dict[str, Any]) -> str:
     """Return a line for each result, with how many times faster it is than plain Keras."""
-    lines = [
-        "",
-        f"{'head':8} {'N':3} {'way':8} {'seconds':>9} {'processor':>10} {'times faster':>20}",
-    ]
+    title = f"{'head':8} {'N':3} {'way':8} {'seconds':>9} {'processor':>10} {'times faster':>20}"
+    lines = ["", title]
     for key, run in runs.items():
         pooling, blocks, way = key.split(" ", 2)
         counted = (0, 1, 2) if blocks == "all" else (blocks,)
         plain = [runs.get(f"{pooling} {n} plain") for n in counted]
+        spent = run["seconds"], run["processor"]
         ratios = ""
         if all(plain):
-            pairs = [sum(each[unit] for each in plain) / run[unit]
-                     for unit in ("seconds", "processor")]  # fmt: skip
-            ratios = f"{pairs[0]:9.1f} {pairs[1]:10.1f}"
-        lines.append(
-            f"{pooling:8} {blocks:3} {way:8} {run['seconds']:9.1f} {run['processor']:10.1f} {ratios}"
-        )
+            whole = [sum(each[unit] for each in plain) for unit in ("seconds", "processor")]
+            ratios = f"{whole[0] / spent[0]:9.1f} {whole[1] / spent[1]:10.1f}"
+        lines.append(f"{pooling:8} {blocks:3} {way:8} {spent[0]:9.1f} {spent[1]:10.1f} {ratios}")
     return "\n".join(lines)
 
 
