@@ -8,6 +8,12 @@ on disk, in batches of 32. The passes alternate: 64 images, then all of them, wi
 their difference is the cost of a further image, and what is left of the first is the cost of the
 start. Processor seconds are those of all processes of a pass. They depend less on other programs
 than the time does.
+
+    python benchmarks/backends.py FOLDER --backend openvino --overlap
+
+With `--overlap`, it compares seconds instead, on a machine on which nothing else runs: of a further
+image in the whole pass, of decoding alone, and of computing images in memory alone. Decoding and
+computing overlap, so the whole pass should be about as fast as the slower of the two.
 """
 
 from __future__ import annotations
@@ -18,12 +24,15 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
+from functools import partial
 
 import keras
 import numpy as np
 
 import finetune_kit as ftk
+from finetune_kit._data.batches import ahead
 from finetune_kit._features import process
+from finetune_kit._features.entry import Entry
 
 FEW = 64
 
@@ -33,15 +42,50 @@ def processor_seconds() -> float:
     return sum(each.ru_utime + each.ru_stime for each in used)
 
 
-def one_pass(backbone, images, backend) -> tuple[np.ndarray, float, float]:
-    """Return the features, processor seconds and seconds of a pass."""
+def one_pass(backbone, images, backend, *, ends=True) -> tuple[np.ndarray, float, float]:
+    """Return the features, processor seconds and seconds of a pass; its worker ends or waits."""
     start, used = time.perf_counter(), processor_seconds()
     with tempfile.TemporaryDirectory() as folder:
         cache = ftk.FeatureCache(folder, backend=backend)
         found = ftk.extract_features(backbone, images, features=cache, verbose=0)
     seconds = time.perf_counter() - start
-    process._end_waiting()  # so that its seconds count
+    if ends:
+        process._end_waiting()  # so that its seconds count
     return found, processor_seconds() - used, seconds
+
+
+def overlap(backbone, images, backend) -> None:
+    """Print images per second of the whole pass, of decoding alone and of computing alone."""
+    spent, fill = [], Entry.fill
+
+    def recorded(self, *args):
+        spent.append(fill(self, *args))
+        return spent[-1]
+
+    Entry.fill = recorded
+    seconds = {name: [] for name in ("whole", "decoding", "computing")}
+    one_pass(backbone, images.take(np.arange(FEW)), backend, ends=False)  # starts a worker
+    for count in (FEW, len(images)):
+        chosen = images.take(np.arange(count))
+        seconds["whole"].append(one_pass(backbone, chosen, backend, ends=False)[2])
+        parts = spent.pop()
+        shown = f"decoding {parts.loading:.2f} s and computing {parts.computing:.2f} s"
+        print(f"{count} images: {shown} of {seconds['whole'][-1]:.2f} s")
+        batches = [np.arange(i, min(i + 32, count)) for i in range(0, count, 32)]
+        started = time.perf_counter()
+        pixels = np.concatenate(list(ahead(partial(chosen.load, size=(224, 224)), batches)))
+        seconds["decoding"].append(time.perf_counter() - started)
+        kept = ftk.ImageSet.from_arrays(pixels, chosen.labels, chosen.class_names)
+        kept.digests()
+        one_pass(backbone, kept, backend, ends=False)
+        seconds["computing"].append(spent.pop().computing)
+    Entry.fill = fill
+    process._end_waiting()
+    rates = {name: (len(images) - FEW) / (b - a) for name, (a, b) in seconds.items()}
+    share = rates["whole"] / min(rates["decoding"], rates["computing"])
+    shown = ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items())
+    name = backend or keras.backend.backend()
+    print(f"{name}, images/s: {shown}; {share:.2f} of the slower part", flush=True)
 
 
 def main() -> None:
@@ -51,6 +95,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="MobileNetV2")
     parser.add_argument("--images", type=int, default=2048)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--overlap", action="store_true", help="seconds of the parts instead")
     args = parser.parse_args()
     images = ftk.read_image_folder(args.folder)
     images = images.take(np.random.default_rng(0).permutation(len(images))[: args.images])
@@ -63,6 +108,10 @@ def main() -> None:
     print(f"decoding alone: {(processor_seconds() - used) / FEW * 1e3:.2f} ms an image")
     one_pass(backbone, images.take(np.arange(FEW)), None)  # what a process does once
     further, begin, found = defaultdict(list), defaultdict(list), {}
+    if args.overlap:
+        for backend in (None, args.backend) * args.runs:
+            overlap(backbone, images, backend)
+        return
     for backend in (None, args.backend) * args.runs:
         name = backend or keras.backend.backend()
         _, few, _ = one_pass(backbone, images.take(np.arange(FEW)), backend)

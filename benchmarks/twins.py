@@ -1,12 +1,14 @@
 """How far are the outputs of a channels-first twin from those of the model?
 
-    KERAS_BACKEND=tensorflow python benchmarks/twins.py [NAME ...]
+    KERAS_BACKEND=torch python benchmarks/twins.py [NAME ...]
 
 For each of the `keras.applications` with random weights (also those that scale channels), it prints
 the largest difference at a boundary between stages or at the output, as a share of the largest
-value there, and the layers that run channels-last. With random weights, the values of a very deep
-model may grow so large that its own outputs change as much when its input changes by a millionth;
-that change is printed too.
+value there, in float64 and in float32; the layers that run channels-last; and how much larger a
+relative change of the pixels becomes on its way to the outputs. With random weights, very deep
+models enlarge a change a million times, and so the rounding of float32. In float64 a twin that
+computes the same shows as one. On a CPU, PyTorch alone convolves float64 with the channels first;
+NASNetMobile, which Keras cannot build there, needs TensorFlow.
 """
 
 from __future__ import annotations
@@ -24,9 +26,12 @@ from finetune_kit._model.graph import layers_within
 from finetune_kit._model.twin import channels_first
 
 layers = keras.layers
+FLOATS = ("float64", "float32") if keras.backend.backend() == "torch" else ("float32",)
 
 
-def difference(name: str) -> tuple[float, float, int, tuple[str, ...]]:
+def difference(name: str, floatx: str) -> tuple[float, float, int, tuple[str, ...]]:
+    """Return the largest difference, the growth of a change, and the tensors and layers."""
+    keras.config.set_floatx(floatx)
     keras.utils.set_random_seed(0)
     side = 96 if name[0] in "IX" or name.startswith("NASNet") else 64
     build = getattr(keras.applications, name)
@@ -39,29 +44,40 @@ def difference(name: str) -> tuple[float, float, int, tuple[str, ...]]:
     cuts = [ftk.cut(model, stage.name, level="stage")[0] for stage in stages[1:]]
     outputs = [x for prefix in cuts for x in prefix.outputs]
     whole = keras.Model(model.input, [*outputs, model.output])
+    whole.trainable = False
     twin, kept = channels_first(whole)
-    pixels = rng.integers(0, 256, (2, side, side, 3)).astype(np.float32)
-    pairs = zip(whole(pixels, training=False), twin(pixels, training=False), strict=True)
-    largest = max(float(_share(*pair)) for pair in pairs)
-    changed = whole(pixels * np.float32(1 + 1e-6), training=False)
-    pairs = zip(whole(pixels, training=False), changed, strict=True)
-    own = max(float(_share(*pair)) for pair in pairs)
-    return largest, own, len(outputs) + 1, kept
+    pixels = rng.integers(0, 256, (2, side, side, 3)).astype(floatx)
+    change = 1e-6 if floatx == "float32" else 1e-10
+    changed = (pixels * (1 + change)).astype(floatx)
+    own, other, moved = (model(x, training=False) for model, x in
+                         ((whole, pixels), (twin, pixels), (whole, changed)))  # fmt: skip
+    largest = max(map(_share, own, other))
+    growth = max(map(_share, own, moved)) / change
+    return largest, growth, len(outputs) + 1, kept
 
 
 def _share(one: Any, other: Any) -> float:
     one, other = keras.ops.convert_to_numpy(one), keras.ops.convert_to_numpy(other)
-    return np.abs(one - other).max() / np.abs(one).max()
+    return float(np.abs(one - other).max() / np.abs(one).max())
 
 
 def main() -> None:
     every = vars(keras.applications).items()
     names = sys.argv[1:] or sorted(n for n, f in every if inspect.isfunction(f))
+    if keras.backend.backend() == "torch":
+        names = [name for name in names if name != "NASNetMobile"]
     found = {}
     for name in names:
-        found[name], own, count, kept = difference(name)
+        shares = {}
+        for floatx in FLOATS:
+            shares[floatx], growth, count, kept = difference(name, floatx)
+        found[name] = shares[FLOATS[0]]
         last = f", {len(kept)} layers channels-last" if kept else ""
-        print(f"{name}: {found[name]:.1e} ({own:.1e}) at {count} tensors{last}", flush=True)
+        print(
+            f"{name}: {', '.join(f'{share:.1e} in {floatx}' for floatx, share in shares.items())}, "
+            f"at {count} tensors; changes grow {growth:.2g} times{last}",
+            flush=True,
+        )
         keras.backend.clear_session()
         gc.collect()
     largest = max(found, key=lambda name: found[name])

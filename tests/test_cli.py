@@ -100,7 +100,7 @@ def test_a_recommended_recipe_is_found_once(photos, tmp_path, monkeypatch):
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
         "checkpoints", "config.json", "manifest.csv", "model.keras", "recommendation.txt", "report"
     }  # fmt: skip
-    assert not (tmp_path / "run" / "checkpoints" / "recommend").exists()
+    assert not (tmp_path / "run" / "checkpoints" / "features").exists()
     before = ftk.predict(tmp_path / "run" / "model.keras", photos).probabilities
     monkeypatch.setattr(ftk, "recommend", None)  # the same command does not try them again
     assert "Recommended is" in run(*command).output

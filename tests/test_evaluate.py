@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import finetune_kit as ftk
+from finetune_kit._features.inputs import Decode
 from finetune_kit._report import examples as _examples
 from finetune_kit._report import report as _report
 from finetune_kit._report.examples import most_telling
@@ -68,6 +69,32 @@ def test_the_scores_are_those_of_the_model(tuned, images):
     assert report.labels.tolist() == images.labels.tolist()
     assert report.samples == images.digests()
     assert report.class_names == images.class_names
+
+
+def test_kept_features_give_the_same_scores_and_are_computed_once(
+    tuned, sets, tmp_path, monkeypatch
+):
+    expected = ftk.evaluate(tuned, sets[2]).scores
+    features, file = tmp_path / "features", tuned.save(tmp_path / "model.keras")
+    first = ftk.evaluate(tuned, sets[2], features=features)
+    np.testing.assert_allclose(first.scores, expected, rtol=1e-5, atol=1e-6)
+    (entry,) = ftk.FeatureCache(features).entries()
+    assert entry.images == len(sets[2])
+    monkeypatch.setattr(Decode, "load", None)
+    for model in (tuned, file):
+        again = ftk.evaluate(model, sets[2], features=features, batch_size=4)
+        np.testing.assert_allclose(again.scores, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_test_features_are_those_of_the_training(small_backbone, sets, tmp_path, monkeypatch):
+    """What was frozen in all phases: the first phase trains more than the last one."""
+    specs = [ftk.FineTuneSpec(1), ftk.FineTuneSpec()]
+    head = ftk.classification_head(3)
+    run = ftk.fine_tune(small_backbone, head, specs, sets[0], features=tmp_path, verbose=0)
+    expected = ftk.evaluate(run, sets[0]).scores
+    monkeypatch.setattr(Decode, "load", None)
+    found = ftk.evaluate(run, sets[0], features=tmp_path).scores
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_with_mirror_images_the_scores_are_means(tuned, images, tmp_path):
@@ -303,6 +330,9 @@ def test_arguments_are_checked_before_anything_is_computed(tuned, sets, monkeypa
         (tuned, sets[2], {"resamples": 0}, "`resamples` must be"),
         (tuned, sets[2], {"seed": -1}, "`seed` must be"),
         (tuned, sets[2], {"flip": "left"}, "`flip` must be one of"),
+        (tuned, sets[2], {"flip": True, "features": "never"}, "`features` must be left out with"),
+        (tuned.model, sets[2], {"features": "never"}, "it is not known what was frozen"),
+        (tuned, sets[2], {"features": 3}, "`features` must be"),
         (tuned, sets[2], {"verbose": "loud"}, "`verbose` must be one of"),
     ):
         with pytest.raises(ValueError, match=message):

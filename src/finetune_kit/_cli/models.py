@@ -86,6 +86,8 @@ def evaluate(
     on_error: opt.OnError = "raise",
     flip: opt.Flip = False,
     batch_size: opt.Batch = 32,
+    features: opt.Features = None,
+    features_backend: opt.FeaturesBackend = None,
     as_json: opt.Json = False,
 ) -> Result:
     """Measure how well a model classifies images with known labels.
@@ -97,7 +99,9 @@ def evaluate(
     classifier = as_classifier(model)
     source = Data(data, None, root, path_column, label_column, None, on_error)
     images = source.images(classifier.class_names or None, part="test")
-    report = ftk.evaluate(classifier, images, flip=flip, batch_size=batch_size)
+    kept = features or features_backend
+    cache = ftk.FeatureCache(features, backend=features_backend) if kept else None
+    report = ftk.evaluate(classifier, images, flip=flip, batch_size=batch_size, features=cache)
     values = report.to_dict()
     text = str(report)
     if out is not None:

@@ -55,17 +55,40 @@ def run(job: Job, *, silent: bool) -> Result:
     say(f"\n2. The plan{which}\n\n{plan}", silent=silent)
     say("\n3. The training", silent=silent)
     runs = _train(job, [specs for _, specs in models], (backbone, head), sets, verbose, more)
+    files = [
+        tuned.save(out / name / "model.keras")
+        for (name, _), tuned in zip(models, runs, strict=True)
+    ]
+    tested = _reports(job, runs, sets["test"], parts.duplicates)
     shutil.rmtree(out / CHECKPOINTS / FEATURES, ignore_errors=True)
     reports, entries = {}, []
-    for (name, _), tuned in zip(models, runs, strict=True):
-        model = tuned.save(out / name / "model.keras")
-        report = ftk.evaluate(
-            tuned, sets["test"], duplicates=parts.duplicates, heat_maps=job.heat_maps
-        )
+    for (name, _), tuned, model, report in zip(models, runs, files, tested, strict=True):
         page = report.save(out / name / "report", title=name or None) / "report.html"
         reports[name or "model"] = report
         entries.append(_entry(name, tuned, model, page, report))
     return _result(job, sets["test"], reports, entries)
+
+
+def _features(job: Job) -> ftk.FeatureCache:
+    """Return the cache of a job: its own, or one that is removed after the evaluation."""
+    folder = job.features or Path(job.out) / CHECKPOINTS / FEATURES
+    return ftk.FeatureCache(folder, backend=job.features_backend)
+
+
+def _reports(
+    job: Job,
+    runs: Sequence[ftk.FineTuned],
+    test: ftk.ImageSet,
+    duplicates: ftk.Duplicates | None,
+) -> list[ftk.Report]:
+    """Evaluate models, first the one that trained most: the others start from its features."""
+    order = sorted(range(len(runs)), key=lambda i: -sum(runs[i].plan.trainable))
+    features, maps = _features(job), job.heat_maps
+    found = {
+        i: ftk.evaluate(runs[i], test, features=features, duplicates=duplicates, heat_maps=maps)
+        for i in order
+    }
+    return [found[i] for i in range(len(runs))]
 
 
 def _recommended(
@@ -78,8 +101,6 @@ def _recommended(
     import keras
 
     folder = make_folder("--out", Path(job.out) / CHECKPOINTS)
-    where = job.features or folder / FEATURES
-    features = ftk.FeatureCache(where, backend=job.features_backend)
     head_file, file = folder / "recommended_head.keras", folder / "recommendation.json"
     if not file.exists():
         say("\n   Which recipe? Each is validated on images that it has not seen.", silent=silent)
@@ -88,7 +109,7 @@ def _recommended(
             sets["train"],
             sets.get("validation"),
             batch_size=job.batch_size,
-            features=features,
+            features=_features(job),
             seed=job.seed,
             verbose=bars(silent=silent),
         )
@@ -108,7 +129,6 @@ def _recommended(
     more = {
         "loss": keras.saving.deserialize_keras_object(known["loss"]),
         "calibrate": known["calibrate"],
-        "features": features,
         "callbacks": (),
     }
     return head, [("", specs)], more
@@ -246,7 +266,7 @@ def _train(
         "batch_size": job.batch_size,
         "class_weight": job.class_weight,
         "callbacks": () if validation is None else [stop],
-        "features": ftk.FeatureCache(job.features, backend=job.features_backend),
+        "features": _features(job),
         "run_dir": Path(job.out) / CHECKPOINTS,
         "seed": job.seed,
         "verbose": verbose,

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +25,7 @@ from finetune_kit._features.engine import faster, in_this_process, is_other, out
 from finetune_kit._features.place import Place
 from finetune_kit._features.remote import filled_elsewhere
 from finetune_kit._features.rows import Rows
-from finetune_kit._features.writing import Batch, Writer
+from finetune_kit._features.writing import Batch, Seconds, Writer, timed
 from finetune_kit._text import listed, plural
 
 _log = logging.getLogger("finetune_kit")
@@ -103,7 +104,7 @@ class Entry:
         batch_size: int,
         verbose: str | int,
         backend: str | None = None,
-    ) -> None:
+    ) -> Seconds:
         """Compute what is missing, chunk by chunk; each is on disk before the next begins.
 
         `model` takes what `inputs` loads; None stores that as it is. `backend` computes it.
@@ -119,6 +120,7 @@ class Entry:
             for i in range(0, count, batch_size)
         ]
         writer = Writer(self.place, self._record, self._chunk_rows(count, batch_size))
+        spent = Seconds()
         with in_this_process(model) as local:
             if local is not None and backend is not None and is_other(backend):
                 options = writer, batch_size, verbose
@@ -126,10 +128,12 @@ class Entry:
             else:
                 written = writer.write(batches, _outputs(local, inputs, batches, batch_size))
             with closing(written):
-                for done, chunk in written:
+                for done, chunk, seconds in written:
                     if chunk is not None:
                         self._add(*chunk)
+                    spent += seconds
                     bar.update(done)
+        return spent
 
     def read(self, positions: NDArray[np.int64]) -> Any | None:
         """Return the features of some images: an array, or a tuple if several tensors are cut.
@@ -260,11 +264,14 @@ def _progress_bar(count: int, verbose: str | int) -> keras.utils.Progbar:
 
 def _outputs(
     model: keras.Model | None, inputs: Inputs, batches: Sequence[Batch], batch_size: int
-) -> Iterator[list[Any]]:
+) -> Iterator[tuple[list[Any], Seconds]]:
     """Yield the outputs for each batch, as a list of arrays; without a model, its inputs."""
-    loaded = ahead(inputs.load, [batch.positions for batch in batches], inputs.threads)
-    for number, given in enumerate(loaded):
-        found = given if model is None else outputs_of(model, given, batch_size)
+    positions = [batch.positions for batch in batches]
+    loaded = ahead(partial(timed, inputs.load), positions, inputs.threads)
+    for number, (given, loading) in enumerate(loaded):
+        found, computing = given, 0.0
+        if model is not None:
+            found, computing = timed(outputs_of, model, given, batch_size)
         if model is not None and number == 0 and len(batches) >= _WORTH_A_TWIN:
             model = faster(model, given, found)
-        yield keras.tree.flatten(found)
+        yield keras.tree.flatten(found), Seconds(loading / inputs.threads, computing)

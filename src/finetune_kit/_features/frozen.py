@@ -7,7 +7,7 @@ is no cache, the whole model is trained on pixels instead.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,14 @@ from finetune_kit._data.batches import WORKERS
 from finetune_kit._data.decoding import DECODING
 from finetune_kit._data.images import ImageSet
 from finetune_kit._features.augmentation import Augmentation, views_of_epoch
+from finetune_kit._features.cache import FeatureCache, place_of
 from finetune_kit._features.engine import engine_key
 from finetune_kit._features.entry import Entry, Features, Inputs, entry_place
 from finetune_kit._features.inputs import Decode, Views
 from finetune_kit._features.place import Place
 from finetune_kit._features.rows import Rows
 from finetune_kit._features.store import FORMAT, entry_places
+from finetune_kit._features.writing import Seconds
 from finetune_kit._model.digest import fingerprint
 from finetune_kit._model.graph import layers_within
 from finetune_kit._model.plan import FreezePlan
@@ -68,6 +70,7 @@ class Trainee:
     validation: Decode | PlainFeatures
     threads: int  # pixels are decoded in threads, features are only copied
     computed: int = 0  # rows of features that were not there yet
+    seconds: Seconds = field(default_factory=Seconds)  # that this took
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,8 +91,8 @@ class FeatureSource:
         digests: SHA-256 of the images.
         weights: SHA-256 of variables that stay the same during the run, by their `id`.
         threads: how many threads decode images.
-        cuts: the parts of models that were cut before, for sources of other images of the same
-            models: what Keras has compiled for a part is used again. None: they are not kept.
+        cuts: the parts of models that were cut before, by model and cut, so that each is cut and
+            compiled once; and the fingerprints of parts whose variables stay the same.
     """
 
     images: ImageSet
@@ -105,7 +108,7 @@ class FeatureSource:
     digests: tuple[str, ...]
     weights: Mapping[int, str]
     threads: int = WORKERS
-    cuts: dict[Any, Any] | None = None
+    cuts: dict[Any, Any] = field(default_factory=dict)
 
     def trainee(self, whole: keras.Model, plan: FreezePlan) -> Trainee:
         """Compute the features that are not there yet, and return what trains on them."""
@@ -115,15 +118,19 @@ class FeatureSource:
         cache = self.place
         if self.augmentation is None:
             rows = Rows.named(np.arange(len(self.digests)), self.digests)
-            model, features, computed = self._features(cache, whole, plan, rows, decode)
-            return Trainee(model, PlainFeatures(features), PlainFeatures(features), 0, computed)
-        count, number = self.train_count, self.augmentation.views
+            model, features, count, seconds = self._features(cache, whole, plan, rows, decode)
+            plain = PlainFeatures(features)
+            return Trainee(model, plain, plain, 0, count, seconds)
+        images, number = self.train_count, self.augmentation.views
         views = Views(decode, self.augmentation, self.digests, self.seed)
-        model, copies, first = self._features(cache, whole, plan, views.rows(count), views)
-        plain = Rows.named(np.arange(count, len(self.digests)), self.digests[count:])
-        _, features, more = self._features(cache, whole, plan, plain, decode)
-        train = ViewFeatures(copies, number, self.seed, count)
-        return Trainee(model, train, PlainFeatures(features), 0, first + more)
+        model, copies, count, seconds = self._features(
+            cache, whole, plan, views.rows(images), views
+        )
+        rest = Rows.named(np.arange(images, len(self.digests)), self.digests[images:])
+        _, features, more, longer = self._features(cache, whole, plan, rest, decode)
+        train = ViewFeatures(copies, number, self.seed, images)
+        plain = PlainFeatures(features)
+        return Trainee(model, train, plain, 0, count + more, seconds + longer)
 
     def _features(
         self,
@@ -132,11 +139,11 @@ class FeatureSource:
         plan: FreezePlan,
         rows: Rows,
         inputs: Inputs,
-    ) -> tuple[keras.Model, Features, int]:
-        """Return the model behind the prefix, its features, and how many were computed now."""
+    ) -> tuple[keras.Model, Features, int, Seconds]:
+        """Return the model behind the prefix, its features, how many were computed, and seconds."""
         names = prefix_names(plan)
         prefix, suffix = self._split(whole, names, plan)
-        computed = 0
+        computed, seconds = 0, Seconds()
         for part in _share_then_all(rows):
             entry = self._entry(cache, prefix, names, part)
             if count := len(entry.missing):
@@ -146,10 +153,11 @@ class FeatureSource:
                 if model is not None:
                     last = plan.blocks[plan.prefix_blocks - 1].name
                     self._say(f"Computing the frozen part up to {last}", plural(count, noun))
-                entry.fill(model, start, self.batch_size, self.verbose, self.backend)
+                options = self.batch_size, self.verbose, self.backend
+                seconds += entry.fill(model, start, *options)
                 computed += count
         features = Features(entry, prefix, inputs, self.batch_size, self.backend)
-        return suffix, features, computed
+        return suffix, features, computed, seconds
 
     def outputs(self, model: keras.Model) -> Features:
         """Return the outputs of a model that takes pixels, computed once for each image."""
@@ -184,21 +192,18 @@ class FeatureSource:
     def _split(
         self, model: keras.Model, names: frozenset[str], plan: FreezePlan | None
     ) -> tuple[keras.Model | None, keras.Model]:
-        """Cut a model as `_split` does, once if cuts are kept."""
+        """Cut a model as `_split` does, once."""
         key = (model, names, plan is not None and not any(plan.trainable))
-        if self.cuts is None:
-            return _split(model, names, plan)
         if key not in self.cuts:
             self.cuts[key] = _split(model, names, plan)
         return self.cuts[key]
 
     def _fingerprint(self, prefix: keras.Model) -> str:
-        """Return the fingerprint of a prefix, computed once if cuts are kept."""
-        if self.cuts is None:
-            return fingerprint(prefix, self.weights)
-        if prefix not in self.cuts:
-            self.cuts[prefix] = fingerprint(prefix, self.weights)
-        return self.cuts[prefix]
+        """Return the fingerprint of a prefix, computed once if its variables stay the same."""
+        found = self.cuts.get(prefix) or fingerprint(prefix, self.weights)
+        if all(id(variable) in self.weights for variable in prefix.weights):
+            self.cuts[prefix] = found
+        return str(found)
 
     def _entry(
         self,
@@ -223,6 +228,30 @@ class FeatureSource:
         }
         about = {"model": model, "layers": sorted(names), "shapes": shapes, "dtype": dtype}
         return Entry(entry_place(cache, key), {"format": FORMAT, **about}, rows)
+
+
+def source_of(
+    images: ImageSet,
+    cache: FeatureCache,
+    size: tuple[int, int],
+    batch_size: int,
+    verbose: str | int,
+) -> FeatureSource:
+    """Return the source of features of images that are not augmented; `cache` is open."""
+    return FeatureSource(
+        images=images,
+        train_count=len(images),
+        size=size,
+        batch_size=batch_size,
+        verbose=verbose,
+        place=place_of(cache),
+        dtype=cache.dtype,
+        backend=cache.backend,
+        augmentation=None,
+        seed=0,
+        digests=images.digests(),
+        weights={},
+    )
 
 
 def _share_then_all(rows: Rows) -> Iterator[Rows]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -13,7 +15,7 @@ from finetune_kit._data.batches import ahead
 from finetune_kit._features import store
 from finetune_kit._features.engine import outputs_once
 from finetune_kit._features.process import Ended, Worker, working
-from finetune_kit._features.writing import Batch, Chunk, Writer
+from finetune_kit._features.writing import Batch, Seconds, Writer, Written, timed
 from finetune_kit._model.surgery import with_all_outputs
 from finetune_kit._text import listed, plural
 
@@ -31,7 +33,7 @@ def filled_elsewhere(
     writer: Writer,
     batch_size: int,
     verbose: str | int,
-) -> Generator[tuple[int, Chunk | None], None, None]:
+) -> Generator[Written, None, None]:
     """Compute batches on another backend and write them, as `Writer.write` does.
 
     The process of the backend loads the images itself if they are files; otherwise they are loaded
@@ -59,16 +61,17 @@ def filled_elsewhere(
                 loaded = _loaded(inputs, left)
                 if died_at < 0:
                     first = next(loaded)
-                    _check(worker, model, keras.tree.map_structure(lambda x: x[:2], first), verbose)
+                    few = keras.tree.map_structure(lambda x: x[:2], first[0])
+                    _check(worker, model, few, verbose)
                     loaded = chain([first], loaded)
                 else:
                     worker.receive()
                 answers = _written(worker, inputs, left, loaded, writer)
-                for number, (count, chunk) in enumerate(answers, start=on_disk + 1):
+                for number, (count, chunk, seconds) in enumerate(answers, start=on_disk + 1):
                     if chunk is not None:
                         store.trust(chunk.path)
                         on_disk = number
-                    yield done + count, chunk
+                    yield Written(done + count, chunk, seconds)
         except Ended as error:
             if died_at == on_disk:
                 raise
@@ -78,16 +81,24 @@ def filled_elsewhere(
                 print(f"{error} It is started again.", flush=True)
 
 
-def _loaded(inputs: Any, batches: Sequence[Batch]) -> Iterator[Any]:
-    """Yield what is loaded in this process: each batch, or two images if they are files."""
+def _loaded(inputs: Any, batches: Sequence[Batch]) -> Iterator[tuple[Any, float]]:
+    """Yield what is loaded in this process: each batch, or two images if they are files.
+
+    It comes with the seconds that this took.
+    """
+    load = partial(timed, inputs.load)
     if inputs.is_portable:
-        return iter([inputs.load(batches[0].positions[:2])])
-    return ahead(inputs.load, [batch.positions for batch in batches], inputs.threads)
+        return iter([load(batches[0].positions[:2])])
+    return ahead(load, [batch.positions for batch in batches], inputs.threads)
 
 
 def _written(
-    worker: Worker, inputs: Any, batches: Sequence[Batch], loaded: Iterator[Any], writer: Writer
-) -> Iterator[tuple[int, Chunk | None]]:
+    worker: Worker,
+    inputs: Any,
+    batches: Sequence[Batch],
+    loaded: Iterator[tuple[Any, float]],
+    writer: Writer,
+) -> Iterator[Written]:
     """Yield the answer of a worker for each batch."""
     if inputs.is_portable:
         worker.send("fill", (writer, inputs, batches))
@@ -95,12 +106,19 @@ def _written(
             yield worker.receive()
         return
     worker.send("fill", (writer, None, batches))
-    for number, batch in enumerate(loaded):
+    waiting: deque[Seconds] = deque()
+    for batch, seconds in loaded:
         worker.send("batch", batch)
-        if number >= _AHEAD:
-            yield worker.receive()
-    for _ in batches[-_AHEAD:]:
-        yield worker.receive()
+        waiting.append(Seconds(loading=seconds / inputs.threads))
+        if len(waiting) > _AHEAD:
+            yield _received(worker, waiting.popleft())
+    for loading in waiting:
+        yield _received(worker, loading)
+
+
+def _received(worker: Worker, loading: Seconds) -> Written:
+    written: Written = worker.receive()
+    return written._replace(seconds=written.seconds + loading)
 
 
 def _check(worker: Worker, model: keras.Model, images: Any, verbose: str | int) -> None:

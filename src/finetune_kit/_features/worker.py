@@ -5,8 +5,8 @@
 - `"load"`, a `Job`: load a model. The answer holds the names of the layers that run channels-last.
 - `"compute"`, a batch: the answer holds the list of its outputs.
 - `"fill"`, `(writer, inputs, batches)`: load batches of images, compute them and write chunks. One
-  answer for each batch holds the chunk that was written with it, or None. Where `inputs` is None,
-  a task `"batch"` follows for each batch.
+  answer for each batch is what `Writer.write` yields. Where `inputs` is None, a task `"batch"`
+  follows for each batch.
 
 An answer is a pair too: `("done", value)`; `("failed", reason)` if the backend fails; `("raised",
 error)` if images cannot be loaded or features not be written. The program ends when its input does,
@@ -63,6 +63,7 @@ def main() -> None:
     threading.Thread(target=_receive, args=(sys.stdin.buffer, tasks), daemon=True).start()
     from finetune_kit._data.batches import ahead
     from finetune_kit._features import computing
+    from finetune_kit._features.writing import Seconds, timed
 
     compute: Any = None
 
@@ -77,11 +78,18 @@ def main() -> None:
 
     def fill(task: Any) -> Iterator[Any]:
         writer, inputs, batches = task
-        loaded: Iterable[Any] = (tasks.get()[1] for _ in batches)
+        threads = 1 if inputs is None else inputs.threads
+        loaded: Iterable[Any] = ((tasks.get()[1], 0.0) for _ in batches)
         if inputs is not None:
             positions = [batch.positions for batch in batches]
-            loaded = ahead(inputs.load, positions, inputs.threads)
-        return writer.write(batches, (_or_failed(compute, batch) for batch in loaded))
+            loaded = ahead(partial(timed, inputs.load), positions, threads)
+
+        def outputs() -> Iterator[Any]:
+            for batch, loading in loaded:
+                found, seconds = timed(_or_failed, compute, batch)
+                yield found, Seconds(loading / threads, seconds)
+
+        return writer.write(batches, outputs())
 
     def answers(name: str, value: Any) -> Iterator[Any]:
         if name == "compute":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,43 @@ class Chunk(NamedTuple):
     names: NDArray[np.bytes_]
 
 
+@dataclass(frozen=True)
+class Seconds:
+    """How long two parts of a pass take, which overlap.
+
+    Attributes:
+        loading: of the inputs: the seconds of all threads, divided by their number.
+        computing: of the outputs.
+    """
+
+    loading: float = 0.0
+    computing: float = 0.0
+
+    def __add__(self, other: Seconds) -> Seconds:
+        return Seconds(self.loading + other.loading, self.computing + other.computing)
+
+
+class Written(NamedTuple):
+    """How far the writing is: images up to a batch, and what came with that batch.
+
+    Attributes:
+        images: up to the batch and with it.
+        chunk: the chunk that was written with it, if one was full.
+        seconds: of the batch.
+    """
+
+    images: int
+    chunk: Chunk | None
+    seconds: Seconds
+
+
+def timed(function: Callable[..., Any], *args: Any) -> tuple[Any, float]:
+    """Return the result of a call, and its seconds."""
+    started = time.perf_counter()
+    result = function(*args)
+    return result, time.perf_counter() - started
+
+
 @dataclass(frozen=True, eq=False)
 class Writer:
     """What another process needs to write rows of an entry.
@@ -43,16 +81,12 @@ class Writer:
     rows: int
 
     def write(
-        self, batches: Sequence[Batch], outputs: Iterable[Sequence[Any]]
-    ) -> Generator[tuple[int, Chunk | None], None, None]:
-        """Write the outputs for each batch.
-
-        Yields:
-            The images up to this batch, and the chunk that was written with it, if one was full.
-        """
+        self, batches: Sequence[Batch], outputs: Iterable[tuple[Sequence[Any], Seconds]]
+    ) -> Generator[Written, None, None]:
+        """Write the outputs for each batch, which come with their seconds."""
         done, total = 0, sum(len(batch.names) for batch in batches)
         chunk, names = np.empty(min(self.rows, total), self.record), list[Any]()
-        for batch, tensors in zip(batches, outputs, strict=True):
+        for batch, (tensors, seconds) in zip(batches, outputs, strict=True):
             begin, count = sum(map(len, names)), len(batch.names)
             part = chunk[begin : begin + count]
             part["image"] = _hexadecimal(batch.names)
@@ -61,10 +95,10 @@ class Writer:
             names.append(batch.names)
             done += count
             if begin + count < len(chunk) and done < total:
-                yield done, None
+                yield Written(done, None, seconds)
                 continue
             path = store.write_chunk(self.place, chunk[: begin + count])
-            yield done, Chunk(path, np.concatenate(names))
+            yield Written(done, Chunk(path, np.concatenate(names)), seconds)
             names.clear()
 
 

@@ -25,7 +25,8 @@ def copy(layer: keras.Layer, taken: set[str] | None = None) -> keras.Layer:
             taken gets another one, and so do its variables' paths.
 
     Raises:
-        ValueError: if a layer has no config, or the copy has other outputs than the original.
+        ValueError: if a layer has no config, or a copy with layers that are not Keras' own has
+            other outputs than the original.
     """
     names = set() if taken is None else taken
     pairs: list[tuple[keras.Layer, keras.Layer]] = []
@@ -46,9 +47,16 @@ def copy(layer: keras.Layer, taken: set[str] | None = None) -> keras.Layer:
     for inner in layers_within(twin):
         if isinstance(inner, keras.layers.Normalization):
             inner.finalize_state()  # it keeps what it computed from its first weights
-    if layer.built and getattr(layer, "inputs", None):
+    own = not all(map(_is_of_keras, [layer, *layers_within(layer)]))
+    if own and layer.built and getattr(layer, "inputs", None):
         _check_outputs(layer, twin)
     return twin
+
+
+def _is_of_keras(layer: keras.Layer) -> bool:
+    """Return whether a layer comes with Keras, and its config says all that it computes."""
+    of_keras = type(layer).__module__.split(".")[0] == "keras"
+    return of_keras and not isinstance(layer, keras.layers.Lambda)
 
 
 def _unbuilt_copy(layer: keras.Layer, taken: set[str]) -> keras.Layer:

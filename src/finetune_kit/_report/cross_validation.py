@@ -7,7 +7,6 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import keras
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import t as student
 
-from finetune_kit._checks import check_count, check_folder, check_kind, image_size
+from finetune_kit._checks import check_count, check_folder, check_kind
 from finetune_kit._data.folds import stratified_folds
 from finetune_kit._data.images import ImageSet
 from finetune_kit._data.split import Split
@@ -24,8 +23,9 @@ from finetune_kit._model.spec import FineTuneSpec
 from finetune_kit._report.estimate import Estimate
 from finetune_kit._report.provenance import data_name, environment
 from finetune_kit._report.report import Report
-from finetune_kit._report.scores import scores_of
+from finetune_kit._train.classifier import as_classifier
 from finetune_kit._train.fine_tune import fine_tune
+from finetune_kit._train.scores import classifier_scores
 from finetune_kit._train.tuned import FineTuned
 
 
@@ -109,14 +109,10 @@ def cross_validate(
                 own["run_dir"] = os.path.join(run_dir, str(number))
             sets = images.take(fold.train), images.take(fold.validation)
             tuned = fine_tune(backbone, head, spec, *sets, **{**options, **own})
-            parts.append(_scores(tuned, images.take(fold.test), batch_size))
+            classifier, test = as_classifier(tuned), images.take(fold.test)
+            parts.append(classifier_scores(classifier, test, kept, batch_size))
             about.append({"kept_epoch": tuned.settings["kept_epoch"], "images": len(fold.test)})
     return _pooled(images, folds, parts, tuned, about, resamples)
-
-
-def _scores(tuned: FineTuned, images: ImageSet, batch_size: int) -> NDArray[np.float64]:
-    load = partial(images.load, size=image_size("model", tuned.model))
-    return scores_of(tuned.model, load, len(images), batch_size)
 
 
 def _pooled(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import keras
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from finetune_kit._checks import check_choice, check_count, check_kind, check_outputs, image_size
 from finetune_kit._data.duplicates import Duplicates
 from finetune_kit._data.images import ImageSet
+from finetune_kit._features.cache import FeatureCache, as_cache
 from finetune_kit._hints import hints
 from finetune_kit._quiet import quiet
 from finetune_kit._report.examples import (
@@ -25,9 +25,9 @@ from finetune_kit._report.examples import (
 )
 from finetune_kit._report.provenance import about, check_duplicates
 from finetune_kit._report.report import Report
-from finetune_kit._report.scores import scores_of
 from finetune_kit._text import plural
 from finetune_kit._train.classifier import Classifier, as_classifier
+from finetune_kit._train.scores import classifier_scores
 from finetune_kit._train.tuned import FineTuned
 
 
@@ -39,6 +39,7 @@ def evaluate(
     *,
     flip: bool = False,
     batch_size: int = 32,
+    features: FeatureCache | str | os.PathLike[str] | None = None,
     duplicates: Duplicates | None = None,
     examples: int = 12,
     heat_maps: int = 0,
@@ -60,6 +61,11 @@ def evaluate(
             the mean of the two, which takes twice the time. Use it where a mirror image has the
             same class. Defaults to False.
         batch_size: images per step. Defaults to 32.
+        features: a `FeatureCache`, or a folder, such as the training had: the features of the
+            frozen part are read from there, or computed and kept. For a model of `fine_tune` or its
+            file. The probabilities are the same up to float rounding. Use it to evaluate several
+            models with one frozen part, or one model again. Defaults to None: the model computes
+            the images as a whole.
         duplicates: the result of `find_duplicates(train, validation, images)`. The report then
             counts the images that have a near duplicate among the training images. Defaults to
             None.
@@ -95,12 +101,14 @@ def evaluate(
     _check_images(images, model)
     classifier = as_classifier(model)
     network, tuned = classifier.network, classifier.tuned
+    cache = None if features is None else as_cache(features)
+    _check_flip(cache, flip=flip)
     _check_classes(images, classifier)
     check_duplicates(duplicates, images, tuned)
     size = image_size("model", network)
     report = Report.from_scores(
         images.labels,
-        _scores(network, images, size, batch_size, verbose, flip=flip),
+        _scores(classifier, images, cache, batch_size, verbose, flip=flip),
         images.class_names,
         samples=images.digests(),
         resamples=resamples,
@@ -135,6 +143,14 @@ def _check_images(images: Any, model: Any) -> None:
         raise ValueError("`images` must hold at least one image. Received: none")
 
 
+def _check_flip(cache: FeatureCache | None, *, flip: bool) -> None:
+    if flip and cache is not None:
+        raise ValueError(
+            "`features` must be left out with `flip`, because features of mirror images are not "
+            "kept. Received: flip=True with features=..."
+        )
+
+
 def _check_classes(images: ImageSet, classifier: Classifier) -> None:
     known = classifier.class_names
     if known and known != images.class_names:
@@ -148,9 +164,9 @@ def _check_classes(images: ImageSet, classifier: Classifier) -> None:
 
 
 def _scores(
-    network: keras.Model,
+    classifier: Classifier,
     images: ImageSet,
-    size: tuple[int, int],
+    cache: FeatureCache | None,
     batch_size: int,
     verbose: str | int,
     *,
@@ -158,8 +174,7 @@ def _scores(
 ) -> NDArray[np.float64]:
     """Return the model's outputs for all images."""
     _say(verbose, f"Predicting {plural(len(images), 'image')}")
-    load = partial(images.load, size=size)
-    return scores_of(network, load, len(images), batch_size, verbose, flip=flip)
+    return classifier_scores(classifier, images, cache, batch_size, verbose, flip=flip)
 
 
 def _history(network: keras.Model, tuned: FineTuned | None) -> dict[str, list[float]]:

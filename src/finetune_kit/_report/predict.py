@@ -18,9 +18,9 @@ from finetune_kit._data.inputs import Load, as_inputs
 from finetune_kit._hints import hints
 from finetune_kit._quiet import quiet
 from finetune_kit._report.predictions import Predictions
-from finetune_kit._report.scores import scores_of
 from finetune_kit._text import plural
 from finetune_kit._train.classifier import as_classifier
+from finetune_kit._train.scores import scores_of
 from finetune_kit._train.tuned import FineTuned
 
 _log = logging.getLogger("finetune_kit")
@@ -132,7 +132,7 @@ def _scores(
                 errors[i] = reason(error.__cause__ or error)
         return pixels
 
-    scores = scores_of(network, load, len(loads), batch_size, flip=flip)
+    scores = scores_of(network, load, range(len(loads)), batch_size, flip=flip)
     read = np.delete(scores, list(errors), axis=0)
     if not ((read >= -1e-6) & (read <= 1 + 1e-6)).all():  # also if one is nan
         raise ValueError(

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_softmax, logit
 
-from finetune_kit._features.engine import in_this_process, outputs_of
 from finetune_kit._features.frozen import FeatureSource
-from finetune_kit._model.plan import FreezePlan
+from finetune_kit._train.scores import scores_of_features
 from finetune_kit._train.setup import Setup
 
 FLOOR = 1e-7  # of a probability, as in Keras' cross-entropies
@@ -88,7 +87,7 @@ def calibrated(setup: Setup, source: FeatureSource, whole: keras.Model) -> float
     temperature = float(setup.calibrate)
     if setup.calibrate is True:
         indices = np.arange(len(setup.train), len(setup.images))
-        scores = validation_scores(source, whole, setup.phases[-1].plan, indices)
+        scores = scores_of_features(source, whole, setup.phases[-1].plan, indices)
         temperature = best_temperature(scores, setup.images.labels[indices])
     for weight in _last_layer(setup.head).weights:
         weight.assign(weight / temperature)
@@ -99,25 +98,3 @@ def _last_layer(head: keras.Layer) -> keras.Layer:
     while isinstance(head, keras.Model):
         head = head.layers[-1]
     return head
-
-
-def validation_scores(
-    source: FeatureSource, whole: keras.Model, plan: FreezePlan, indices: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """Return the outputs of a trained model for images, computed from their kept features.
-
-    Args:
-        source: where the features are.
-        whole: the trained model.
-        plan: of its last phase.
-        indices: of images of the source that are not augmented.
-    """
-    trainee = source.trainee(whole, plan)
-    size = min(source.batch_size, len(indices))
-    found: list[Any] = []
-    with in_this_process(trainee.model) as model:
-        for start in range(0, len(indices), size):
-            batch = indices[start : start + size]
-            outputs = outputs_of(model, trainee.validation.load(batch, 0), size)
-            found.append(np.asarray(outputs, np.float64)[: len(batch)])
-    return np.concatenate(found)

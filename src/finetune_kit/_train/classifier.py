@@ -11,8 +11,11 @@ from typing import Any
 import keras
 
 from finetune_kit._data.labels import unique_names
+from finetune_kit._features.frozen import prefix_names
 from finetune_kit._model.archive import read_facts
 from finetune_kit._model.graph import functional, made_by
+from finetune_kit._model.plan import FreezePlan
+from finetune_kit._model.spec import FineTuneSpec
 from finetune_kit._text import shortened
 from finetune_kit._train.transfer import PREFIX, downloaded
 from finetune_kit._train.tuned import FineTuned
@@ -39,6 +42,19 @@ class Classifier:
     training: Mapping[str, Any] | None = None
     tuned: FineTuned | None = None
     seen: frozenset[str] = frozenset()
+
+    @property
+    def plan(self) -> FreezePlan | None:
+        """What stayed frozen in all phases of the training; None if that is not known."""
+        if self.tuned is not None:
+            plans = list(self.tuned.plans)
+        elif self.backbone is not None and self.training is not None:
+            front, _ = self.parts()
+            specs = map(FineTuneSpec.from_dict, self.training["specs"])
+            plans = [spec.plan(front) for spec in specs]
+        else:
+            return None
+        return min(plans, key=lambda plan: len(prefix_names(plan)))
 
     def parts(self) -> tuple[keras.Model, keras.Layer]:
         """Return the model up to its head, and the head, which share their layers with it."""

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from finetune_kit._checks import check_choice, check_count, check_kind, is_count
 from finetune_kit._data.images import ImageSet
-from finetune_kit._features.cache import FeatureCache, kept_cache, opened, place_of
-from finetune_kit._features.frozen import FeatureSource
+from finetune_kit._features.cache import FeatureCache, kept_cache, opened
+from finetune_kit._features.frozen import source_of
 from finetune_kit._model.blocks import chosen_blocks, partition
 from finetune_kit._model.copying import copy
 from finetune_kit._model.head import POOLING
@@ -86,20 +86,7 @@ def extract_features(
     frozen.trainable = False  # so that PyTorch records nothing for gradients
     names, model = features_model(frozen, layer, at, pooling)
     with opened(cache, None) as kept:
-        source = FeatureSource(
-            images=images,
-            train_count=len(images),
-            size=size,
-            batch_size=batch_size,
-            verbose=verbose,
-            place=None if kept is None else place_of(kept),
-            dtype=cache.dtype,
-            backend=cache.backend,
-            augmentation=None,
-            seed=0,
-            digests=images.digests(),
-            weights={},
-        )
+        source = source_of(images, kept or cache, size, batch_size, verbose)
         found = source.outputs(model).load(np.arange(len(images)))
     arrays = found if isinstance(found, tuple) else (found,)
     by_name = {n: a.astype(np.float32, copy=False) for n, a in zip(names, arrays, strict=True)}

@@ -58,7 +58,7 @@ class Filling:
 
     def __init__(self, setup: Setup, threads: int = WORKERS) -> None:
         self._given, self._threads = setup, threads
-        self._cuts: dict[Any, Any] = {}
+        self._cuts: dict[Any, Any] = {}  # for all parts
 
     def fill(self, chosen: Sequence[int]) -> dict[str, int]:
         """Compute what is missing for some of the images, by their indices; return the counts."""
@@ -68,7 +68,10 @@ class Filling:
         setup = replace(setup, train=setup.train.take(chosen))
         computed = 0
         with opened(setup.cache, None) as kept:
-            source = replace(setup.source(kept), threads=self._threads, cuts=self._cuts)
+            same = {id(v): d for v, d in zip(setup.backbone.weights, setup.digests, strict=True)}
+            source = replace(
+                setup.source(kept), threads=self._threads, cuts=self._cuts, weights=same
+            )
             for whole, plan in models:
                 computed += source.trainee(whole, plan).computed
         return {"images": len(chosen), "computed": computed}

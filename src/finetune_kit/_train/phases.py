@@ -11,7 +11,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
@@ -49,6 +49,7 @@ class _Run:
     source: FeatureSource
     progress: Progress
     checkpoints: Checkpoints | None
+    built: dict[frozenset[str], keras.Model] = field(default_factory=dict)  # whole models
 
 
 def train(
@@ -112,11 +113,18 @@ def _announce_phase(setup: Setup, phase: Phase) -> None:
 
 
 def _build(run: _Run, phase: Phase) -> keras.Model:
+    """Return the whole model of a phase; phases that leave out the same layers share it."""
     started = time.perf_counter()
-    setup = run.setup
-    whole = phase.spec.build(setup.backbone, setup.head, preprocessing=setup.preprocessing)
-    _check_paths(whole)
-    _objective(setup, whole)  # a head that does not fit fails before anything is computed
+    setup, spec = run.setup, phase.spec
+    left_out = setup.left_out(phase)
+    if left_out in run.built:
+        whole = run.built[left_out]
+        spec.apply(setup.backbone)
+    else:
+        whole = spec.build(setup.backbone, setup.head, preprocessing=setup.preprocessing)
+        _check_paths(whole)
+        _objective(setup, whole)  # a head that does not fit fails before anything is computed
+        run.built[left_out] = whole
     run.progress.seconds["build"] += time.perf_counter() - started
     return whole
 
@@ -142,7 +150,10 @@ def _objective(setup: Setup, whole: keras.Model) -> Objective:
 def _trainee(run: _Run, whole: keras.Model, phase: Phase) -> Trainee:
     started = time.perf_counter()
     trainee = run.source.trainee(whole, phase.plan)
-    run.progress.seconds["prefix"] += time.perf_counter() - started
+    seconds = run.progress.seconds
+    seconds["prefix"] += time.perf_counter() - started
+    seconds["decode"] += trainee.seconds.loading
+    seconds["compute"] += trainee.seconds.computing
     return trainee
 
 

@@ -24,7 +24,7 @@ class Progress:
     optimizers: Optimizers
     epochs: list[dict[str, float]] = field(default_factory=list)
     seconds: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(("build", "prefix", "fit"), 0.0)
+        default_factory=lambda: dict.fromkeys(("build", "prefix", "decode", "compute", "fit"), 0.0)
     )
     kept_epoch: int = 0  # the epoch, from 1, whose weights the model has
 

@@ -17,9 +17,11 @@ from finetune_kit._features.cache import FeatureCache, place_of
 from finetune_kit._features.frozen import FeatureSource
 from finetune_kit._model.copying import copy
 from finetune_kit._model.digest import fingerprint, variable_digest
+from finetune_kit._model.flattening import flattened
 from finetune_kit._model.plan import FreezePlan
 from finetune_kit._model.preprocessing import pixel_range
 from finetune_kit._model.spec import FineTuneSpec
+from finetune_kit._model.state import is_stochastic
 from finetune_kit._train.objective import Choices
 from finetune_kit._train.optimizer import Optimizers
 
@@ -123,6 +125,14 @@ class Setup:
             for v in self.backbone.weights
             if v.path not in moving
         }
+
+    def left_out(self, phase: Phase) -> frozenset[str]:
+        """Return the frozen layers that only add randomness, which a phase leaves out, by name."""
+        plan = phase.plan
+        blocks = zip(plan.blocks, plan.trainable, strict=True)
+        frozen = {name for block, trains in blocks if not trains for name in block.layers}
+        operations = flattened(self.backbone).operations
+        return frozenset(op.name for op in operations if op.name in frozen and is_stochastic(op))
 
     def moving(self, whole: keras.Model, phase: int) -> dict[str, Any]:
         """Return the variables that may have moved up to a phase, by their place in the model.

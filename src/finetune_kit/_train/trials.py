@@ -18,9 +18,10 @@ from finetune_kit._features.frozen import FeatureSource
 from finetune_kit._model.head import classification_head
 from finetune_kit._model.spec import FineTuneSpec
 from finetune_kit._text import plural
-from finetune_kit._train.calibration import best_temperature, losses, tempered, validation_scores
+from finetune_kit._train.calibration import best_temperature, losses, tempered
 from finetune_kit._train.fine_tune import fine_tune
 from finetune_kit._train.probe import Parts, Probe
+from finetune_kit._train.scores import scores_of_features
 from finetune_kit._train.setup import Setup
 
 _SMOOTHING = 0.1  # of the labels while blocks train
@@ -184,7 +185,8 @@ def run(task: Task, candidate: Candidate, probes: Sequence[Probe], parts: Parts)
         except KeyboardInterrupt:  # its message is about `run_dir`
             hint = "interrupted; a folder as features= keeps the features for the next call"
             raise KeyboardInterrupt(hint) from None
-        scores.append(validation_scores(task.source, tuned.model, tuned.plan, after))
+        source = replace(task.source, cuts={})  # the parts of this model are not needed again
+        scores.append(scores_of_features(source, tuned.model, tuned.plan, after))
     return Trial(
         name=candidate.name,
         spec=candidate.spec,
