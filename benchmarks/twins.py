@@ -69,7 +69,7 @@ def main() -> None:
     found = {}
     for name in names:
         shares = {}
-        for floatx in FLOATS:
+        for floatx in reversed(FLOATS):  # the growth is that of the last one, the most exact
             shares[floatx], growth, count, kept = difference(name, floatx)
         found[name] = shares[FLOATS[0]]
         last = f", {len(kept)} layers channels-last" if kept else ""
