@@ -29,9 +29,14 @@ def exact(name):
     on_torch = name != "NASNetMobile"
     if on_torch != (HERE == "torch") or HERE == "jax":
         pytest.skip("one backend is enough")
-    keras.config.set_floatx("float64" if on_torch else "float32")
+    _compute_in("float64" if on_torch else "float32")
     yield
-    keras.config.set_floatx("float32")
+    _compute_in("float32")
+
+
+def _compute_in(floatx):
+    keras.config.set_floatx(floatx)
+    keras.config.set_dtype_policy(floatx)
 
 
 def with_varied_weights(model: keras.Model) -> keras.Model:
