@@ -264,6 +264,18 @@ def test_evaluate_gives_what_the_function_gives(trained, photos, tmp_path):
 
 
 @once
+def test_evaluate_computes_the_frozen_part_once_for_each_image(trained, photos, tmp_path):
+    model, kept = trained / "model.keras", tmp_path / "kept"
+    expected = json.loads(run("evaluate", model, photos, "--json").stdout)["metrics"]
+    for _ in range(2):
+        found = json.loads(run("evaluate", model, photos, "--features", kept, "--json").stdout)
+        accuracy = found["metrics"]["accuracy"]["value"]
+        assert accuracy == pytest.approx(expected["accuracy"]["value"])
+        (entry,) = ftk.FeatureCache(kept).entries()
+        assert entry.images == len(ftk.read_image_folder(photos))
+
+
+@once
 def test_mirror_images_are_an_option(trained, photos):
     model = trained / "model.keras"
     report = json.loads(run("evaluate", model, photos, "--flip", "--json").stdout)
