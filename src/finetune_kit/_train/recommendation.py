@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from finetune_kit._model.spec import FineTuneSpec
 from finetune_kit._text import plural
+from finetune_kit._train import plots
 from finetune_kit._train.evidence import Evidence, evidence_of, paired, table, view
 from finetune_kit._train.probe import Parts, fitted
 from finetune_kit._train.trials import Trial
@@ -73,6 +74,10 @@ class LearningCurve:
     evidence: tuple[Evidence, ...]
     reason: str
 
+    def plot(self) -> Any:
+        """Return a `matplotlib.figure.Figure` of the evidence. It needs the extra `plots`."""
+        return plots.of_evidence(self.evidence, _ALL)
+
     def __str__(self) -> str:
         return f"{table(self.evidence, _ALL)}\n\n{self.reason}"
 
@@ -124,6 +129,14 @@ class Recommendation:
             "Half of the training images instead of all change the loss of the head alone by "
             f"{difference:+.4f} ± {error:.4f}, {says}.",
         )
+
+    def plot(self) -> Any:
+        """Return a `matplotlib.figure.Figure` of the evidence. It needs the extra `plots`.
+
+        Save it with `plot().savefig("evidence.png")`. The losses have bars of one standard error;
+        circles are open for recipes that were tried on the first fold only.
+        """
+        return plots.of_evidence(self.evidence, _LOWEST)
 
     def __str__(self) -> str:
         heads = [table(self.backbones, _LOWEST, "backbone")] if self.backbones else []
