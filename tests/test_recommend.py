@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import re
 
@@ -126,6 +127,18 @@ def test_the_evidence_is_a_table_and_a_view(found, images):
         assert all(e.recipe in text for e in found.evidence)
         assert found.reason[:40] in text
     assert str(found).count("\n* ") == 1
+
+
+def test_the_evidence_and_the_curve_have_plots(found, monkeypatch):
+    for value in (found, found.learning_curve()):
+        left, right = value.plot().axes
+        labels = [label.get_text() for label in left.get_yticklabels()]
+        assert [label.removesuffix(" *") for label in labels] == [e.recipe for e in value.evidence]
+        assert [label.endswith(" *") for label in labels] == [e.recommended for e in value.evidence]
+        assert right.get_xlabel() == "accuracy"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"`plot` needs matplotlib: pip install"):
+        found.plot()
 
 
 def test_a_learning_curve_has_a_row_for_each_share(found, images):
@@ -288,7 +301,6 @@ def trial(name: str, values: list[float]) -> Trial:
     made = Trial(
         name=name,
         spec=ftk.FineTuneSpec(),
-        keywords={},
         scores=np.column_stack([p, 1 - p]),
         labels=np.zeros(len(values), np.int64),
         seconds=1.0,
@@ -370,11 +382,12 @@ def test_the_temperature_is_that_of_the_trial():
 
 @pytest.mark.once
 @pytest.mark.parametrize("several", [False, True])
-def test_blocks_train_with_smoothed_labels_and_a_rate_that_falls(quick, monkeypatch, several):
+def test_blocks_train_with_a_rate_that_falls_and_the_plain_loss(quick, monkeypatch, several):
+    """Smoothed labels make the loss higher, also after temperature scaling."""
     calls = []
 
     def noted(*args, **options):
-        calls.append((args[2], options["loss"]))
+        calls.append((args[2], options.get("loss")))
         return ftk.fine_tune(*args, **options)
 
     monkeypatch.setattr(trials, "fine_tune", noted)
@@ -384,8 +397,8 @@ def test_blocks_train_with_smoothed_labels_and_a_rate_that_falls(quick, monkeypa
     ftk.recommend(network(), *sets, **OPTIONS)
     ((spec, loss),) = calls
     assert spec.schedule == "cosine"
-    assert loss.get_config()["label_smoothing"] == 0.1
-    assert loss.name.startswith("binary" if several else "categorical")
+    assert loss is None
+    assert spec.keep == "last"
 
 
 # The probe

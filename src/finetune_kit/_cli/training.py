@@ -97,7 +97,6 @@ def _recommended(
             "text": str(found),
             "specs": [spec.to_dict() for spec in found.specs],
             "calibrate": found.keywords.get("calibrate", False),
-            "loss": keras.saving.serialize_keras_object(found.keywords.get("loss")),
         }
         write_whole(file, json.dumps(content, indent=2) + "\n")
     known = json.loads(file.read_text(encoding="utf-8"))
@@ -106,7 +105,6 @@ def _recommended(
     specs = [ftk.FineTuneSpec.from_dict(spec) for spec in known["specs"]]
     head = keras.saving.load_model(head_file, compile=False)
     more = {
-        "loss": keras.saving.deserialize_keras_object(known["loss"]),
         "calibrate": known["calibrate"],
         "features": features,
         "callbacks": (),

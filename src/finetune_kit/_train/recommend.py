@@ -54,16 +54,16 @@ def recommend(
     2. Logistic regressions on the pooled features, with penalties of several strengths, are
        validated. The best one becomes the head: what a linear probe would train, but solved
        (as the few-shot evaluation in Kolesnikov et al., "Big Transfer", ECCV 2020, does).
-    3. Trailing blocks are trained from that head (LP-FT: Kumar et al., ICLR 2022) with smoothed
-       labels (Szegedy et al., CVPR 2016) and a learning rate that falls along a cosine (Loshchilov
-       and Hutter, ICLR 2017), at several depths and rates, on features of the part in front of
-       them. No epoch is chosen by validation images, which would make the losses too low. All are
-       tried on the first fold, the best ones on the others (successive halving: Jamieson and
-       Talwalkar, AISTATS 2016).
+    3. Trailing blocks are trained from that head (LP-FT: Kumar et al., ICLR 2022) with a learning
+       rate that falls along a cosine (Loshchilov and Hutter, ICLR 2017), at several depths and
+       rates, on features of the part in front of them. No epoch is chosen by validation images,
+       which would make the losses too low. All are tried on the first fold, the best ones on the
+       others (successive halving: Jamieson and Talwalkar, AISTATS 2016).
     4. Of the recipes whose validation loss is within one standard error of the lowest, the simplest
        is recommended (Breiman et al., Classification and Regression Trees, 1984); the standard
        error is that of the paired difference. The losses are compared after temperature scaling
-       (Guo et al., ICML 2017).
+       (Guo et al., ICML 2017). The temperature is that of all images that validate, each predicted
+       by a model that was not trained on it; the trained model gets it too.
 
     Of several backbones, LogME (You et al., ICML 2021) chooses three by their features of up to 500
     images. Step 2 is done for these, and step 3 for the smallest of them whose loss is within one

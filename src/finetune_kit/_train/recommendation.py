@@ -55,7 +55,6 @@ class Probed:
         return Trial(
             name=f"{share:.0%} of the training images",
             spec=FineTuneSpec(),
-            keywords={},
             scores=np.concatenate(scores),
             labels=np.concatenate([self.labels[after] for _, after in self.parts]),
             seconds=time.perf_counter() - started,
@@ -76,7 +75,7 @@ class LearningCurve:
 
     def plot(self) -> Any:
         """Return a `matplotlib.figure.Figure` of the evidence. It needs the extra `plots`."""
-        return plots.of_evidence(self.evidence, _ALL)
+        return plots.of_evidence(self.evidence, "above that of all images")
 
     def __str__(self) -> str:
         return f"{table(self.evidence, _ALL)}\n\n{self.reason}"
@@ -193,11 +192,10 @@ def recommendation(
     groups = probed.groups[np.concatenate([after for _, after in probed.parts])]
     number, lowest = choose(tried, groups)
     trial = tried[number]
-    keywords = {**used, **trial.keywords, "calibrate": trial.temperature}
     return Recommendation(
         head=head,
         specs=(trial.spec,),
-        keywords=keywords,
+        keywords={**used, "calibrate": trial.temperature},
         evidence=evidence_of(tried, groups, lowest, number),
         reason=_reason(tried, number, lowest, groups),
         probed=probed,
