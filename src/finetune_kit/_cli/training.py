@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,9 @@ def run(job: Job, *, silent: bool) -> Result:
     sets = ftk.write_manifest(out / MANIFEST, **named)
     verbose = bars(silent=silent)
     more: dict[str, Any] = {}
+    about: dict[str, Any] = {}
     if recommends:
-        head, models, more = _recommended(job, backbone, sets, silent=silent)
+        head, models, more, about = _recommended(job, backbone, sets, silent=silent)
         plan = plan_of(backbone, models[0][1][-1])
     which = f" of {models[-1][0]}; the others train other blocks" if len(models) > 1 else ""
     say(f"\n2. The plan{which}\n\n{plan}", silent=silent)
@@ -57,7 +59,8 @@ def run(job: Job, *, silent: bool) -> Result:
     runs = _train(job, [specs for _, specs in models], (backbone, head), sets, verbose, more)
     shutil.rmtree(out / CHECKPOINTS / FEATURES, ignore_errors=True)
     reports, entries = {}, []
-    for (name, _), tuned in zip(models, runs, strict=True):
+    for (name, _), trained in zip(models, runs, strict=True):
+        tuned = replace(trained, settings={**trained.settings, **about})
         report = ftk.evaluate(
             tuned, sets["test"], duplicates=parts.duplicates, heat_maps=job.heat_maps
         )
@@ -70,8 +73,8 @@ def run(job: Job, *, silent: bool) -> Result:
 
 def _recommended(
     job: Job, backbone: Any, sets: dict[str, ftk.ImageSet], *, silent: bool
-) -> tuple[Any, list[tuple[str, list[ftk.FineTuneSpec]]], dict[str, Any]]:
-    """Return the head, the phases and other arguments that are recommended.
+) -> tuple[Any, list[tuple[str, list[ftk.FineTuneSpec]]], dict[str, Any], dict[str, Any]]:
+    """Return the head, the phases and other arguments that are recommended, and why.
 
     They are kept beside the checkpoints, so that the same command finds them again.
     """
@@ -95,6 +98,7 @@ def _recommended(
         found.head.save(head_file)
         content = {
             "text": str(found),
+            "reason": found.reason,
             "specs": [spec.to_dict() for spec in found.specs],
             "calibrate": found.keywords.get("calibrate", False),
         }
@@ -109,7 +113,7 @@ def _recommended(
         "features": features,
         "callbacks": (),
     }
-    return head, [("", specs)], more
+    return head, [("", specs)], more, {"recipe": known["reason"]}
 
 
 def _models(job: Job) -> list[tuple[str, list[ftk.FineTuneSpec]]]:
