@@ -21,8 +21,9 @@ every method gets the others and nothing else:
 - thorough: `recommend(budget="thorough")`, and `fine_tune`.
 
 Each result is a JSON file in `--out` with the test scores; what is there already is not repeated.
-All sets and methods come with seed 0 first, then with seed 1, and so on. With seed 0, methods that
-keep features are called a second time, for the seconds of a warm start.
+All sets and methods come with seed 0 first, then with seed 1, and so on. With seed 0 each method
+starts without features and is called a second time with them, for the seconds of a cold and of a
+warm start. With the other seeds features are kept in `--out`, and no seconds are compared.
 
 `--table` prints tables from the results, writes them to `tables.md` and draws `recipes.svg` from
 them, in `--out`. It compares the runs that all `--methods` (default: all that have results) have.
@@ -39,6 +40,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -244,17 +246,18 @@ def run(folder: Path, alpha: float, seed: int, out: Path, methods: list[str]) ->
     for name, file in files.items():
         if file.exists():
             continue
-        with tempfile.TemporaryDirectory() as kept:
+        with folder_of(out / "features" / f"{folder.name}-{alpha}", cold=seed == 0) as kept:
             call = partial(METHODS[name], alpha, train, test, seed, kept)
             (scores, about), seconds, processor = timed(call)
-            if seed == 0 and any(Path(kept).iterdir()):
-                about["warm_processor_seconds"] = timed(call)[2]
+            if seed == 0:
+                again = any(Path(kept).iterdir())
+                about["cold"], about["warm"] = processor, timed(call)[2] if again else processor
             found = about.pop("found", None)
             if name == "recommend":
                 about["in_hindsight"] = in_hindsight(alpha, train, test, found)
         result = {
             "set": folder.name, "alpha": alpha, "seed": seed, "method": name,
-            "seconds": seconds, "processor_seconds": processor, **about,
+            "seconds": seconds, **about,
             "labels": test.labels.tolist(), "scores": np.asarray(scores).round(7).tolist(),
             "class_names": list(test.class_names), "digests": list(test.digests()),
             "keras": [keras.__version__, keras.backend.backend()],
@@ -263,6 +266,11 @@ def run(folder: Path, alpha: float, seed: int, out: Path, methods: list[str]) ->
         draft.write_text(json.dumps(result))
         draft.replace(file)
         print(name, folder.name, alpha, seed, f"{seconds:.0f} s", flush=True)
+
+
+def folder_of(kept: Path, *, cold: bool) -> AbstractContextManager[str]:
+    """Return a folder for features: an empty one that is removed, or one that is kept."""
+    return tempfile.TemporaryDirectory() if cold else nullcontext(str(kept))
 
 
 Runs = dict[tuple[str, int], Any]  # by set and seed
@@ -379,7 +387,7 @@ def calibration(found: dict[str, Runs]) -> list[str]:
 
 def differences(found: dict[str, Runs]) -> list[str]:
     lines = [
-        "| `recommend` minus | accuracy | log loss | processor time, ratio | of a warm start |",
+        "| `recommend` minus | accuracy | log loss | processor time, cold | warm |",
         "|---|---:|---:|---:|---:|",
     ]
     ours = found["recommend"]
@@ -390,13 +398,10 @@ def differences(found: dict[str, Runs]) -> list[str]:
         for measure in MEASURES.values():
             one, other = by_set(ours, measure), by_set(runs, measure)
             cells.append(interval([one[name] - other[name] for name in one]))
-        for key in ("processor_seconds", "warm_processor_seconds"):
-            ratios = [
-                math.log(ours[run][key] / runs[run].get(key, runs[run]["processor_seconds"]))
-                for run in ours
-                if key in ours[run]
-            ]
-            cells.append(f"{math.exp(np.mean(ratios)):.1f}" if ratios else "")
+        for key in ("cold", "warm"):
+            first = [run for run in ours if key in ours[run] and key in runs[run]]
+            ratios = [math.log(ours[run][key] / runs[run][key]) for run in first]
+            cells.append(f"x {math.exp(np.mean(ratios)):.1f}" if ratios else "")
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return lines
 
