@@ -382,7 +382,7 @@ def test_the_temperature_is_that_of_the_trial():
 
 @pytest.mark.once
 @pytest.mark.parametrize("several", [False, True])
-def test_blocks_train_with_a_rate_that_falls_and_the_plain_loss(quick, monkeypatch, several):
+def test_blocks_train_with_one_cycle_and_the_plain_loss(quick, monkeypatch, several):
     """Smoothed labels make the loss higher, also after temperature scaling."""
     calls = []
 
@@ -396,7 +396,7 @@ def test_blocks_train_with_a_rate_that_falls_and_the_plain_loss(quick, monkeypat
         sets = [ftk.ImageSet(s.source, np.eye(2, dtype=int)[s.labels], ("a", "b")) for s in sets]
     ftk.recommend(network(), *sets, **OPTIONS)
     ((spec, loss),) = calls
-    assert spec.schedule == "cosine"
+    assert spec.schedule == "one_cycle"
     assert loss is None
     assert spec.keep == "last"
 

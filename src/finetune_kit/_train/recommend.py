@@ -55,8 +55,8 @@ def recommend(
        validated. The best one becomes the head: what a linear probe would train, but solved
        (as the few-shot evaluation in Kolesnikov et al., "Big Transfer", ECCV 2020, does).
     3. Trailing blocks are trained from that head (LP-FT: Kumar et al., ICLR 2022) with a learning
-       rate that falls along a cosine (Loshchilov and Hutter, ICLR 2017), at several depths and
-       rates, on features of the part in front of them. No epoch is chosen by validation images,
+       rate that rises and falls in one cycle (Smith and Topin, arXiv:1708.07120), at several depths
+       and rates, on features of the part in front of them. No epoch is chosen by validation images,
        which would make the losses too low. All are tried on the first fold, the best ones on the
        others (successive halving: Jamieson and Talwalkar, AISTATS 2016).
     4. Of the recipes whose validation loss is within one standard error of the lowest, the simplest

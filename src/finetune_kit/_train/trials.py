@@ -138,7 +138,7 @@ class Candidate:
             self.blocks,
             epochs=_EPOCHS,
             learning_rate=self.learning_rate,
-            schedule="cosine",
+            schedule="one_cycle",
             keep="last",
         )
 
