@@ -31,7 +31,8 @@ All but the first five rows have a rate that falls along a cosine. The steps run
 `tf.function`, so the script needs TensorFlow. Each result is a JSON file in `--out`; what is there
 already is not repeated. `--table` prints a table: differences of accuracy and log loss on the test
 images in the mean over seeds, and on how many sets an option is better. The log loss is given as it
-is and at the best temperature of each model, which sets apart what only changes its confidence.
+is and at the best temperature of each model, which sets apart what only changes its confidence. A
+second table has calibration errors, and those of labels that are drawn from the probabilities.
 `--options` trains some of the options only.
 """
 
@@ -51,6 +52,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 import tensorflow as tf
+from recipes import calibration_error, of_calibrated
 
 import finetune_kit as ftk
 from finetune_kit._train.calibration import best_temperature, losses, tempered
@@ -338,6 +340,36 @@ def table(out: Path) -> str:
     return "\n".join(lines)
 
 
+def calibration(out: Path) -> str:
+    """Return a Markdown table of calibration errors, of all seeds of a set together."""
+    results: dict[str, list[Any]] = {}
+    for file in sorted(out.glob("*.json")):
+        results.setdefault(file.stem.rsplit("-", 1)[0], []).append(json.loads(file.read_text()))
+    measured = set.intersection(*({*r["scores"]} for of_set in results.values() for r in of_set))
+    lines = [
+        "| option | calibration error | at the validation images' temperature | if calibrated |",
+        "|---|---:|---:|---:|",
+    ]
+    for option in sorted(measured):
+        values = []
+        for of_set in results.values():
+            labels = np.concatenate([result["labels"][0] for result in of_set])
+            plain = np.concatenate([result["scores"][option][0] for result in of_set])
+            scaled = np.concatenate([at_validation(result, option) for result in of_set])
+            errors = [calibration_error(labels, scores) for scores in (plain, scaled)]
+            values.append([*errors, of_calibrated(scaled)])
+        mean = " | ".join(f"{value:.3f}" for value in np.mean(values, axis=0))
+        lines.append(f"| {option} | {mean} |")
+    return "\n".join(lines)
+
+
+def at_validation(result: Any, option: str) -> np.ndarray:
+    """Return the test scores at the temperature that is best for the validation images."""
+    test, validation = (np.array(scores) for scores in result["scores"][option])
+    temperature = best_temperature(validation, np.array(result["labels"][1]))
+    return tempered(test, temperature, softmax=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER")
@@ -371,6 +403,7 @@ def main() -> None:
             draft.replace(file)
             print(file.name, flush=True)
     print(table(args.out))
+    print(f"\n{calibration(args.out)}")
 
 
 if __name__ == "__main__":
