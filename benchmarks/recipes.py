@@ -411,13 +411,15 @@ def against_the_best(found: dict[str, Runs]) -> list[str]:
     lines = ["| set | best other by accuracy | accuracy | best other by log loss | log loss |",
              "|---|---|---:|---|---:|"]  # fmt: skip
     others = {name: found[name] for name in OTHERS if name in found}
+    if not others:
+        return []
     for name in dict.fromkeys(key[0] for key in found["recommend"]):
         cells = []
         for sign, measure in zip((1, -1), MEASURES.values(), strict=True):
             best = max(others, key=lambda each: sign * by_set(others[each], measure)[name])
             cells += [best, paired(found["recommend"], others[best], name, measure)]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    return lines if others else []
+    return lines
 
 
 def regret(found: dict[str, Runs]) -> list[str]:

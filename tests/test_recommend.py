@@ -129,6 +129,7 @@ def test_the_evidence_is_a_table_and_a_view(found, images):
     assert str(found).count("\n* ") == 1
 
 
+@pytest.mark.once
 def test_the_evidence_and_the_curve_have_plots(found, monkeypatch):
     for value in (found, found.learning_curve()):
         left, right = value.plot().axes
