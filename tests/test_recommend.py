@@ -16,6 +16,7 @@ from scipy.stats import multivariate_normal
 from sklearn.linear_model import LogisticRegression
 
 import finetune_kit as ftk
+from finetune_kit._model.surgery import with_depths
 from finetune_kit._train import trials
 from finetune_kit._train.calibration import best_temperature, losses, tempered
 from finetune_kit._train.evidence import paired
@@ -273,6 +274,7 @@ def test_a_group_is_in_one_fold(quick):
     ("change", "message"),
     [
         ({"budget": "huge"}, "budget"),
+        ({"depths": 3}, "depths"),
         ({"batch_size": 0}, "batch_size"),
         ({"seed": -1}, "seed"),
         ({"features": False}, "`features` must be a FeatureCache, a folder or None"),
@@ -496,6 +498,33 @@ def test_one_of_several_backbones_is_recommended(images, tmp_path, capsys):
     alone = ftk.recommend(found.backbone, images, **options)
     assert alone.backbones == ()
     assert [e.loss for e in alone.evidence] == [e.loss for e in found.evidence]
+
+
+@pytest.mark.usefixtures("quick")
+def test_features_of_several_depths(images, tmp_path):
+    backbone = network()
+    found = ftk.recommend(backbone, images, depths=True, **OPTIONS)
+    assert [row.recipe.split(",")[0] for row in found.backbones] == ["net", "net_depths"]
+    assert found.backbone is backbone or found.backbone.name == "net_depths"
+    deep = with_depths(backbone)
+    expected = ftk.extract_features(backbone, images, at=["block3", "block4"], **OPTIONS)
+    joined = ftk.extract_features(deep, images, **OPTIONS)
+    np.testing.assert_allclose(joined, np.hstack([*expected.values()]), atol=1e-5)
+    found = ftk.recommend(deep, images, **OPTIONS)
+    specs = ftk.FineTuneSpec(1, epochs=2)
+    tuned = ftk.fine_tune(deep, found.head, specs, images, **found.keywords, verbose=0)
+    tuned.save(tmp_path / "model.keras")
+    alone = keras.saving.load_model(tmp_path / "model.keras")
+    x = images.load(size=(16, 16))
+    np.testing.assert_allclose(
+        alone.predict(x, verbose=0), tuned.model.predict(x, verbose=0), atol=1e-6
+    )
+
+
+@pytest.mark.once
+def test_depths_need_a_keras_model(images):
+    with pytest.raises(ValueError, match="`backbone` must be of type Model .as `depths` is True"):
+        ftk.recommend("model.keras", images, depths=True, **OPTIONS)
 
 
 @pytest.mark.once
