@@ -15,9 +15,10 @@ every method gets the others and nothing else:
   not augmented, as for the other methods.
 - probe: scikit-learn's logistic regression on scaled, average-pooled features, C chosen by
   cross-validation on the log loss.
-- depths: the same on the features of all depths, which extract_features computes in one pass.
+- depths: the same on the pooled features of the second half of the blocks, joined.
 - recommend: `recommend`, and `fine_tune` with what it returns. Afterwards each of the recipes that
   it chose from is trained too, for the comparison with the best one in hindsight.
+- deep: `recommend(depths=True)`, and `fine_tune`.
 - thorough: `recommend(budget="thorough")`, and `fine_tune`.
 
 Each result is a JSON file in `--out` with the test scores; what is there already is not repeated.
@@ -155,14 +156,23 @@ def fastai(alpha: float, train: ftk.ImageSet, test: ftk.ImageSet, seed: int, kep
 
 
 def probe(
-    alpha: float, train: ftk.ImageSet, test: ftk.ImageSet, seed: int, kept: str, at: Any = None
+    alpha: float,
+    train: ftk.ImageSet,
+    test: ftk.ImageSet,
+    seed: int,
+    kept: str,
+    *,
+    depths: bool = False,
 ) -> Any:
     from sklearn.linear_model import LogisticRegressionCV
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    backbone = backbone_of(alpha)
+    names = [block.name for block in ftk.conv_blocks(backbone)]
+    at = names[len(names) // 2 :] if depths else None
     found = [
-        ftk.extract_features(backbone_of(alpha), images, at=at, features=kept, verbose=0)
+        ftk.extract_features(backbone, images, at=at, features=kept, verbose=0)
         for images in (train, test)
     ]
     x, others = (np.hstack([*each.values()]) if isinstance(each, dict) else each for each in found)
@@ -182,14 +192,16 @@ def recommended(
     test: ftk.ImageSet,
     seed: int,
     kept: str,
-    budget: str = "fast",
+    **options: Any,
 ) -> Any:
     backbone = backbone_of(alpha)
-    options = {"budget": budget, "features": kept, "seed": seed, "verbose": 0}
-    found = ftk.recommend(backbone, train, **options)
+    found = ftk.recommend(backbone, train, features=kept, seed=seed, verbose=0, **options)
     print(found, flush=True)
-    tuned = ftk.fine_tune(backbone, found.head, found.specs, train, **found.keywords, verbose=0)
+    tuned = ftk.fine_tune(
+        found.backbone, found.head, found.specs, train, **found.keywords, verbose=0
+    )
     about = {
+        "backbone": found.backbone.name,
         "recipe": next(row.recipe for row in found.evidence if row.recommended),
         "temperature": found.keywords["calibrate"],
         "found": found,
@@ -217,8 +229,9 @@ METHODS: dict[str, Callable[..., Any]] = {
     "keras": keras_guide,
     "fastai": fastai,
     "probe": probe,
-    "depths": partial(probe, at="all"),
+    "depths": partial(probe, depths=True),
     "recommend": recommended,
+    "deep": partial(recommended, depths=True),
     "thorough": partial(recommended, budget="thorough"),
 }
 OTHERS = ("keras", "fastai", "probe")  # what `recommend` is compared with

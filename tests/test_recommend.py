@@ -523,7 +523,7 @@ def test_features_of_several_depths(images, tmp_path):
 
 @pytest.mark.once
 def test_depths_need_a_keras_model(images):
-    with pytest.raises(ValueError, match="`backbone` must be of type Model .as `depths` is True"):
+    with pytest.raises(ValueError, match=r"`backbone` must be of type Model \(as `depths`"):
         ftk.recommend("model.keras", images, depths=True, **OPTIONS)
 
 
