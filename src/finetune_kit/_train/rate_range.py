@@ -36,7 +36,7 @@ class LearningRateRange:
     Attributes:
         rates: the learning rate of each step, from low to high.
         losses: the mean loss of each step's images, before the step.
-        suggestion: a tenth of the rate at which the smoothed loss is lowest.
+        suggestion: the rate at which the smoothed loss is lowest.
     """
 
     rates: tuple[float, ...]
@@ -51,7 +51,7 @@ class LearningRateRange:
         return (
             f"{len(self.rates)} learning rates from {self.rates[0]:.2g} to {self.rates[-1]:.2g}, "
             f"the loss from {self.losses[0]:.4f} to {self.losses[-1]:.4f}. Suggested: "
-            f"{self.suggestion:.2g}, a tenth of the rate with the lowest loss."
+            f"{self.suggestion:.2g}, the rate with the lowest loss."
         )
 
 
@@ -77,8 +77,9 @@ def learning_rate_range(
 
     This is the range test of Smith ("Cyclical Learning Rates for Training Neural Networks", WACV
     2017, arXiv:1506.01186). The rate rises by the same factor from step to step. The test ends
-    early where the mean loss of five steps is above four times its lowest value. It suggests a
-    tenth of the rate with the lowest loss (as `minimum` of fastai's `lr_find`).
+    early where the mean loss of five steps is above four times its lowest value. It suggests the
+    rate with the lowest loss, for a schedule that falls from there. (`minimum` of fastai's
+    `lr_find` is a tenth of it.)
 
     The steps train on the features of the frozen part. `backbone` and `head` are not changed. The
     test shows at which rates the training fails, not how well the model does on other images:
@@ -158,7 +159,7 @@ def _found(rates: Sequence[float], losses: Sequence[float]) -> LearningRateRange
         )
     rates, losses = rates[:finite], losses[:finite]
     lowest = rates[int(np.argmin(_smooth(losses)))]
-    return LearningRateRange(tuple(rates), tuple(losses), max(rates[0], lowest / 10))
+    return LearningRateRange(tuple(rates), tuple(losses), lowest)
 
 
 def _smooth(losses: Sequence[float]) -> list[float]:
