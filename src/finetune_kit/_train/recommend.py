@@ -68,7 +68,8 @@ def recommend(
        by a model that was not trained on it; the trained model gets it too.
 
     With `depths=True` each backbone competes with itself as one that puts out the pooled outputs of
-    the second half of its blocks, joined (as Head2Toe does: Evci et al., ICML 2022).
+    the second half of its blocks, joined (after Head2Toe: Evci et al., ICML 2022, who also select
+    among them).
 
     Of several backbones, LogME (You et al., ICML 2021) chooses three by their features of up to 500
     images. Step 2 is done for these, and step 3 for the smallest of them whose loss is within one
