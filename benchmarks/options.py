@@ -1,12 +1,13 @@
 """Measure which options of a training help, one at a time, on several sets of images.
 
-    python benchmarks/options.py FOLDER... --out out/options [--seeds 3] [--alpha 0.5] [--table]
+    python benchmarks/options.py FOLDER... --out out/options [--seeds 3] [--alpha 0.5]
+        [--blocks 4] [--options cosine smoothing ...] [--table]
 
 Each FOLDER holds a folder for each class. For each seed, 60 % of its images are trained on, 20 %
 choose what an option needs to have chosen, and 20 % are the test set. The training is that of
 `linear_probe_then_fine_tune` on cached features: from a fitted head, the last four blocks of a
-MobileNetV2 are trained for 12 epochs with Adam at 3e-4 and batches of 32, with BatchNormalization
-in inference mode; the last epoch is kept. What options it is compared with:
+MobileNetV2 (`--blocks`) are trained for 12 epochs with Adam at 3e-4 and batches of 32, with
+BatchNormalization in inference mode; the last epoch is kept. What options it is compared with:
 
 - constant: the rate stays the same; cosine: it falls along a cosine; one_cycle: it rises along a
   cosine from a 25th in the first quarter of the steps, and falls (Smith and Topin,
@@ -22,12 +23,17 @@ in inference mode; the last epoch is kept. What options it is compared with:
 - l2sp: a penalty of 0.1 / 2 on the squared distance to the pretrained weights (arXiv:1802.01483).
 - smoothing: labels smoothed by 0.1 (arXiv:1512.00567).
 - flip: the mean of the probabilities of each test image and of its mirror image.
+- range: at the rate that `learning_rate_range` suggests.
+- new head, new head range: from a new head, at 1e-3 and at the rate that `learning_rate_range`
+  suggests for it.
 
 All but the first five rows have a rate that falls along a cosine. The steps run in one
 `tf.function`, so the script needs TensorFlow. Each result is a JSON file in `--out`; what is there
 already is not repeated. `--table` prints a table: differences of accuracy and log loss on the test
 images in the mean over seeds, and on how many sets an option is better. The log loss is given as it
-is and at the best temperature of each model, which sets apart what only changes its confidence.
+is and at the best temperature of each model, which sets apart what only changes its confidence. A
+second table has calibration errors, and those of labels that are drawn from the probabilities.
+`--options` trains some of the options only.
 """
 
 from __future__ import annotations
@@ -36,7 +42,8 @@ import argparse
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,22 +52,34 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 import tensorflow as tf
+from recipes import calibration_error, of_calibrated
 
 import finetune_kit as ftk
 from finetune_kit._train.calibration import best_temperature, losses, tempered
 from finetune_kit._train.probe import validated
 
-SIZE, BATCH, EPOCHS, BLOCKS, RATE = (224, 224), 32, 12, 4, 3e-4
+SIZE, BATCH, EPOCHS, RATE = (224, 224), 32, 12, 3e-4
 SHARES = (0.2, 0.4, 0.6, 0.8, 0.9)  # of the way from the start to the trained weights
 SOUP = {
     "constant at 1e-4": ("constant", 1e-4), "constant": ("constant", RATE),
     "cosine at 1e-4": ("cosine", 1e-4), "cosine": ("cosine", RATE),
     "cosine at 1e-3": ("cosine", 1e-3),
 }  # fmt: skip
+TRAININGS = {  # arguments of `Trainer.train`
+    **{name: {"schedule": schedule, "rate": rate} for name, (schedule, rate) in SOUP.items()},
+    "ema": {"schedule": "constant", "momentum": 0.95}, "one_cycle": {"schedule": "one_cycle"},
+    "warmup": {"schedule": "warmup"}, "affine": {"rate": 3e-3, "trains": "affine"},
+    "mixup": {"mixup": 0.2}, "l2sp": {"penalty": 0.1}, "smoothing": {"smoothing": 0.1},
+}  # fmt: skip
+OF_OTHERS = {  # what is made of trainings, and of which
+    "range": (), "new head": (), "new head range": (), "flip": ("cosine",),
+    "interpolation": ("cosine",), "soup": tuple(SOUP),
+}  # fmt: skip
 COMPARED = {  # an option, and what it is compared with
-    "cosine": "constant", "one_cycle": "constant", "warmup": "cosine", "ema": "constant",
-    "ema ": "cosine", "interpolation": "cosine", "soup": "best single run", "affine": "cosine",
-    "mixup": "cosine", "l2sp": "cosine", "smoothing": "cosine", "flip": "cosine",
+    "cosine": "constant", "one_cycle": "constant", "one_cycle ": "cosine", "warmup": "cosine",
+    "ema": "constant", "ema ": "cosine", "interpolation": "cosine", "soup": "best single run",
+    "affine": "cosine", "mixup": "cosine", "l2sp": "cosine", "smoothing": "cosine",
+    "flip": "cosine", "range": "cosine", "new head range": "new head",
 }  # fmt: skip
 
 
@@ -196,8 +215,34 @@ def features_of(folder: Path, backbone: keras.Model, at: str, kept: Path) -> tup
     )
 
 
-def measure(trainer: Trainer, both: tuple[Any, Any], images: ftk.ImageSet, seed: int) -> Any:
-    """Return the scores of all options: of the test and the validation images."""
+def suggested(
+    backbone: keras.Model,
+    blocks: int,
+    images: ftk.ImageSet,
+    kept: Path,
+    weights: Any,
+    rows: np.ndarray,
+) -> float:
+    """Return the rate that the range test suggests, from a head with some weights."""
+    head = ftk.classification_head(images.class_names, pooling="avg")
+    head.build(backbone.output_shape)
+    head.layers[-1].set_weights(weights)
+    spec = ftk.FineTuneSpec(blocks)
+    train = images.take(rows)
+    found = ftk.learning_rate_range(backbone, head, spec, train, features=kept, verbose=0)
+    print(found, flush=True)
+    return found.suggestion
+
+
+def measure(
+    trainer: Trainer,
+    rate_for: Callable[[Any, np.ndarray], float],
+    both: tuple[Any, Any],
+    images: ftk.ImageSet,
+    seed: int,
+    options: Sequence[str],
+) -> Any:
+    """Return the scores of options: of the test and the validation images."""
     features, mirrored = both
     sets = images.split((0.6, 0.2, 0.2), seed=seed)
     rows, after, test = (np.asarray(part.rows) for part in sets)
@@ -213,34 +258,41 @@ def measure(trainer: Trainer, both: tuple[Any, Any], images: ftk.ImageSet, seed:
         found[name] = [trainer.scores(features[part]) for part in (test, after)]
         return float(losses(found[name][1], labels[after]).mean())
 
-    def train(*args: Any, **options: Any) -> list[np.ndarray]:
-        return trainer.train(start, rows, seed, *args, **options)
-
     note("probe", start)
-    kept = {name: train(schedule, rate=rate) for name, (schedule, rate) in SOUP.items()}
-    ranked = sorted((note(name, weights), name) for name, weights in kept.items())
-    trainer.set(kept["cosine"])
-    mirror = [trainer.scores(mirrored[part]) for part in (test, after)]
-    found["flip"] = [(a + b) / 2 for a, b in zip(found["cosine"], mirror, strict=True)]
-    between = {0.0: start, 1.0: kept["cosine"]}
-    for share in SHARES:
-        pairs = zip(start, kept["cosine"], strict=True)
-        between[share] = [a + share * (b - a) for a, b in pairs]
-    note("interpolation", min(between.values(), key=lambda each: note("interpolation", each)))
-    best, chosen = ranked[0][0], [kept[ranked[0][1]]]
-    found["best single run"] = found[ranked[0][1]]
-    for _, name in ranked[1:]:
-        loss = note("soup", mean_of([*chosen, kept[name]]))
-        if loss <= best:
-            best, chosen = loss, [*chosen, kept[name]]
-    note("soup", mean_of(chosen))
-    note("ema", train("constant", momentum=0.95))
-    note("one_cycle", train("one_cycle"))
-    note("warmup", train("warmup"))
-    note("affine", train(rate=3e-3, trains="affine"))
-    note("mixup", train(mixup=0.2))
-    note("l2sp", train(penalty=0.1))
-    note("smoothing", train(smoothing=0.1))
+    needed = {*options, *(each for name in options for each in OF_OTHERS.get(name, ()))}
+    kept, loss_of = {}, {}
+    for name in [name for name in TRAININGS if name in needed]:
+        kept[name] = trainer.train(start, rows, seed, **TRAININGS[name])
+        loss_of[name] = note(name, kept[name])
+    rng = np.random.default_rng(seed)
+    limit = math.sqrt(6 / (pooled.shape[1] + classes))
+    new = [rng.uniform(-limit, limit, start[-2].shape).astype("float32"), np.zeros_like(start[-1])]
+    for name, head in (("range", start[-2:]), ("new head range", new)):
+        if name in options:
+            rate = rate_for(head, rows)
+            note(name, trainer.train([*trainer.pretrained, *head], rows, seed, rate=rate))
+    if "new head" in options:
+        note("new head", trainer.train([*trainer.pretrained, *new], rows, seed, rate=1e-3))
+    if "flip" in options:
+        trainer.set(kept["cosine"])
+        mirror = [trainer.scores(mirrored[part]) for part in (test, after)]
+        found["flip"] = [(a + b) / 2 for a, b in zip(found["cosine"], mirror, strict=True)]
+    if "interpolation" in options:
+        between = {0.0: start, 1.0: kept["cosine"]}
+        for share in SHARES:
+            pairs = zip(start, kept["cosine"], strict=True)
+            between[share] = [a + share * (b - a) for a, b in pairs]
+        best = min(between.values(), key=lambda each: note("interpolation", each))
+        note("interpolation", best)
+    if "soup" in options:
+        first, *others = sorted(SOUP, key=lambda name: loss_of[name])
+        found["best single run"] = found[first]
+        lowest, chosen = loss_of[first], [kept[first]]
+        for name in others:
+            loss = note("soup", mean_of([*chosen, kept[name]]))
+            if loss <= lowest:
+                lowest, chosen = loss, [*chosen, kept[name]]
+        note("soup", mean_of(chosen))
     return {
         "labels": [labels[part].tolist() for part in (test, after)],
         "scores": {name: [x.round(7).tolist() for x in pair] for name, pair in found.items()},
@@ -271,7 +323,10 @@ def table(out: Path) -> str:
         "| option | compared with | accuracy | higher on | log loss | lower on |",
         "|---|---|---:|---:|---:|---:|",
     ]
+    measured = set.intersection(*({*r["scores"]} for of_set in results.values() for r in of_set))
     for option, other in COMPARED.items():
+        if not {option.strip(), other} <= measured:
+            continue
         differences = np.array([
             np.mean([measures(r, option.strip()) - measures(r, other) for r in of_set], axis=0)
             for of_set in results.values()
@@ -285,12 +340,45 @@ def table(out: Path) -> str:
     return "\n".join(lines)
 
 
+def calibration(out: Path) -> str:
+    """Return a Markdown table of calibration errors, of all seeds of a set together."""
+    results: dict[str, list[Any]] = {}
+    for file in sorted(out.glob("*.json")):
+        results.setdefault(file.stem.rsplit("-", 1)[0], []).append(json.loads(file.read_text()))
+    measured = set.intersection(*({*r["scores"]} for of_set in results.values() for r in of_set))
+    lines = [
+        "| option | calibration error | at the validation images' temperature | if calibrated |",
+        "|---|---:|---:|---:|",
+    ]
+    for option in sorted(measured):
+        values = []
+        for of_set in results.values():
+            labels = np.concatenate([result["labels"][0] for result in of_set])
+            plain = np.concatenate([result["scores"][option][0] for result in of_set])
+            scaled = np.concatenate([at_validation(result, option) for result in of_set])
+            errors = [calibration_error(labels, scores) for scores in (plain, scaled)]
+            values.append([*errors, of_calibrated(scaled)])
+        mean = " | ".join(f"{value:.3f}" for value in np.mean(values, axis=0))
+        lines.append(f"| {option} | {mean} |")
+    return "\n".join(lines)
+
+
+def at_validation(result: Any, option: str) -> np.ndarray:
+    """Return the test scores at the temperature that is best for the validation images."""
+    test, validation = (np.array(scores) for scores in result["scores"][option])
+    temperature = best_temperature(validation, np.array(result["labels"][1]))
+    return tempered(test, temperature, softmax=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--alpha", type=float, default=0.5)
+    parser.add_argument("--blocks", type=int, default=4)
+    known = sorted({*TRAININGS, *OF_OTHERS})
+    parser.add_argument("--options", nargs="+", choices=known, default=known, metavar="OPTION")
     parser.add_argument("--table", action="store_true", help="print the table and end")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -303,15 +391,19 @@ def main() -> None:
                 input_shape=(*SIZE, 3), alpha=args.alpha, include_top=False, weights="imagenet"
             )
             blocks = ftk.conv_blocks(backbone)
-            suffix = ftk.cut(backbone, blocks[-BLOCKS].name)[1]
-            both = features_of(folder, backbone, blocks[-BLOCKS - 1].name, args.out / "features")
+            suffix = ftk.cut(backbone, blocks[-args.blocks].name)[1]
+            at = blocks[-args.blocks - 1].name
+            both = features_of(folder, backbone, at, args.out / "features")
             images = ftk.read_image_folder(folder)
-            result = measure(Trainer(suffix, both[0], images.labels), both, images, seed)
+            trainer = Trainer(suffix, both[0], images.labels)
+            rate_for = partial(suggested, backbone, args.blocks, images, args.out / "features")
+            result = measure(trainer, rate_for, both, images, seed, args.options)
             draft = file.with_suffix(".part")
             draft.write_text(json.dumps(result))
             draft.replace(file)
             print(file.name, flush=True)
     print(table(args.out))
+    print(f"\n{calibration(args.out)}")
 
 
 if __name__ == "__main__":

@@ -97,6 +97,8 @@ def test_a_recommended_recipe_is_found_once(photos, tmp_path, monkeypatch):
     done = run(*command)
     assert "the head alone" in done.output
     assert "Recommended is" in done.output
+    for file in ("report/report.html", "report/report.json", "report/model_card.md"):
+        assert "Recommended is" in (tmp_path / "run" / file).read_text(encoding="utf-8")
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
         "checkpoints", "config.json", "manifest.csv", "model.keras", "recommendation.txt", "report"
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import re
 
@@ -15,6 +16,7 @@ from scipy.stats import multivariate_normal
 from sklearn.linear_model import LogisticRegression
 
 import finetune_kit as ftk
+from finetune_kit._model.surgery import with_depths
 from finetune_kit._train import trials
 from finetune_kit._train.calibration import best_temperature, losses, tempered
 from finetune_kit._train.evidence import paired
@@ -126,6 +128,19 @@ def test_the_evidence_is_a_table_and_a_view(found, images):
         assert all(e.recipe in text for e in found.evidence)
         assert found.reason[:40] in text
     assert str(found).count("\n* ") == 1
+
+
+@pytest.mark.once
+def test_the_evidence_and_the_curve_have_plots(found, monkeypatch):
+    for value in (found, found.learning_curve()):
+        left, right = value.plot().axes
+        labels = [label.get_text() for label in left.get_yticklabels()]
+        assert [label.removesuffix(" *") for label in labels] == [e.recipe for e in value.evidence]
+        assert [label.endswith(" *") for label in labels] == [e.recommended for e in value.evidence]
+        assert right.get_xlabel() == "accuracy"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"`plot` needs matplotlib: pip install"):
+        found.plot()
 
 
 def test_a_learning_curve_has_a_row_for_each_share(found, images):
@@ -259,6 +274,7 @@ def test_a_group_is_in_one_fold(quick):
     ("change", "message"),
     [
         ({"budget": "huge"}, "budget"),
+        ({"depths": 3}, "depths"),
         ({"batch_size": 0}, "batch_size"),
         ({"seed": -1}, "seed"),
         ({"features": False}, "`features` must be a FeatureCache, a folder or None"),
@@ -288,7 +304,6 @@ def trial(name: str, values: list[float]) -> Trial:
     made = Trial(
         name=name,
         spec=ftk.FineTuneSpec(),
-        keywords={},
         scores=np.column_stack([p, 1 - p]),
         labels=np.zeros(len(values), np.int64),
         seconds=1.0,
@@ -370,11 +385,12 @@ def test_the_temperature_is_that_of_the_trial():
 
 @pytest.mark.once
 @pytest.mark.parametrize("several", [False, True])
-def test_blocks_train_with_smoothed_labels_and_a_rate_that_falls(quick, monkeypatch, several):
+def test_blocks_train_with_one_cycle_and_the_plain_loss(quick, monkeypatch, several):
+    """Smoothed labels make the loss higher, also after temperature scaling."""
     calls = []
 
     def noted(*args, **options):
-        calls.append((args[2], options["loss"]))
+        calls.append((args[2], options.get("loss")))
         return ftk.fine_tune(*args, **options)
 
     monkeypatch.setattr(trials, "fine_tune", noted)
@@ -383,9 +399,9 @@ def test_blocks_train_with_smoothed_labels_and_a_rate_that_falls(quick, monkeypa
         sets = [ftk.ImageSet(s.source, np.eye(2, dtype=int)[s.labels], ("a", "b")) for s in sets]
     ftk.recommend(network(), *sets, **OPTIONS)
     ((spec, loss),) = calls
-    assert spec.schedule == "cosine"
-    assert loss.get_config()["label_smoothing"] == 0.1
-    assert loss.name.startswith("binary" if several else "categorical")
+    assert spec.schedule == "one_cycle"
+    assert loss is None
+    assert spec.keep == "last"
 
 
 # The probe
@@ -482,6 +498,33 @@ def test_one_of_several_backbones_is_recommended(images, tmp_path, capsys):
     alone = ftk.recommend(found.backbone, images, **options)
     assert alone.backbones == ()
     assert [e.loss for e in alone.evidence] == [e.loss for e in found.evidence]
+
+
+@pytest.mark.usefixtures("quick")
+def test_features_of_several_depths(images, tmp_path):
+    backbone = network()
+    found = ftk.recommend(backbone, images, depths=True, **OPTIONS)
+    assert [row.recipe.split(",")[0] for row in found.backbones] == ["net", "net_depths"]
+    assert found.backbone is backbone or found.backbone.name == "net_depths"
+    deep = with_depths(backbone)
+    expected = ftk.extract_features(backbone, images, at=["block3", "block4"], **OPTIONS)
+    joined = ftk.extract_features(deep, images, **OPTIONS)
+    np.testing.assert_allclose(joined, np.hstack([*expected.values()]), atol=1e-5)
+    found = ftk.recommend(deep, images, **OPTIONS)
+    specs = ftk.FineTuneSpec(1, epochs=2)
+    tuned = ftk.fine_tune(deep, found.head, specs, images, **found.keywords, verbose=0)
+    tuned.save(tmp_path / "model.keras")
+    alone = keras.saving.load_model(tmp_path / "model.keras")
+    x = images.load(size=(16, 16))
+    np.testing.assert_allclose(
+        alone.predict(x, verbose=0), tuned.model.predict(x, verbose=0), atol=1e-6
+    )
+
+
+@pytest.mark.once
+def test_depths_need_a_keras_model(images):
+    with pytest.raises(ValueError, match=r"`backbone` must be of type Model \(as `depths`"):
+        ftk.recommend("model.keras", images, depths=True, **OPTIONS)
 
 
 @pytest.mark.once

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from finetune_kit._report.report import Report
     from finetune_kit._train.features import compute_features, extract_features
     from finetune_kit._train.fine_tune import fine_tune
+    from finetune_kit._train.rate_range import learning_rate_range
     from finetune_kit._train.recommend import recommend
     from finetune_kit._train.recommendation import Recommendation
     from finetune_kit._train.sweep import sweep
@@ -79,6 +80,7 @@ __all__ = [  # in the order of the path
     "compute_features",
     "recommend",
     "Recommendation",
+    "learning_rate_range",
     "fine_tune",
     "sweep",
     "evaluate",
@@ -125,6 +127,7 @@ _HOMES = {
     "compute_features": "_train.features",
     "recommend": "_train.recommend",
     "Recommendation": "_train.recommendation",
+    "learning_rate_range": "_train.rate_range",
     "fine_tune": "_train.fine_tune",
     "sweep": "_train.sweep",
     "cross_validate": "_report.cross_validation",

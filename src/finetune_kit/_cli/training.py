@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +49,15 @@ def run(job: Job, *, silent: bool) -> Result:
     sets = ftk.write_manifest(out / MANIFEST, **named)
     verbose = bars(silent=silent)
     more: dict[str, Any] = {}
+    about: dict[str, Any] = {}
     if recommends:
-        head, models, more = _recommended(job, backbone, sets, silent=silent)
+        head, models, more, about = _recommended(job, backbone, sets, silent=silent)
         plan = plan_of(backbone, models[0][1][-1])
     which = f" of {models[-1][0]}; the others train other blocks" if len(models) > 1 else ""
     say(f"\n2. The plan{which}\n\n{plan}", silent=silent)
     say("\n3. The training", silent=silent)
-    runs = _train(job, [specs for _, specs in models], (backbone, head), sets, verbose, more)
+    trained = _train(job, [specs for _, specs in models], (backbone, head), sets, verbose, more)
+    runs = [replace(each, settings={**each.settings, **about}) for each in trained]
     files = [
         tuned.save(out / name / "model.keras")
         for (name, _), tuned in zip(models, runs, strict=True)
@@ -93,8 +96,8 @@ def _reports(
 
 def _recommended(
     job: Job, backbone: Any, sets: dict[str, ftk.ImageSet], *, silent: bool
-) -> tuple[Any, list[tuple[str, list[ftk.FineTuneSpec]]], dict[str, Any]]:
-    """Return the head, the phases and other arguments that are recommended.
+) -> tuple[Any, list[tuple[str, list[ftk.FineTuneSpec]]], dict[str, Any], dict[str, Any]]:
+    """Return the head, the phases and other arguments that are recommended, and why.
 
     They are kept beside the checkpoints, so that the same command finds them again.
     """
@@ -116,9 +119,9 @@ def _recommended(
         found.head.save(head_file)
         content = {
             "text": str(found),
+            "reason": found.reason,
             "specs": [spec.to_dict() for spec in found.specs],
             "calibrate": found.keywords.get("calibrate", False),
-            "loss": keras.saving.serialize_keras_object(found.keywords.get("loss")),
         }
         write_whole(file, json.dumps(content, indent=2) + "\n")
     known = json.loads(file.read_text(encoding="utf-8"))
@@ -127,11 +130,10 @@ def _recommended(
     specs = [ftk.FineTuneSpec.from_dict(spec) for spec in known["specs"]]
     head = keras.saving.load_model(head_file, compile=False)
     more = {
-        "loss": keras.saving.deserialize_keras_object(known["loss"]),
         "calibrate": known["calibrate"],
         "callbacks": (),
     }
-    return head, [("", specs)], more
+    return head, [("", specs)], more, {"recipe": known["reason"]}
 
 
 def _models(job: Job) -> list[tuple[str, list[ftk.FineTuneSpec]]]:

@@ -6,7 +6,8 @@ training one part trains the same layers in the whole.
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
+from itertools import compress
 from typing import Any
 
 import keras
@@ -174,18 +175,40 @@ def features_model(
     """
     graph, parts = flattened(backbone), partition(backbone).parts
     chosen = chosen_blocks("at", 1 if at is None else at, parts, backbone.name, "block")
-    tensors: list[Any] = []
-    before: set[str] = set()
-    for part, is_chosen in zip(parts, chosen, strict=True):
-        before |= {operation.name for operation in part.operations}
-        if is_chosen:
-            tensors.append(_crossing(graph, before)[-1])
+    tensors = [*compress(_outputs(graph, parts), chosen)]
     inputs, pixels = rgb_inputs(graph.input)
     pixels = preprocessing(pixels) if preprocessing else pixels
     outputs = [_pooled(x, pooling) for x in rewire(graph.input, pixels, tensors)]
     names = tuple(part.name for part, is_chosen in zip(parts, chosen, strict=True) if is_chosen)
     boundary = tuple(outputs) if len(outputs) > 1 else outputs[0]
     return names, functional(inputs, boundary, f"{backbone.name}_features")
+
+
+def with_depths(backbone: keras.Model) -> keras.Model:
+    """Return a model with the pooled outputs of the second half of a backbone's blocks, joined.
+
+    It shares its layers with the backbone. Each pooling has the name of its block, and so belongs
+    to it: what crosses a boundary is one map, and a vector for each block before it.
+    """
+    graph, parts = flattened(backbone), partition(backbone).parts
+    pairs = [*zip(parts, _outputs(graph, parts), strict=True)][len(parts) // 2 :]
+    kinds = {4: keras.layers.GlobalAveragePooling2D, 3: keras.layers.GlobalAveragePooling1D}
+    kinds[2] = keras.layers.Identity
+    vectors = [
+        kinds[len(x.shape)](name=f"{part.name}_depth")(x) for part, x in pairs if len(x.shape) < 5
+    ]
+    joined = keras.layers.Concatenate(name="depths")(vectors) if len(vectors) > 1 else vectors[0]
+    return functional(graph.input, joined, f"{backbone.name}_depths")
+
+
+def _outputs(graph: keras.Model, parts: Sequence[Any]) -> list[Any]:
+    """Return the output of each block."""
+    before: set[str] = set()
+    tensors = []
+    for part in parts:
+        before |= {operation.name for operation in part.operations}
+        tensors.append(_crossing(graph, before)[-1])
+    return tensors
 
 
 def _pooled(x: Any, pooling: str | None) -> Any:

@@ -79,8 +79,12 @@ class Optimizers:
 
     def set_share(self, share: float) -> None:
         """Give each optimizer a share of its full rate."""
+        self.set_rate(self._rate * share)
+
+    def set_rate(self, rate: float) -> None:
+        """Give each optimizer its factor of a rate."""
         for (_, factor), single in self._groups.items():
-            single.learning_rate = self._rate * factor * share
+            single.learning_rate = rate * factor
 
     def keep_ratios(self) -> None:
         """Give each optimizer its factor of the full rate, which a callback has set for all."""

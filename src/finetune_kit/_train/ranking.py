@@ -50,7 +50,6 @@ def probed(setup: Setup, parts: Parts, kept: FeatureCache | None, preprocessing:
     trial = Trial(
         name="the head alone",
         spec=FineTuneSpec(0, learning_rate=STILL),
-        keywords={},
         scores=probes.scores,
         labels=task.labels(parts),
         seconds=time.perf_counter() - started,

@@ -18,6 +18,7 @@ from finetune_kit._data.images import ImageSet
 from finetune_kit._features.cache import FeatureCache, kept_cache, opened
 from finetune_kit._model.blocks import conv_blocks
 from finetune_kit._model.spec import FineTuneSpec
+from finetune_kit._model.surgery import with_depths
 from finetune_kit._quiet import quiet
 from finetune_kit._text import plural
 from finetune_kit._train.arguments import checked_backbone, make_setup, unused_options
@@ -42,6 +43,7 @@ def recommend(
     validation: ImageSet | None = None,
     *,
     budget: str = "fast",
+    depths: bool = False,
     preprocessing: str | keras.layers.Layer | None = "auto",
     batch_size: int = 32,
     features: FeatureCache | str | os.PathLike[str] | None = None,
@@ -54,16 +56,20 @@ def recommend(
     2. Logistic regressions on the pooled features, with penalties of several strengths, are
        validated. The best one becomes the head: what a linear probe would train, but solved
        (as the few-shot evaluation in Kolesnikov et al., "Big Transfer", ECCV 2020, does).
-    3. Trailing blocks are trained from that head (LP-FT: Kumar et al., ICLR 2022) with smoothed
-       labels (Szegedy et al., CVPR 2016) and a learning rate that falls along a cosine (Loshchilov
-       and Hutter, ICLR 2017), at several depths and rates, on features of the part in front of
-       them. No epoch is chosen by validation images, which would make the losses too low. All are
-       tried on the first fold, the best ones on the others (successive halving: Jamieson and
-       Talwalkar, AISTATS 2016).
+    3. Trailing blocks are trained from that head (LP-FT: Kumar et al., ICLR 2022) with a learning
+       rate that rises and falls in one cycle (Smith and Topin, arXiv:1708.07120), at several depths
+       and rates, on features of the part in front of them. No epoch is chosen by validation images,
+       which would make the losses too low. All are tried on the first fold, the best ones on the
+       others (successive halving: Jamieson and Talwalkar, AISTATS 2016).
     4. Of the recipes whose validation loss is within one standard error of the lowest, the simplest
        is recommended (Breiman et al., Classification and Regression Trees, 1984); the standard
        error is that of the paired difference. The losses are compared after temperature scaling
-       (Guo et al., ICML 2017).
+       (Guo et al., ICML 2017). The temperature is that of all images that validate, each predicted
+       by a model that was not trained on it; the trained model gets it too.
+
+    With `depths=True` each backbone competes with itself as one that puts out the pooled outputs of
+    the second half of its blocks, joined (after Head2Toe: Evci et al., ICML 2022, who also select
+    among them).
 
     Of several backbones, LogME (You et al., ICML 2021) chooses three by their features of up to 500
     images. Step 2 is done for these, and step 3 for the smallest of them whose loss is within one
@@ -79,6 +85,8 @@ def recommend(
             where a class has fewer images, validate each recipe on all images. The images of a
             group (see `ImageSet.groups`) are in one fold.
         budget: `"fast"` (default) tries three ways to train blocks, `"thorough"` seven.
+        depths: whether to try features of several depths too, of a `keras.Model`. Pass
+            `Recommendation.backbone` to `fine_tune`. Defaults to False.
         preprocessing: see `fine_tune`.
         batch_size: images in each step. Defaults to 32.
         features: see `fine_tune`. With a folder, the training that follows starts at once.
@@ -105,6 +113,7 @@ def recommend(
     """
     check_kind("train", train, ImageSet, "see read_image_folder")
     check_choice("budget", budget, _BUDGETS)
+    check_choice("depths", depths, (True, False))
     cache = kept_cache(features)
     options = {
         **unused_options(),
@@ -114,7 +123,7 @@ def recommend(
         "seed": seed,
         "verbose": verbose,
     }
-    backbones = _several(backbone)
+    backbones = _several(backbone, depths=depths)
     setups = [_setup(each, train, validation, options, budget) for each in backbones]
     images, parts = setups[0].images, _parts(train, setups[0].validation, seed)
     groups = _groups(train, len(images))
@@ -135,8 +144,17 @@ def recommend(
     return replace(found, backbone=backbones[left[number]], backbones=ranking)
 
 
-def _several(backbone: Any) -> list[Any]:
-    """Return the backbones, which must have different names if there are several."""
+def _several(backbone: Any, *, depths: bool) -> list[Any]:
+    """Return the backbones, which must have different names if there are several.
+
+    With `depths`, those with features of several depths come after them.
+    """
+    if depths:
+        plain = _several(backbone, depths=False)
+        for each in plain:
+            check_kind("backbone", each, keras.Model, "as `depths` is True")
+            _check_backbone(each)
+        return [*plain, *map(with_depths, plain)]
     if not isinstance(backbone, (list, tuple)):
         return [backbone]
     names = [getattr(each, "name", each) for each in backbone]

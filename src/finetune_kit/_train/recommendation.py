@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from finetune_kit._model.spec import FineTuneSpec
 from finetune_kit._text import plural
+from finetune_kit._train import plots
 from finetune_kit._train.evidence import Evidence, evidence_of, paired, table, view
 from finetune_kit._train.probe import Parts, fitted
 from finetune_kit._train.trials import Trial
@@ -54,7 +55,6 @@ class Probed:
         return Trial(
             name=f"{share:.0%} of the training images",
             spec=FineTuneSpec(),
-            keywords={},
             scores=np.concatenate(scores),
             labels=np.concatenate([self.labels[after] for _, after in self.parts]),
             seconds=time.perf_counter() - started,
@@ -72,6 +72,10 @@ class LearningCurve:
 
     evidence: tuple[Evidence, ...]
     reason: str
+
+    def plot(self) -> Any:
+        """Return a `matplotlib.figure.Figure` of the evidence. It needs the extra `plots`."""
+        return plots.of_evidence(self.evidence, "above that of all images")
 
     def __str__(self) -> str:
         return f"{table(self.evidence, _ALL)}\n\n{self.reason}"
@@ -124,6 +128,14 @@ class Recommendation:
             "Half of the training images instead of all change the loss of the head alone by "
             f"{difference:+.4f} ± {error:.4f}, {says}.",
         )
+
+    def plot(self) -> Any:
+        """Return a `matplotlib.figure.Figure` of the evidence. It needs the extra `plots`.
+
+        Save it with `plot().savefig("evidence.png")`. The losses have bars of one standard error;
+        circles are open for recipes that were tried on the first fold only.
+        """
+        return plots.of_evidence(self.evidence, _LOWEST)
 
     def __str__(self) -> str:
         heads = [table(self.backbones, _LOWEST, "backbone")] if self.backbones else []
@@ -180,11 +192,10 @@ def recommendation(
     groups = probed.groups[np.concatenate([after for _, after in probed.parts])]
     number, lowest = choose(tried, groups)
     trial = tried[number]
-    keywords = {**used, **trial.keywords, "calibrate": trial.temperature}
     return Recommendation(
         head=head,
         specs=(trial.spec,),
-        keywords=keywords,
+        keywords={**used, "calibrate": trial.temperature},
         evidence=evidence_of(tried, groups, lowest, number),
         reason=_reason(tried, number, lowest, groups),
         probed=probed,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -24,7 +24,6 @@ from finetune_kit._train.probe import Parts, Probe
 from finetune_kit._train.scores import scores_of_features
 from finetune_kit._train.setup import Setup
 
-_SMOOTHING = 0.1  # of the labels while blocks train
 _EPOCHS = 12
 # Share of the blocks that train, learning rate. The simplest comes first.
 _FAST = ((0.25, 3e-4), (0.5, 1e-4), (0.5, 3e-4))
@@ -38,7 +37,6 @@ class Trial:
     Attributes:
         name: what it trains.
         spec: how.
-        keywords: further arguments of `fine_tune`.
         scores: predicted probabilities `(n, classes)`.
         labels: the true classes `(n,)`, or 0 and 1 for each label `(n, classes)`.
         seconds: how long it took.
@@ -46,7 +44,6 @@ class Trial:
 
     name: str
     spec: FineTuneSpec
-    keywords: Mapping[str, Any]
     scores: NDArray[np.float64] = field(repr=False)
     labels: NDArray[np.int64] = field(repr=False)
     seconds: float
@@ -142,7 +139,7 @@ class Candidate:
             self.blocks,
             epochs=_EPOCHS,
             learning_rate=self.learning_rate,
-            schedule="cosine",
+            schedule="one_cycle",
             keep="last",
         )
 
@@ -174,14 +171,12 @@ def run(task: Task, candidate: Candidate, probes: Sequence[Probe], parts: Parts)
     """Train a candidate on each part, from the head of its probe, and predict the other images."""
     started = time.perf_counter()
     setup = task.setup
-    kind = "BinaryCrossentropy" if setup.train.multi_label else "CategoricalCrossentropy"
-    keywords = {"loss": getattr(keras.losses, kind)(label_smoothing=_SMOOTHING)}
-    options = {**task.options, **keywords}
     scores = []
     for probe, (before, after) in zip(probes, parts, strict=True):
         sets = setup.images.take(before), setup.images.take(after)
         try:
-            tuned = fine_tune(setup.backbone, task.head(probe), candidate.spec, *sets, **options)
+            head = task.head(probe)
+            tuned = fine_tune(setup.backbone, head, candidate.spec, *sets, **task.options)
         except KeyboardInterrupt:  # its message is about `run_dir`
             hint = "interrupted; a folder as features= keeps the features for the next call"
             raise KeyboardInterrupt(hint) from None
@@ -190,7 +185,6 @@ def run(task: Task, candidate: Candidate, probes: Sequence[Probe], parts: Parts)
     return Trial(
         name=candidate.name,
         spec=candidate.spec,
-        keywords=keywords,
         scores=np.concatenate(scores),
         labels=task.labels(parts),
         seconds=time.perf_counter() - started,
