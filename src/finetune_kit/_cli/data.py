@@ -7,8 +7,13 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 import finetune_kit as ftk
+from finetune_kit._cli.job import Job
+from finetune_kit._cli.output import say
 from finetune_kit._data.folders import parts_in, top_folder
 from finetune_kit._data.paths import absence, as_path, exists, is_archive, is_folder, open_text
 from finetune_kit._text import plural
@@ -144,3 +149,64 @@ def _is_manifest(path: Path) -> bool:
             return {"part", "path", "sha256"} <= {*next(csv.reader(file), [])}
     except (OSError, ValueError, csv.Error):
         return False
+
+
+def parts_of(job: Job) -> Parts:
+    """Read the images of a job and split them."""
+    options = {
+        name: getattr(job, name)
+        for name in (
+            "groups_from", "root", "path_column", "label_column", "group_column", "on_error",
+        )
+    }  # fmt: skip
+    parts = Data(job.data, **options).parts()
+    names = next(iter(parts.values())).class_names
+    for part, path in (("validation", job.validation), ("test", job.test)):
+        if path is not None:
+            parts[part] = Data(path, **options).images(names, part=part)
+            others = [images for name, images in parts.items() if name != part]
+            _check_apart(f"--{part}", path, parts[part], others)
+    if "test" not in parts and not job.sizes[2]:
+        raise ValueError(
+            "The share of the test set must be above 0, or --test must name a folder. "
+            f"Received: --sizes {','.join(map(str, job.sizes))}"
+        )
+    return split_parts(parts, job.sizes, job.seed, duplicates=job.duplicates)
+
+
+def _check_apart(option: str, path: str, images: ftk.ImageSet, others: list[ftk.ImageSet]) -> None:
+    """Check that no image file of a set is in another one too."""
+    places, known = _places(images), set().union(*map(_places, others))
+    if places & known:
+        raise ValueError(
+            f"{option} must hold other images than the other sets. Received: {path!r}, of whose "
+            f"{plural(len(places), 'image')} {len(places & known):,} are in them too"
+        )
+
+
+def _places(images: ftk.ImageSet) -> set[Any]:
+    return {images.source.place(row) for row in images.rows.tolist()}
+
+
+def show_parts(parts: Parts, *, silent: bool) -> None:
+    """Print how many images there are of each class and in each set."""
+    sets = (parts.train, parts.validation, parts.test)
+    counts = np.sum([images.counts() for images in sets], axis=0)
+    shown = zip(parts.train.class_names, counts.tolist(), strict=True)
+    text = ", ".join(f"{name} {count:,}" for name, count in shown)
+    say(f"   {sum(map(len, sets)):,} images: {text}", silent=silent)
+    if parts.duplicates is not None:
+        count = len(parts.duplicates.clusters)
+        found = (
+            f"{plural(count, 'cluster')} of copies" if count else "No image is a copy of another"
+        )
+        say(f"   {found}", silent=silent)
+    sizes = [
+        f"{len(images):,} {name}"
+        for name, images in (
+            ("to train on", parts.train),
+            ("to validate on", parts.validation),
+            ("to test on", parts.test),
+        )
+    ]
+    say(f"   {', '.join(sizes)}", silent=silent)

@@ -10,12 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import finetune_kit as ftk
 from finetune_kit._checks import check_choice
 from finetune_kit._cli.backbones import backbone_of, specs_of
-from finetune_kit._cli.data import Data, Parts, split_parts
+from finetune_kit._cli.data import parts_of, show_parts
 from finetune_kit._cli.job import (
     CHECKPOINTS,
     CONFIG,
@@ -27,7 +25,6 @@ from finetune_kit._cli.job import (
 )
 from finetune_kit._cli.output import Result, bars, say
 from finetune_kit._files import make_folder, write_whole
-from finetune_kit._text import plural
 
 
 def run(job: Job, *, silent: bool) -> Result:
@@ -37,8 +34,8 @@ def run(job: Job, *, silent: bool) -> Result:
     models = _models(job)
     backbone = backbone_of(job.backbone, job.image_size, seed=job.seed)
     say("1. The images", silent=silent)
-    parts = _parts(job)
-    _show_parts(parts, silent=silent)
+    parts = parts_of(job)
+    show_parts(parts, silent=silent)
     recommends = job.recipe == "recommend"
     head = None if recommends else _head(job, backbone, parts.train)
     plan = None if recommends else plan_of(backbone, models[-1][1][-1])
@@ -129,10 +126,7 @@ def _recommended(
     write_whole(Path(job.out) / RECOMMENDATION, known["text"] + "\n")
     specs = [ftk.FineTuneSpec.from_dict(spec) for spec in known["specs"]]
     head = keras.saving.load_model(head_file, compile=False)
-    more = {
-        "calibrate": known["calibrate"],
-        "callbacks": (),
-    }
+    more = {"calibrate": known["calibrate"], "callbacks": ()}
     return head, [("", specs)], more, {"recipe": known["reason"]}
 
 
@@ -158,66 +152,6 @@ def _models(job: Job) -> list[tuple[str, list[ftk.FineTuneSpec]]]:
         (f"blocks-{depth}", specs_of(depth, None, job.epochs, job.learning_rate))
         for depth in depths
     ]
-
-
-def _parts(job: Job) -> Parts:
-    """Read the images and split them."""
-    options = {
-        name: getattr(job, name)
-        for name in (
-            "groups_from", "root", "path_column", "label_column", "group_column", "on_error",
-        )
-    }  # fmt: skip
-    parts = Data(job.data, **options).parts()
-    names = next(iter(parts.values())).class_names
-    for part, path in (("validation", job.validation), ("test", job.test)):
-        if path is not None:
-            parts[part] = Data(path, **options).images(names, part=part)
-            others = [images for name, images in parts.items() if name != part]
-            _check_apart(f"--{part}", path, parts[part], others)
-    if "test" not in parts and not job.sizes[2]:
-        raise ValueError(
-            "The share of the test set must be above 0, or --test must name a folder. "
-            f"Received: --sizes {','.join(map(str, job.sizes))}"
-        )
-    return split_parts(parts, job.sizes, job.seed, duplicates=job.duplicates)
-
-
-def _check_apart(option: str, path: str, images: ftk.ImageSet, others: list[ftk.ImageSet]) -> None:
-    """Check that no image file of a set is in another one too."""
-    places, known = _places(images), set().union(*map(_places, others))
-    if places & known:
-        raise ValueError(
-            f"{option} must hold other images than the other sets. Received: {path!r}, of whose "
-            f"{plural(len(places), 'image')} {len(places & known):,} are in them too"
-        )
-
-
-def _places(images: ftk.ImageSet) -> set[Any]:
-    return {images.source.place(row) for row in images.rows.tolist()}
-
-
-def _show_parts(parts: Parts, *, silent: bool) -> None:
-    sets = (parts.train, parts.validation, parts.test)
-    counts = np.sum([images.counts() for images in sets], axis=0)
-    shown = zip(parts.train.class_names, counts.tolist(), strict=True)
-    text = ", ".join(f"{name} {count:,}" for name, count in shown)
-    say(f"   {sum(map(len, sets)):,} images: {text}", silent=silent)
-    if parts.duplicates is not None:
-        count = len(parts.duplicates.clusters)
-        found = (
-            f"{plural(count, 'cluster')} of copies" if count else "No image is a copy of another"
-        )
-        say(f"   {found}", silent=silent)
-    sizes = [
-        f"{len(images):,} {name}"
-        for name, images in (
-            ("to train on", parts.train),
-            ("to validate on", parts.validation),
-            ("to test on", parts.test),
-        )
-    ]
-    say(f"   {', '.join(sizes)}", silent=silent)
 
 
 def _head(job: Job, backbone: Any, train: ftk.ImageSet) -> Any:
