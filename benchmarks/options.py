@@ -42,7 +42,8 @@ import argparse
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -311,11 +312,18 @@ def measures(result: Any, name: str) -> np.ndarray:
     return np.array([accuracy, losses(test, truth).mean(), losses(scaled, truth).mean()])
 
 
-def table(out: Path) -> str:
-    """Return a Markdown table of the paired differences."""
+def results_in(out: Path) -> dict[str, list[Any]]:
+    """Return the results of each set of images."""
     results: dict[str, list[Any]] = {}
     for file in sorted(out.glob("*.json")):
         results.setdefault(file.stem.rsplit("-", 1)[0], []).append(json.loads(file.read_text()))
+    if not results:
+        sys.exit(f"--out must hold results; name folders of images to make some. Received: {out}")
+    return results
+
+
+def table(results: Mapping[str, Sequence[Any]]) -> str:
+    """Return a Markdown table of the paired differences."""
     runs = sum(map(len, results.values()))
     lines = [
         f"{len(results)} sets, {runs} runs. Log loss: as it is / at the best temperature.",
@@ -340,11 +348,8 @@ def table(out: Path) -> str:
     return "\n".join(lines)
 
 
-def calibration(out: Path) -> str:
+def calibration(results: Mapping[str, Sequence[Any]]) -> str:
     """Return a Markdown table of calibration errors, of all seeds of a set together."""
-    results: dict[str, list[Any]] = {}
-    for file in sorted(out.glob("*.json")):
-        results.setdefault(file.stem.rsplit("-", 1)[0], []).append(json.loads(file.read_text()))
     measured = set.intersection(*({*r["scores"]} for of_set in results.values() for r in of_set))
     lines = [
         "| option | calibration error | at the validation images' temperature | if calibrated |",
@@ -370,6 +375,18 @@ def at_validation(result: Any, option: str) -> np.ndarray:
     return tempered(test, temperature, softmax=True)
 
 
+def about(args: argparse.Namespace) -> dict[str, Any]:
+    return {"alpha": args.alpha, "blocks": args.blocks, "options": sorted(args.options)}
+
+
+def check_options(file: Path, args: argparse.Namespace) -> None:
+    """End if a result was measured with other options."""
+    known = json.loads(file.read_text()).get("about")
+    if known != about(args):
+        sys.exit(f"--out must hold results of {about(args)}; use another --out. "
+                 f"Received: {file} with {known}")  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER")
@@ -386,6 +403,7 @@ def main() -> None:
         for folder in args.folders:
             file = args.out / f"{folder.name}-{seed}.json"
             if file.exists():
+                check_options(file, args)
                 continue
             backbone = keras.applications.MobileNetV2(
                 input_shape=(*SIZE, 3), alpha=args.alpha, include_top=False, weights="imagenet"
@@ -399,11 +417,12 @@ def main() -> None:
             rate_for = partial(suggested, backbone, args.blocks, images, args.out / "features")
             result = measure(trainer, rate_for, both, images, seed, args.options)
             draft = file.with_suffix(".part")
-            draft.write_text(json.dumps(result))
+            draft.write_text(json.dumps({**result, "about": about(args)}))
             draft.replace(file)
             print(file.name, flush=True)
-    print(table(args.out))
-    print(f"\n{calibration(args.out)}")
+    results = results_in(args.out)
+    print(table(results))
+    print(f"\n{calibration(results)}")
 
 
 if __name__ == "__main__":

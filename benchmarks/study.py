@@ -54,6 +54,7 @@ from phantoms import write_phantoms
 UNITS = (1024, 512)  # the study's head
 WAYS = ("plain", "tf.data", "by hand", "ours", "engine", "warm", "floor", "sweep")
 SIZE = (224, 224)
+COMMON = ("epochs", "weights", "batch_size", "plain_epochs", "plain_images")  # of all pieces
 
 Cost = np.ndarray  # seconds and processor seconds
 
@@ -251,8 +252,8 @@ def measure(bench: Bench, runs: dict[str, Any], save: Callable[[], None]) -> Non
         (pooling, blocks, way, f"{pooling} {'all' if way == 'sweep' else blocks} {way}")
         for pooling in args.heads
         for blocks in args.blocks
-        for way in args.ways
-        if applies(way, blocks)
+        for way in WAYS  # in this order: the features that `warm` keeps would be there for `ours`
+        if way in args.ways and applies(way, blocks)
     ]
     todo = [each for each in todo if each[3] not in runs]
     if todo:  # not counted: the first run is slower
@@ -309,7 +310,9 @@ def main() -> None:
         count = len(images) if args.images == "all" else int(args.images)
         if count < len(images):
             images, _, _ = images.split((count, len(images) - count, 0))
-        about = {"machine": machine(), "images": len(images), "epochs": args.epochs}
+        source = data.name if args.data else "phantoms"
+        about = {"machine": machine(), "data": source, "images": len(images)}
+        about |= {name: getattr(args, name) for name in COMMON}
         results: dict[str, Any] = {**about, "runs": {}}
         if args.out and args.out.exists():
             results = json.loads(args.out.read_text(encoding="utf-8"))

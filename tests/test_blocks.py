@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from strategies import build_graph, graphs
 
 import finetune_kit as ftk
+from finetune_kit._model.surgery import with_depths
 
 LEVELS = ("stage", "block", "layer")
 layers = keras.layers
@@ -40,6 +41,30 @@ def test_blocks_partition_any_graph_and_each_level_refines_the_one_before(graph)
     for coarse, fine in pairwise(found):
         sets = [set(block.layers) for block in coarse]
         assert all(any(set(block.layers) <= s for s in sets) for block in fine)
+
+
+@settings(max_examples=20)
+@given(graphs)
+def test_joined_poolings_belong_to_the_blocks_that_they_pool(graph):
+    model = build_graph(graph)
+    check_joined(model)
+
+
+@pytest.mark.parametrize("name", ["MobileNetV2", "VGG16", "Xception", "EfficientNetB0"])
+def test_joined_poolings_of_applications(name):
+    build = getattr(keras.applications, name)
+    check_joined(build(weights=None, include_top=False, input_shape=(96, 96, 3)))
+
+
+def check_joined(model: keras.Model) -> None:
+    joined = with_depths(model)
+    own, deep = ftk.conv_blocks(model), ftk.conv_blocks(joined)
+    assert [block.name for block in own] == [block.name for block in deep]
+    for block, other in zip(own, deep, strict=True):
+        assert set(block.layers) <= set(other.layers)
+    half = [block.name for block in own[len(own) // 2 :]]
+    found = [layer for block in deep[len(own) // 2 :] for layer in block.layers]
+    assert [layer for layer in found if layer.endswith("_depth")] == [f"{n}_depth" for n in half]
 
 
 def residual_net() -> keras.Model:

@@ -78,6 +78,8 @@ def test_kept_features_give_the_same_scores_and_are_computed_once(
     features, file = tmp_path / "features", tuned.save(tmp_path / "model.keras")
     first = ftk.evaluate(tuned, sets[2], features=features)
     np.testing.assert_allclose(first.scores, expected, rtol=1e-5, atol=1e-6)
+    backend = keras.backend.backend()
+    assert first.about["model"]["features"] == {"dtype": "float32", "backend": backend}
     (entry,) = ftk.FeatureCache(features).entries()
     assert entry.images == len(sets[2])
     monkeypatch.setattr(Decode, "load", None)
@@ -330,8 +332,8 @@ def test_arguments_are_checked_before_anything_is_computed(tuned, sets, monkeypa
         (tuned, sets[2], {"resamples": 0}, "`resamples` must be"),
         (tuned, sets[2], {"seed": -1}, "`seed` must be"),
         (tuned, sets[2], {"flip": "left"}, "`flip` must be one of"),
-        (tuned, sets[2], {"flip": True, "features": "never"}, "`features` must be left out with"),
-        (tuned.model, sets[2], {"features": "never"}, "it is not known what was frozen"),
+        (tuned, sets[2], {"flip": True, "features": "never"}, "`flip` must be False where"),
+        (tuned.model, sets[2], {"features": "never"}, "needs a model whose frozen part is known"),
         (tuned, sets[2], {"features": 3}, "`features` must be"),
         (tuned, sets[2], {"verbose": "loud"}, "`verbose` must be one of"),
     ):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections import Counter
 from pathlib import Path
 
@@ -293,7 +294,7 @@ def test_a_damaged_chunk_is_noticed_at_first_use_and_computed_again(
     agree(tune(features=cache), filled[1], rtol=1e-6)
     assert chunks(cache) == {path}  # the same bytes again, so the same name
     (record,) = caplog.records
-    said = f"Damaged or missing, and computed again: 1 file of features in {path.parent}: "
+    said = f"Damaged or missing, and not used: 1 file of features in {path.parent}: "
     assert (record.levelname, record.getMessage()) == ("WARNING", said + path.name)
     tune(features=cache)
     assert len(caplog.records) == 1  # it is whole again
@@ -324,6 +325,18 @@ def test_an_entry_whose_description_is_lost_is_listed_and_can_be_cleared(
     foreign.unlink()
     assert caches.clear() == entry.bytes
     assert list(Path(cache).iterdir()) == []
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"format": "of another program"}'])
+def test_a_folder_that_is_not_an_entry_is_not_touched(cache, filled, content):
+    (before,) = ftk.FeatureCache(cache).entries()
+    for name, text in (("entry.json", content), ("0" * 32 + ".part", "")):
+        folder = Path(cache) / uuid.uuid4().hex
+        folder.mkdir()
+        (folder / name).write_text(text)  # the second one is an entry that has just begun
+    assert ftk.FeatureCache(cache).entries() == (before,)
+    assert ftk.FeatureCache(cache).clear() == before.bytes
+    assert len(list(Path(cache).iterdir())) == 2
 
 
 @pytest.mark.parametrize("damage", [flip_a_byte, cut_short, empty])

@@ -43,14 +43,15 @@ def by_hand(x, labels, kernel, rates, batch_size):
     return losses
 
 
-def test_each_step_has_its_rate_and_its_loss(images):
+@pytest.mark.parametrize("kept", [None, False])
+def test_each_step_has_its_rate_and_its_loss(images, kept):
     head = ftk.classification_head(3)
     head.build((None, 2, 2, 8))
     kernel = np.random.default_rng(0).normal(size=(8, 3)) / 10
     head.layers[-1].set_weights([kernel, np.zeros(3)])
     found = find(
         images, head, ftk.FineTuneSpec(0), optimizer="sgd", low=1e-4, high=1e-2, steps=12,
-        batch_size=16,
+        batch_size=16, features=kept,
     )  # fmt: skip
     assert found.rates == pytest.approx(np.geomspace(1e-4, 1e-2, 12))
     features = ftk.extract_features(network(), images, **OPTIONS).astype(np.float64)

@@ -12,7 +12,7 @@ from finetune_kit._urls import is_url
 
 CONFIG, MANIFEST, CHECKPOINTS = "config.json", "manifest.csv", "checkpoints"
 RECOMMENDATION = "recommendation.txt"
-FEATURES = "features"  # in the folder of the checkpoints, until the training has ended
+FEATURES = "features"  # in the folder of the checkpoints, until the models are evaluated
 _OF_A_RUN = {CONFIG, MANIFEST, CHECKPOINTS, RECOMMENDATION}  # there before a model is
 _FORMAT = "finetune-kit config 1"
 _PATHS = ("data", "out", "test", "validation", "root", "features")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import lzma
 import os
 import re
 import zipfile
@@ -217,7 +218,7 @@ def read_member(archive: str, name: str) -> bytes:
         raise ValueError("it is encrypted; unpack the archive")
     try:
         return opened.file.read(info)
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, EOFError) as error:
         raise ValueError(f"it is damaged: {error}") from error
 
 

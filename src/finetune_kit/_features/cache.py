@@ -32,8 +32,8 @@ class CacheEntry:
     Attributes:
         key: name of its folder. It depends on the graph and weights of the prefix, the
             preprocessing, the image size and the storage type.
-        model: name of the model that the prefix was cut from; `"?"` if the `entry.json` of the
-            entry is lost, which its features can be used without.
+        model: name of the model that the prefix was cut from; `"?"` if its `entry.json` is lost;
+            `shapes` is then empty and `dtype` `"?"`. Its features can still be used.
         shapes: shape of the features of one image, for each tensor that crosses the cut.
         dtype: storage type, such as `"float32"`.
         images: number of images (or augmented copies).

@@ -65,7 +65,7 @@ def in_this_process(model: keras.Model | None) -> Iterator[Any]:
         yield copy(model) if several and model is not None else model
 
 
-def padded(batch: Any, batch_size: int) -> Any:
+def _padded(batch: Any, batch_size: int) -> Any:
     """Return a batch that repeats its last row where it is too short."""
     missing = batch_size - len(keras.tree.flatten(batch)[0])
     if not missing:
@@ -81,7 +81,7 @@ def outputs_of(model: keras.Model, batch: Any, batch_size: int) -> Any:
     A batch that is too short is padded, so that nothing is compiled twice; the outputs of the
     padding come last.
     """
-    batch = padded(batch, batch_size)
+    batch = _padded(batch, batch_size)
     if keras.backend.backend() != "torch":
         return model.predict_on_batch(batch)
     # From Keras 3.16 on, `predict_on_batch` wraps the model in DistributedDataParallel where

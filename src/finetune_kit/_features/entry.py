@@ -174,7 +174,7 @@ class Entry:
     def _report(self, damaged: list[str]) -> None:
         if damaged:
             _log.warning(
-                "Damaged or missing, and computed again: %s of features in %s: %s",
+                "Damaged or missing, and not used: %s of features in %s: %s",
                 plural(len(damaged), "file"),
                 self.place,
                 listed(damaged),

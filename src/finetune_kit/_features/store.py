@@ -36,6 +36,7 @@ from finetune_kit._files import write_whole
 FORMAT = "finetune-kit features 1"
 # The name of an entry, and of each file in it.
 _KEY = re.compile("[0-9a-f]{32}")
+_CHUNK = re.compile(r"[0-9a-f]{64}\.npy")
 _OWN = re.compile(r"entry\.json|[0-9a-f]{64}\.(npy|index)|[0-9a-f]{32}\.part")
 _ABANDONED_AFTER = 3600  # seconds; an older unfinished file belongs to a process that has died
 
@@ -56,12 +57,20 @@ def _about(place: Place) -> dict[str, Any] | None:
     try:
         path = place.get(place.folder / "entry.json")
         about = json.loads(path.read_text(encoding="utf-8"))
-        return dict(about) if about["format"] == FORMAT else None
     except RemoteError:
         raise
-    except (ValueError, KeyError, TypeError, OSError):
+    except (ValueError, OSError):
+        return {} if _looks_like_ours(place) else None
+    return about if isinstance(about, dict) and about.get("format") == FORMAT else None
+
+
+def _looks_like_ours(place: Place) -> bool:
+    """Return whether a folder without its `entry.json` holds chunks of features and no more."""
+    try:
         files = place.files() if _KEY.fullmatch(place.folder.name) else {}
-    return {} if files and all(map(_OWN.fullmatch, files)) else None
+    except FileNotFoundError:  # another process has just begun or removed an entry
+        return False
+    return any(map(_CHUNK.fullmatch, files)) and all(map(_OWN.fullmatch, files))
 
 
 def names_in(place: Place) -> Iterator[tuple[Path, NDArray[Any] | None]]:

@@ -21,6 +21,7 @@ import pickle
 import queue
 import sys
 import threading
+import traceback
 import types
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -121,6 +122,8 @@ def _receive(stream: IO[bytes], tasks: queue.Queue[Any]) -> None:
             tasks.put(pickle.load(stream))
     except EOFError:
         pass
+    except Exception:  # such as a class that cannot be imported here
+        traceback.print_exc()
     finally:
         os._exit(1)  # also within a batch, whose outputs nobody reads
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 from typing import Any
 
@@ -21,7 +21,7 @@ import keras
 
 from finetune_kit._checks import check_choice
 from finetune_kit._model.flattening import flattened
-from finetune_kit._model.graph import Graph, is_layer, read
+from finetune_kit._model.graph import TO_VECTOR, Graph, functional, is_layer, read
 from finetune_kit._model.naming import name_of_block, proposed_names
 from finetune_kit._text import listed
 
@@ -103,6 +103,8 @@ def partition(backbone: keras.Model, level: str = "block") -> Partition:
     """Split the operations of a backbone into blocks, see `conv_blocks`."""
     check_choice("level", level, LEVELS)
     graph = read(flattened(backbone))
+    if joined := _joined_poolings(graph):
+        return _with_poolings(graph, joined, backbone, level)
     body = graph.without_top()
     positions = _group(_drop_empty(body, _block_numbers(body)), range(len(body.operations)))
     if level == "layer":
@@ -119,6 +121,42 @@ def partition(backbone: keras.Model, level: str = "block") -> Partition:
         for i, block in enumerate(positions)
     )
     return Partition(parts, tuple(graph.operations[len(body.operations) :]))
+
+
+def _joined_poolings(graph: Graph) -> list[int]:
+    """Return the poolings that the last operation joins: features of several depths.
+
+    Empty if it joins anything else.
+    """
+    last = len(graph.operations) - 1
+    sources = sorted(graph.sources[last])
+    poolings = all(
+        isinstance(graph.operations[i], (*TO_VECTOR, keras.layers.Identity))
+        and len(graph.sources[i]) == 1
+        and graph.readers[i] == [last]
+        for i in sources
+    )
+    joins = isinstance(graph.operations[last], keras.layers.Concatenate) and len(sources) > 1
+    return sources if joins and poolings else []
+
+
+def _with_poolings(
+    graph: Graph, poolings: list[int], backbone: keras.Model, level: str
+) -> Partition:
+    """Return the blocks of a backbone up to its last pooling, each with its own poolings."""
+    pooled = {i: next(iter(graph.sources[i])) for i in poolings}
+    last = max(poolings, key=lambda i: pooled[i])
+    inside = functional(flattened(backbone).input, graph.operations[last].input, backbone.name)
+    found = partition(inside, level)
+    parts = []
+    for part in found.parts:
+        own = {id(operation) for operation in part.operations}
+        mine = [i for i in poolings if id(graph.operations[pooled[i]]) in own]
+        operations = (*part.operations, *(graph.operations[i] for i in mine))
+        parts.append(replace(part, operations=operations))
+    operations = (*parts[-1].operations, graph.operations[-1])
+    parts[-1] = Part(parts[-1].name, operations, graph.shapes[-1])
+    return Partition(tuple(parts), found.top)
 
 
 def as_block(part: Part) -> Block:

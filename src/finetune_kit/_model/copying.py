@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
+from typing import Any
 
 import keras
 import numpy as np
@@ -10,6 +12,13 @@ import numpy as np
 from finetune_kit._model.graph import free_name, is_layer, layers_within
 
 _OF_EACH_LAYER = ("name", "trainable", "dtype")  # in the config of any layer
+# Layers that compute what their config does not say.
+_WRAPPERS = (
+    keras.layers.JaxLayer,
+    keras.layers.Lambda,
+    keras.layers.TFSMLayer,
+    keras.layers.TorchModuleWrapper,
+)
 
 
 def copy(layer: keras.Layer, taken: set[str] | None = None) -> keras.Layer:
@@ -25,8 +34,8 @@ def copy(layer: keras.Layer, taken: set[str] | None = None) -> keras.Layer:
             taken gets another one, and so do its variables' paths.
 
     Raises:
-        ValueError: if a layer has no config, or a copy with layers that are not Keras' own has
-            other outputs than the original.
+        ValueError: if a layer has no config, or a copy with layers or functions that are not Keras'
+            own has other outputs than the original.
     """
     names = set() if taken is None else taken
     pairs: list[tuple[keras.Layer, keras.Layer]] = []
@@ -55,8 +64,16 @@ def copy(layer: keras.Layer, taken: set[str] | None = None) -> keras.Layer:
 
 def _is_of_keras(layer: keras.Layer) -> bool:
     """Return whether a layer comes with Keras, and its config says all that it computes."""
-    of_keras = type(layer).__module__.split(".")[0] == "keras"
-    return of_keras and not isinstance(layer, keras.layers.Lambda)
+    if type(layer).__module__.split(".")[0] != "keras" or isinstance(layer, _WRAPPERS):
+        return False
+    return isinstance(layer, keras.Model) or not _has_function(layer.get_config())
+
+
+def _has_function(config: Any) -> bool:
+    """Return whether a config names a function of the user, such as an activation."""
+    if isinstance(config, Mapping):
+        return config.get("class_name") == "function" or _has_function([*config.values()])
+    return isinstance(config, (list, tuple)) and any(map(_has_function, config))
 
 
 def _unbuilt_copy(layer: keras.Layer, taken: set[str]) -> keras.Layer:

@@ -17,6 +17,8 @@ from finetune_kit._model.flattening import flattened
 from finetune_kit._model.graph import fresh_inputs, functional, is_layer, made_by, read, rewire
 from finetune_kit._model.state import is_stochastic
 
+DEPTHS = "depths"  # the layer that joins the outputs of several depths
+
 
 def cut(
     model: keras.Model, at: int | str, *, level: str = "block"
@@ -187,8 +189,8 @@ def features_model(
 def with_depths(backbone: keras.Model) -> keras.Model:
     """Return a model with the pooled outputs of the second half of a backbone's blocks, joined.
 
-    It shares its layers with the backbone. Each pooling has the name of its block, and so belongs
-    to it: what crosses a boundary is one map, and a vector for each block before it.
+    It shares its layers with the backbone and has the same blocks, each with its own pooling. So
+    what crosses a boundary is that of the backbone, and a vector for each block before it.
     """
     graph, parts = flattened(backbone), partition(backbone).parts
     pairs = [*zip(parts, _outputs(graph, parts), strict=True)][len(parts) // 2 :]
@@ -197,7 +199,7 @@ def with_depths(backbone: keras.Model) -> keras.Model:
     vectors = [
         kinds[len(x.shape)](name=f"{part.name}_depth")(x) for part, x in pairs if len(x.shape) < 5
     ]
-    joined = keras.layers.Concatenate(name="depths")(vectors) if len(vectors) > 1 else vectors[0]
+    joined = keras.layers.Concatenate(name=DEPTHS)(vectors) if len(vectors) > 1 else vectors[0]
     return functional(graph.input, joined, f"{backbone.name}_depths")
 
 

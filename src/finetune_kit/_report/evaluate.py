@@ -8,8 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import keras
-import numpy as np
-from numpy.typing import NDArray
 
 from finetune_kit._checks import check_choice, check_count, check_kind, check_outputs, image_size
 from finetune_kit._data.duplicates import Duplicates
@@ -63,9 +61,9 @@ def evaluate(
         batch_size: images per step. Defaults to 32.
         features: a `FeatureCache`, or a folder, such as the training had: the features of the
             frozen part are read from there, or computed and kept. For a model of `fine_tune` or its
-            file. The probabilities are the same up to float rounding. Use it to evaluate several
-            models with one frozen part, or one model again. Defaults to None: the model computes
-            the images as a whole.
+            file. The probabilities are the same up to the rounding of the cache's `dtype` and
+            `backend`, which the report names. Use it to evaluate several models with one frozen
+            part, or one model again. Defaults to None: the model computes the images as a whole.
         duplicates: the result of `find_duplicates(train, validation, images)`. The report then
             counts the images that have a near duplicate among the training images. Defaults to
             None.
@@ -102,20 +100,21 @@ def evaluate(
     classifier = as_classifier(model)
     network, tuned = classifier.network, classifier.tuned
     cache = None if features is None else as_cache(features)
-    _check_flip(cache, flip=flip)
+    _check_features(cache, classifier, flip=flip)
     _check_classes(images, classifier)
     check_duplicates(duplicates, images, tuned)
     size = image_size("model", network)
+    _say(verbose, f"Predicting {plural(len(images), 'image')}")
     report = Report.from_scores(
         images.labels,
-        _scores(classifier, images, cache, batch_size, verbose, flip=flip),
+        classifier_scores(classifier, images, cache, batch_size, verbose, flip=flip),
         images.class_names,
         samples=images.digests(),
         resamples=resamples,
         seed=seed,
         history=_history(network, tuned),
         plans=() if tuned is None else tuned.plans,
-        about=about(classifier, images, duplicates, flip=flip),
+        about=about(classifier, images, duplicates, cache, flip=flip),
         manifest=images.manifest,
     )
     shown, rows = examples_of(report, images, size, examples)
@@ -143,11 +142,19 @@ def _check_images(images: Any, model: Any) -> None:
         raise ValueError("`images` must hold at least one image. Received: none")
 
 
-def _check_flip(cache: FeatureCache | None, *, flip: bool) -> None:
-    if flip and cache is not None:
+def _check_features(cache: FeatureCache | None, classifier: Classifier, *, flip: bool) -> None:
+    if cache is None:
+        return
+    if flip:
         raise ValueError(
-            "`features` must be left out with `flip`, because features of mirror images are not "
-            "kept. Received: flip=True with features=..."
+            "`flip` must be False where features are kept, because those of mirror images are "
+            "not. Received: flip=True with a feature cache"
+        )
+    if classifier.plan is None:
+        raise ValueError(
+            "`features` needs a model whose frozen part is known: the result of fine_tune, or a "
+            "file that FineTuned.save wrote; leave it out for others. "
+            f"Received: features=... with {classifier.network.name!r}"
         )
 
 
@@ -161,20 +168,6 @@ def _check_classes(images: ImageSet, classifier: Classifier) -> None:
         )
     shape = classifier.network.output_shape
     check_outputs("model", shape, images.class_names, multi_label=images.multi_label)
-
-
-def _scores(
-    classifier: Classifier,
-    images: ImageSet,
-    cache: FeatureCache | None,
-    batch_size: int,
-    verbose: str | int,
-    *,
-    flip: bool,
-) -> NDArray[np.float64]:
-    """Return the model's outputs for all images."""
-    _say(verbose, f"Predicting {plural(len(images), 'image')}")
-    return classifier_scores(classifier, images, cache, batch_size, verbose, flip=flip)
 
 
 def _history(network: keras.Model, tuned: FineTuned | None) -> dict[str, list[float]]:

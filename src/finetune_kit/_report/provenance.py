@@ -14,6 +14,7 @@ import numpy as np
 
 from finetune_kit._data.duplicates import Duplicates
 from finetune_kit._data.images import ImageSet
+from finetune_kit._features.cache import FeatureCache
 from finetune_kit._model.digest import fingerprint
 from finetune_kit._text import plural, shortened
 from finetune_kit._train.classifier import Classifier
@@ -49,8 +50,18 @@ def check_duplicates(
         )
 
 
+def _stored(cache: FeatureCache) -> dict[str, str]:
+    """Return what the outputs depend on where they are computed from kept features."""
+    return {"dtype": cache.dtype, "backend": cache.backend or keras.backend.backend()}
+
+
 def about(
-    classifier: Classifier, images: ImageSet, duplicates: Duplicates | None, *, flip: bool
+    classifier: Classifier,
+    images: ImageSet,
+    duplicates: Duplicates | None,
+    cache: FeatureCache | None,
+    *,
+    flip: bool,
 ) -> dict[str, Any]:
     """Return the provenance as plain values for JSON.
 
@@ -58,6 +69,7 @@ def about(
         classifier: the evaluated model, and how it was trained, if that is known.
         images: the evaluated images.
         duplicates: duplicates among the evaluated images and the training images, if known.
+        cache: where the features of the frozen part are kept, if they are.
         flip: whether the outputs are means over the images and their mirror images.
     """
     network, tuned = classifier.network, classifier.tuned
@@ -74,6 +86,7 @@ def about(
             "parameters": network.count_params(),
             "sha256_of_graph_and_weights": fingerprint(network),
             **({"flip": True} if flip else {}),
+            **({} if cache is None else {"features": _stored(cache)}),
         },
         "data": data,
     }

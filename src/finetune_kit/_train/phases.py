@@ -152,8 +152,8 @@ def _trainee(run: _Run, whole: keras.Model, phase: Phase) -> Trainee:
     trainee = run.source.trainee(whole, phase.plan)
     seconds = run.progress.seconds
     seconds["prefix"] += time.perf_counter() - started
-    seconds["decode"] += trainee.seconds.loading
-    seconds["compute"] += trainee.seconds.computing
+    seconds["prefix_decode"] += trainee.seconds.loading
+    seconds["prefix_compute"] += trainee.seconds.computing
     return trainee
 
 

@@ -17,15 +17,16 @@ from finetune_kit._train.optimizer import Optimizers
 _log = logging.getLogger("finetune_kit")
 
 
+_PARTS = ("build", "prefix", "prefix_decode", "prefix_compute", "fit")
+
+
 @dataclass
 class Progress:
     """What changes as a run proceeds."""
 
     optimizers: Optimizers
     epochs: list[dict[str, float]] = field(default_factory=list)
-    seconds: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(("build", "prefix", "decode", "compute", "fit"), 0.0)
-    )
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_PARTS, 0.0))
     kept_epoch: int = 0  # the epoch, from 1, whose weights the model has
 
     def state(

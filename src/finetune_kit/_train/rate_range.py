@@ -17,6 +17,7 @@ from finetune_kit._checks import check_count, check_kind, is_number
 from finetune_kit._data.images import ImageSet
 from finetune_kit._features.cache import FeatureCache, opened
 from finetune_kit._model.spec import FineTuneSpec
+from finetune_kit._processes import check_distribution
 from finetune_kit._quiet import quiet
 from finetune_kit._train import phases, plots
 from finetune_kit._train.arguments import make_setup, unused_options
@@ -141,6 +142,7 @@ def learning_rate_range(
         "verbose": verbose,
     }
     setup = make_setup(backbone, head, once, train, None, options)
+    check_distribution(batch_size, len(train), 0, mixup=False)
     with opened(setup.cache, None) as kept:
         keras.utils.set_random_seed(seed)
         setup = setup.copied()
@@ -183,6 +185,7 @@ class _Rising(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Set the rate."""
+        _ = self.model  # on JAX the rate lives in the training loop; this brings it back
         self._optimizers.set_rate(float(self.rates[len(self.losses)]))
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -199,7 +202,8 @@ class _Rising(keras.callbacks.Callback):
         if not math.isfinite(self.losses[-1]):
             return True
         means = np.convolve(self.losses, np.full(_MEAN, 1 / _MEAN), "valid")
-        return len(self.losses) > _MEAN and bool(means[-1] > _DIVERGED * means.min())
+        limit = means.min() + (_DIVERGED - 1) * abs(means.min())
+        return len(self.losses) > _MEAN and bool(means[-1] > limit)
 
 
 def _check_range(low: Any, high: Any) -> None:

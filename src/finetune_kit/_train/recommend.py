@@ -18,7 +18,7 @@ from finetune_kit._data.images import ImageSet
 from finetune_kit._features.cache import FeatureCache, kept_cache, opened
 from finetune_kit._model.blocks import conv_blocks
 from finetune_kit._model.spec import FineTuneSpec
-from finetune_kit._model.surgery import with_depths
+from finetune_kit._model.surgery import DEPTHS, with_depths
 from finetune_kit._quiet import quiet
 from finetune_kit._text import plural
 from finetune_kit._train.arguments import checked_backbone, make_setup, unused_options
@@ -67,9 +67,9 @@ def recommend(
        (Guo et al., ICML 2017). The temperature is that of all images that validate, each predicted
        by a model that was not trained on it; the trained model gets it too.
 
-    With `depths=True` each backbone competes with itself as one that puts out the pooled outputs of
-    the second half of its blocks, joined (after Head2Toe: Evci et al., ICML 2022, who also select
-    among them).
+    With `depths=True`, each backbone is also tried with another output: the pooled outputs of the
+    second half of its blocks, joined (after Head2Toe: Evci et al., ICML 2022, who also select among
+    them).
 
     Of several backbones, LogME (You et al., ICML 2021) chooses three by their features of up to 500
     images. Step 2 is done for these, and step 3 for the smallest of them whose loss is within one
@@ -154,7 +154,8 @@ def _several(backbone: Any, *, depths: bool) -> list[Any]:
         for each in plain:
             check_kind("backbone", each, keras.Model, "as `depths` is True")
             _check_backbone(each)
-        return [*plain, *map(with_depths, plain)]
+            _check_output(each)
+        return _several([*plain, *map(with_depths, plain)], depths=False)
     if not isinstance(backbone, (list, tuple)):
         return [backbone]
     names = [getattr(each, "name", each) for each in backbone]
@@ -165,6 +166,14 @@ def _several(backbone: Any, *, depths: bool) -> list[Any]:
             f"Received: {names}, of the types {[type(each).__name__ for each in backbone]}"
         )
     return list(backbone)
+
+
+def _check_output(backbone: keras.Model) -> None:
+    if any(layer.name == DEPTHS for layer in backbone.layers):
+        raise ValueError(
+            "`backbone` must not join its depths already where `depths` is True. "
+            f"Received: {backbone.name!r} with a layer {DEPTHS!r}"
+        )
 
 
 def _setup(

@@ -97,7 +97,8 @@ class Recommendation:
         reason: why this recipe, how sure that is, and what it would cost to know more.
         probed: features and labels, for `learning_curve`.
         backbone: the backbone as it was passed; of several, the one that is recommended.
-        backbones: of several, an `Evidence` for each one that was probed, the smallest first.
+        backbones: of several, and with `depths=True`, an `Evidence` for each one that was probed,
+            the smallest first.
     """
 
     head: keras.Layer = field(repr=False)

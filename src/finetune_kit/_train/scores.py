@@ -14,10 +14,9 @@ from finetune_kit._checks import image_size
 from finetune_kit._data.batches import WORKERS, ahead
 from finetune_kit._data.images import ImageSet
 from finetune_kit._features.cache import FeatureCache, opened
-from finetune_kit._features.engine import in_this_process, padded
+from finetune_kit._features.engine import in_this_process, outputs_of
 from finetune_kit._features.frozen import FeatureSource, source_of
 from finetune_kit._model.plan import FreezePlan
-from finetune_kit._processes import alone
 from finetune_kit._train.classifier import Classifier
 
 
@@ -53,11 +52,9 @@ def scores_of(
     bar = keras.utils.Progbar(count, verbose=1 if verbose == "auto" else verbose, unit_name="image")
     with in_this_process(network) as local:
         for batch, given in zip(batches, ahead(load, batches, threads), strict=True):
-            full = padded(given, size)
-            outputs = np.asarray(local.predict_on_batch(full))
+            outputs = outputs_of(local, given, size)
             if flip:
-                mirrored = np.asarray(local.predict_on_batch(full[:, :, ::-1].copy()))
-                outputs = (outputs + mirrored) / 2
+                outputs = (outputs + outputs_of(local, given[:, :, ::-1].copy(), size)) / 2
             scores[done : done + len(batch)] = outputs[: len(batch)]
             done += len(batch)
             bar.update(done)
@@ -94,22 +91,14 @@ def classifier_scores(
 ) -> NDArray[np.float64]:
     """Return the outputs of a trained model for an image set.
 
-    With a cache they are computed from the features of its frozen part, which are kept there.
-
-    Raises:
-        ValueError: if there is a cache, and it is not known what was frozen.
+    With a cache, and if it is known what was frozen, they are computed from the features of the
+    frozen part, which are kept there.
     """
     network, size = classifier.network, image_size("model", classifier.network)
-    if cache is None:
+    plan = classifier.plan
+    if cache is None or plan is None:
         load = partial(images.load, size=size)
         return scores_of(network, load, range(len(images)), batch_size, verbose, flip=flip)
-    plan = classifier.plan
-    if plan is None:
-        raise ValueError(
-            "`features` must be left out for a model of which it is not known what was frozen; "
-            "pass the result of fine_tune, or a file that FineTuned.save wrote. "
-            f"Received: features=... with {network.name!r}"
-        )
-    with opened(cache, None) as kept, alone():
+    with opened(cache, None) as kept, in_this_process(network) as local:
         source = source_of(images, kept or cache, size, batch_size, verbose)
-        return scores_of_features(source, network, plan, range(len(images)))
+        return scores_of_features(source, local, plan, range(len(images)))

@@ -33,9 +33,9 @@ class FineTuned:
         plans: what was frozen and what trained, for each phase.
         timings: seconds for `build` (copying and compiling), `prefix` (computing the features of
             the frozen part, or finding them in the cache) and `fit`, with those before an
-            interruption. Within `prefix`, decoding and computing overlap: `compute` are the seconds
-            of the backend, and `decode` those of the threads that load images, divided by their
-            number. The larger one limits the speed.
+            interruption. `prefix` contains `prefix_compute`, the seconds of the backend, and
+            `prefix_decode`, those of the threads that load images, divided by their number. The two
+            overlap, so the larger one limits the speed.
         train: the images it was trained on.
         validation: the images it was validated on, or None.
         settings: how it was trained, as plain values: specs, optimizer, batch size, seed, the epoch
