@@ -374,7 +374,7 @@ def test_export_writes_a_file_of_another_runtime(trained, photos, tmp_path):
 @once
 @pytest.mark.slow
 def test_an_interrupted_training_resumes(photos, tmp_path):
-    options = [*RUN, "--epochs", "15", "--patience", "99", "--recipe", "probe"]
+    options = [*RUN, "--epochs", "60", "--patience", "99", "--recipe", "probe"]
     command = [
         sys.executable,
         "-m",

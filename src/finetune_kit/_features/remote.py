@@ -118,7 +118,7 @@ def _written(
 
 def _received(worker: Worker, loading: Seconds) -> Written:
     written: Written = worker.receive()
-    return written._replace(seconds=written.seconds + loading)
+    return Written(written.images, written.chunk, written.seconds + loading)
 
 
 def _check(worker: Worker, model: keras.Model, images: Any, verbose: str | int) -> None:
