@@ -80,9 +80,14 @@ def train(number=0, *, folder=None, seed=0, stop=False, batch_size=8, save=None,
         verbose=2,
     )
     report = ftk.evaluate(tuned, test, verbose=0)
+    kept = folder and str(Path(folder) / "test")
+    evaluated = [tuned]
     if number == 0 and save:
-        tuned.save(save)
+        evaluated.append(tuned.save(save))
         report.save(Path(save).with_suffix(""))
+    for model in evaluated:
+        again = ftk.evaluate(model, test, features=kept, verbose=0)
+        assert np.allclose(again.scores, report.scores, atol=1e-6)
     return {
         "losses": tuned.history["loss"],
         "val_losses": tuned.history["val_loss"],

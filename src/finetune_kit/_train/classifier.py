@@ -16,6 +16,7 @@ from finetune_kit._model.archive import read_facts
 from finetune_kit._model.graph import functional, made_by
 from finetune_kit._model.plan import FreezePlan
 from finetune_kit._model.spec import FineTuneSpec
+from finetune_kit._processes import alone
 from finetune_kit._text import shortened
 from finetune_kit._train.transfer import PREFIX, downloaded
 from finetune_kit._train.tuned import FineTuned
@@ -148,7 +149,8 @@ def _check_named(model: Any, names: Sequence[str] | None, *, named: bool) -> Non
 
 def _loaded(path: Path) -> keras.Model:
     try:
-        network = keras.saving.load_model(path, compile=False)
+        with alone():  # only one of several processes may call this
+            network = keras.saving.load_model(path, compile=False)
     except Exception as error:  # Keras raises whatever a layer raises
         raise ValueError(
             "`model` must be a file that Keras can load; if it has layers of your own, load it "
