@@ -19,7 +19,8 @@ from finetune_kit._checks import (
     positive,
 )
 from finetune_kit._hints import hints
-from finetune_kit._model.blocks import LEVELS, Partition, as_block, chosen_blocks, partition
+from finetune_kit._model.blocks import LEVELS, Partition, as_block, partition
+from finetune_kit._model.choosing import chosen_blocks
 from finetune_kit._model.flattening import flattened
 from finetune_kit._model.graph import (
     distinct_paths,

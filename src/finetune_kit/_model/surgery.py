@@ -12,7 +12,8 @@ from typing import Any
 
 import keras
 
-from finetune_kit._model.blocks import chosen_blocks, partition
+from finetune_kit._model.blocks import partition
+from finetune_kit._model.choosing import chosen_blocks
 from finetune_kit._model.flattening import flattened
 from finetune_kit._model.graph import fresh_inputs, functional, is_layer, made_by, read, rewire
 from finetune_kit._model.state import is_stochastic

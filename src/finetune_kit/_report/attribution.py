@@ -13,7 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from finetune_kit._checks import check_count
-from finetune_kit._model.blocks import Part, chosen_blocks, partition
+from finetune_kit._model.blocks import Part, partition
+from finetune_kit._model.choosing import chosen_blocks
 from finetune_kit._model.flattening import flattened
 from finetune_kit._model.graph import made_by
 from finetune_kit._model.surgery import cut_after

@@ -14,7 +14,8 @@ from finetune_kit._checks import check_choice, check_count, check_kind, is_count
 from finetune_kit._data.images import ImageSet
 from finetune_kit._features.cache import FeatureCache, kept_cache, opened
 from finetune_kit._features.frozen import source_of
-from finetune_kit._model.blocks import chosen_blocks, partition
+from finetune_kit._model.blocks import partition
+from finetune_kit._model.choosing import chosen_blocks
 from finetune_kit._model.copying import copy
 from finetune_kit._model.head import POOLING
 from finetune_kit._model.spec import FineTuneSpec
