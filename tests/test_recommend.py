@@ -525,6 +525,8 @@ def test_features_of_several_depths(images, tmp_path):
 def test_depths_need_a_keras_model(images):
     with pytest.raises(ValueError, match=r"`backbone` must be of type Model \(as `depths`"):
         ftk.recommend("model.keras", images, depths=True, **OPTIONS)
+    with pytest.raises(ValueError, match="must not join its depths already"):
+        ftk.recommend(with_depths(network()), images, depths=True, **OPTIONS)
 
 
 @pytest.mark.once

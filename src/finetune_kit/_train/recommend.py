@@ -154,7 +154,7 @@ def _several(backbone: Any, *, depths: bool) -> list[Any]:
         for each in plain:
             check_kind("backbone", each, keras.Model, "as `depths` is True")
             _check_backbone(each)
-            _check_output(each)
+            _check_depths(each)
         return _several([*plain, *map(with_depths, plain)], depths=False)
     if not isinstance(backbone, (list, tuple)):
         return [backbone]
@@ -168,7 +168,7 @@ def _several(backbone: Any, *, depths: bool) -> list[Any]:
     return list(backbone)
 
 
-def _check_output(backbone: keras.Model) -> None:
+def _check_depths(backbone: keras.Model) -> None:
     if any(layer.name == DEPTHS for layer in backbone.layers):
         raise ValueError(
             "`backbone` must not join its depths already where `depths` is True. "
