@@ -103,9 +103,9 @@ EXPERIMENTS: dict[str, dict[str, Setting]] = {
             "learning rate 1e-4": {"learning_rate": 1e-4},
             "2 epochs of the head first": {"probe_epochs": 2},
             "BatchNorm training": {"batch_norm": "train"},
-            "keras.Model.fit": {"plain": True},
         },
     ),
+    "plain": changed("fine_tune", recommended(5), {"keras.Model.fit": {"plain": True}}),
     "suspects": changed(
         "study's recipe",
         Setting(2),
