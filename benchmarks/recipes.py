@@ -8,7 +8,7 @@ every method gets the others and nothing else:
 
 - keras: the recipe of Keras' guide "Transfer learning & fine-tuning": average pooling, dropout of
   0.2, 20 epochs of the head with Adam at 1e-3, then 10 epochs of the whole model at 1e-5, with
-  BatchNormalization in inference mode.
+  BatchNormalization in inference mode. The frozen backbone is computed once, not in each epoch.
 - fastai: the schedule of fastai's `fine_tune(5)`: its head (average and maximum pooling, a hidden
   layer of 512, BatchNormalization, dropout), one epoch of the head at 2e-3, then five of all at
   rates from 1e-5 to 1e-3 by depth, both one-cycle, AdamW, BatchNormalization training. Images are
@@ -82,13 +82,15 @@ def keras_guide(alpha: float, train: ftk.ImageSet, test: ftk.ImageSet, seed: int
     backbone = backbone_of(alpha)
     backbone.trainable = False
     inputs = keras.Input((SIZE, SIZE, 3))
-    x = keras.layers.GlobalAveragePooling2D()(backbone(inputs, training=False))
-    x = keras.layers.Dropout(0.2)(x)
-    outputs = keras.layers.Dense(len(train.class_names), activation="softmax")(x)
-    model = keras.Model(inputs, outputs)
+    pooled = keras.layers.GlobalAveragePooling2D()(backbone(inputs, training=False))
+    given = keras.Input(pooled.shape[1:])
+    x = keras.layers.Dropout(0.2)(given)
+    head = keras.Model(given, keras.layers.Dense(len(train.class_names), "softmax")(x))
     pixels = pixels_of(train)
-    fit(model, pixels, train.labels, 20, keras.optimizers.Adam(1e-3))
+    features = keras.Model(inputs, pooled).predict(pixels, batch_size=BATCH, verbose=0)
+    fit(head, features, train.labels, 20, keras.optimizers.Adam(1e-3))
     backbone.trainable = True
+    model = keras.Model(inputs, head(pooled))
     fit(model, pixels, train.labels, 10, keras.optimizers.Adam(1e-5))
     return model.predict(pixels_of(test), batch_size=BATCH, verbose=0), {}
 
