@@ -166,6 +166,22 @@ def test_a_killed_worker_and_then_a_killed_node_lose_nothing(
     assert killed == ["worker", "node"]
 
 
+def test_a_worker_fills_a_bucket_with_the_backend_of_the_cache(
+    cluster, images, small_backbone, tmp_path
+):
+    pytest.importorskip("openvino")
+    pytest.importorskip("fsspec")
+    few, options = images.take(range(16)), {**OPTIONS, "specs": SPECS[1]}
+    cache = ftk.FeatureCache(
+        f"file://{tmp_path}/bucket", backend="openvino", local_folder=tmp_path / "copies"
+    )
+    compute = finetune_kit.ray.compute_features
+    counts = compute(small_backbone, images=few, features=cache, workers=1, **options)
+    assert counts == {"images": 16, "computed": 16}
+    here = ftk.compute_features(small_backbone, images=few, features=cache, **options)
+    assert here == {"images": 16, "computed": 0}
+
+
 def test_an_error_in_a_worker_is_the_error_of_the_call(cluster, images, small_backbone, tmp_path):
     broken = slowed(images, 0, broken=50)
     with pytest.raises(ValueError, match="image 50 is broken"):
@@ -214,6 +230,36 @@ def test_a_sweep_gives_the_same_weights_bit_for_bit(cluster, tiny_images, small_
         assert one.history == other.history
         for a, b in zip(one.model.get_weights(), other.model.get_weights(), strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+class KillOnce(keras.callbacks.Callback):
+    """Kills its process in the second epoch, but only once."""
+
+    def __init__(self, mark):
+        super().__init__()
+        self.mark = mark
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 1 and not self.mark.exists():
+            self.mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_training_whose_worker_is_killed_resumes(cluster, tiny_images, small_backbone, tmp_path):
+    train, validation, _ = tiny_images.split((18, 6, 0))
+    arguments = (small_backbone, ftk.classification_head(3), SPECS[:1], train, validation)
+    options = {"preprocessing": None, "verbose": 0}
+    [alone] = ftk.sweep(*arguments, **options)
+    mark = tmp_path / "killed"
+    with finetune_kit.ray.Executor() as executor:
+        [run] = ftk.sweep(
+            *arguments, executor=executor, run_dir=tmp_path / "run", callbacks=[KillOnce(mark)],
+            **options,
+        )  # fmt: skip
+    assert mark.exists()
+    assert run.history == alone.history
+    for one, other in zip(run.model.get_weights(), alone.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_a_cluster_without_room_or_packages(cluster, images, small_backbone, tmp_path):
