@@ -393,6 +393,23 @@ def test_credentials_are_not_accepted_in_a_url(secret, tmp_path):
         assert SECRET not in str(caught.value)
 
 
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("url", "text"),
+    [
+        ("https://example.org/photos", "download files of other servers first"),
+        ("simplecache::s3://bucket/photos", "leave out what stands before ::"),
+        ("no-such-kind://bucket/photos", "of a kind that fsspec knows"),
+    ],
+)
+def test_urls_of_other_kinds_are_rejected(url, text):
+    pytest.importorskip("fsspec")
+    for call in (ftk.FeatureCache, ftk.read_image_folder):
+        with pytest.raises(ValueError, match=text) as caught:
+            call(url)
+        assert f"Received: {url!r}" in str(caught.value)
+
+
 @pytest.fixture
 def missing(monkeypatch):
     """Make a package as one that is not installed."""

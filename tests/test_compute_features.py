@@ -221,7 +221,7 @@ def test_processes_killed_at_any_operation_lose_nothing(tmp_path_factory):
         assert len(expected) == 24
 
         @given(killed_and_run_again())
-        @settings(max_examples=12)
+        @settings(max_examples=8)
         def law(tasks):
             nonlocal killed
             folder = tmp_path_factory.mktemp("parts")
