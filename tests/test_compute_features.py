@@ -139,8 +139,9 @@ def test_processes_of_which_some_are_killed_hold_the_rows_of_one(tmp_path):
 # of its operations on files. They are forked, which is safe as long as only the forks compute.
 WRITERS = """
 import json, os, signal, sys, traceback
-from finetune_kit._features.worker import _import_keras
-sys.meta_path.remove(_import_keras())  # without TensorFlow, which takes seconds
+from finetune_kit._features import worker
+worker.UNUSED.difference_update(("sklearn", "pandas"))
+worker._import_keras()  # hides the packages that it does not need, such as TensorFlow
 import keras
 import numpy as np
 import finetune_kit as ftk
@@ -162,10 +163,9 @@ def compute(folder, part, parts, moment):
 
     pixels = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 3), np.uint8)
     images = ftk.ImageSet.from_arrays(pixels, list("ab" * 12))
-    keras.utils.set_random_seed(0)
-    inputs = keras.Input((8, 8, 3))
-    x = keras.layers.Conv2D(4, 3, name="block1_conv")(inputs)
-    x = keras.layers.Conv2D(4, 3, name="block2_conv")(x)
+    inputs = x = keras.Input((8, 8, 3))
+    for name in ("block1_conv", "block2_conv"):
+        x = keras.layers.Conv2D(4, 3, kernel_initializer="ones", name=name)(x)
     backbone, spec = keras.Model(inputs, x), ftk.FineTuneSpec(1)
     sys.addaudithook(watch)
     ftk.compute_features(backbone, spec, images, folder, shard=(part, parts), preprocessing=None,
