@@ -262,13 +262,18 @@ def test_a_training_whose_worker_is_killed_resumes(cluster, tiny_images, small_b
         np.testing.assert_array_equal(one, other)
 
 
-def test_a_cluster_without_room_or_packages(cluster, images, small_backbone, tmp_path):
+def test_a_cluster_without_room_or_packages(cluster, images, small_backbone, tmp_path, monkeypatch):
     ray, one, _ = cluster
     compute = finetune_kit.ray.compute_features
     with pytest.warns(UserWarning, match="No node of the cluster has room .* 1 CPU, 1 GPU"):
         finetune_kit._train.on_ray.room_for(ray, {"CPU": 1, "GPU": 1})
     with pytest.raises(ValueError, match=r"must fit on this machine.*need 1 CPU, 1 GPU"):
         finetune_kit._train.on_ray.room_for(ray, {"CPU": 1, "GPU": 1}, grows=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(ftk, "__version__", "0.0")  # here, and not in the workers
+        with pytest.raises(ValueError, match=r"must have the versions of this process.*'0\.0'"):
+            compute(small_backbone, SPECS, images, tmp_path / "features", **OPTIONS)
+    assert not table(tmp_path / "features")
     ray.shutdown()
     block = "import sys\nsys.modules['finetune_kit'] = None\n"
     (tmp_path / "blocked").mkdir()
