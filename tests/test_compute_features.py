@@ -92,11 +92,27 @@ def test_a_part_depends_on_content_alone(build_small, tiny_images, tmp_path):
     assert again["images"] > 0
 
 
+def test_images_of_one_class_alone_are_computed(build_small, tiny_images, tmp_path):
+    backbone, spec = build_small(), ftk.FineTuneSpec(1)
+    dark = tiny_images.take(np.flatnonzero(tiny_images.labels == 0))
+    alone = ftk.ImageSet.from_arrays(dark.load(size=(32, 32)), ["dark"] * 8)
+    first = ftk.compute_features(backbone, spec, dark, tmp_path, verbose=0)
+    again = ftk.compute_features(backbone, spec, alone, tmp_path, verbose=0)
+    assert (first["computed"], again["computed"]) == (8, 0)
+
+
 @pytest.mark.parametrize("shard", [(2, 2), (-1, 2), (0, 0), (0,), "0/2", (0.0, 1)])
 def test_bad_shards_are_rejected(build_small, tiny_images, tmp_path, shard, rejected):
     backbone = build_small()
     with rejected("`shard` must be"):
         ftk.compute_features(backbone, ftk.FineTuneSpec(), tiny_images, tmp_path, shard=shard)
+
+
+def test_there_must_be_images(build_small, tiny_images, tmp_path, rejected):
+    backbone = build_small()
+    for images in (tiny_images.take(range(0)), ["a.png"]):
+        with rejected("`images` must"):
+            ftk.compute_features(backbone, ftk.FineTuneSpec(), images, tmp_path)
 
 
 @pytest.mark.parametrize("features", [None, False, ftk.FeatureCache()])

@@ -182,6 +182,21 @@ def test_a_worker_fills_a_bucket_with_the_backend_of_the_cache(
     assert here == {"images": 16, "computed": 0}
 
 
+def test_workers_that_share_a_gpu_leave_memory_to_each_other(
+    cluster, images, small_backbone, tmp_path
+):
+    _, one, _ = cluster
+    node = one.add_node(num_cpus=2, num_gpus=1)  # Ray counts it; nothing computes on it
+    counts = finetune_kit.ray.compute_features(
+        small_backbone, SPECS[1], images.take(range(16)), tmp_path, gpus_per_worker=0.5, **OPTIONS
+    )
+    assert counts == {"images": 16, "computed": 16}
+    with finetune_kit.ray.Executor(gpus=0.5) as executor:
+        found = executor.submit(os.getenv, "TF_FORCE_GPU_ALLOW_GROWTH").result(60)
+    assert found == "true"
+    one.remove_node(node)
+
+
 def test_an_error_in_a_worker_is_the_error_of_the_call(cluster, images, small_backbone, tmp_path):
     broken = slowed(images, 0, broken=50)
     with pytest.raises(ValueError, match="image 50 is broken"):

@@ -164,7 +164,7 @@ class Executor(concurrent.futures.Executor):
             return function(*args, **kwargs)
 
         self._call = self._ray.remote(call).options(
-            num_cpus=cpus, num_gpus=gpus, runtime_env={"env_vars": environment(None)}
+            num_cpus=cpus, num_gpus=gpus, runtime_env={"env_vars": environment(None, gpus)}
         )
 
     def submit(
