@@ -57,8 +57,7 @@ def make_setup(
     """Check all arguments of `fine_tune`, and return them as one value."""
     start = starting_point(backbone, head, options["preprocessing"])
     size, backbone, head = _check_models(start.backbone, start.head)
-    checked = _check_images(train, validation) if labeled else None
-    validation = check_start(start, train, checked)
+    validation = check_start(start, train, _check_images(train, validation) if labeled else None)
     phases = _check_specs(backbone, spec)
     _check_numbers(options)
     choices = as_choices(options["loss"], options["metrics"])
