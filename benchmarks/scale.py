@@ -5,8 +5,8 @@
 Measured on this machine, for the study's backbone (MobileNetV2 x0.5, 224 x 224, random weights):
 the start of a process until its first batch is computed, the images per second that one process
 decodes and computes and that it hashes, in processor seconds, and the bytes of an image's features
-at the cuts of Models 1 to 3. From these follow hours, sizes, chunks and requests for 10^6 to 10^8
-images.
+at the cuts of Models 1 to 3. Two numbers about the index of an entry are those of store.py and
+bucket.py. From all of them follow hours, sizes, chunks and requests for 10^6 to 10^8 images.
 
 `--simulate` checks the model of the time: thousands of parts on up to 1,024 workers that sleep in
 place of computing. A tenth of them are five times as slow, and each part loses its worker with a
@@ -40,6 +40,9 @@ SIZE = 224
 IMAGES = (10**6, 10**7, 10**8)
 WORKERS = (16, 256, 1024)
 SLOW_SHARE, SLOW_FACTOR, LOSS = 0.1, 5.0, 0.02
+OPENED = 1.1e6  # rows of an index that are read in a processor second (store.py)
+OPENING = 97  # bytes of memory for each row of an entry that is opened (bucket.py)
+LISTED = 1000  # objects in one answer of S3
 START = """
 import time
 began = time.process_time()
@@ -163,6 +166,11 @@ def chunks(images: int, parts: int, row_bytes: int) -> int:
     return parts * -(-one // rows)
 
 
+def opening(count: int) -> int:
+    """Return the requests that open an entry of some chunks: their indexes, and the lists."""
+    return count + -(-2 * count // LISTED)
+
+
 def table(found: Parts) -> str:
     """Return sizes and hours for more images than were measured, as Markdown."""
     row = found.feature_bytes["Model 3"]
@@ -175,19 +183,26 @@ def table(found: Parts) -> str:
     add("image files", [f"{n * found.file_bytes / 1e9:,.0f} GB" for n in IMAGES])
     for model, size in found.feature_bytes.items():
         add(f"features of {model}", [f"{n * size / 1e9:,.0f} GB" for n in IMAGES])
+    # A part begins with the index of what is there by then: half of all in the mean.
+    starts = [found.start + n / 2 / OPENED for n in IMAGES]
     for workers in WORKERS:
         needed = [
-            seconds_needed(n, workers, parts_of(n, workers), found.computed, found.start) / 3600
-            for n in IMAGES
+            seconds_needed(n, workers, parts_of(n, workers), found.computed, start) / 3600
+            for n, start in zip(IMAGES, starts, strict=True)
         ]
         add(f"hours with {workers:,} workers", [f"{hours:,.2f}" for hours in needed])
-    counts = [chunks(n, parts_of(n, WORKERS[-1]), row) for n in IMAGES]
+    parts = [parts_of(n, WORKERS[-1]) for n in IMAGES]
+    counts = [chunks(n, part, row) for n, part in zip(IMAGES, parts, strict=True)]
     hashing = [f"{n / found.hashed / 3600:,.2f}" for n in IMAGES]
     add("hours to hash the files once, one worker", hashing)
     add("chunks of Model 3, 1,024 workers", [f"{count:,}" for count in counts])
     add("writes to a bucket (chunk and index)", [f"{2 * count:,}" for count in counts])
+    add("reads from a bucket to open the entry", [f"{opening(count):,}" for count in counts])
+    reads = [part * opening(count // 2) for part, count in zip(parts, counts, strict=True)]
+    add("such reads, all parts", [f"{count / 1e6:,.1f} million" for count in reads])
     index = [f"{n * NAME.itemsize / 1e9:,.2f} GB" for n in IMAGES]
     add("index, read by each process that opens the entry", index)
+    add("memory to open it", [f"{n * OPENING / 1e9:,.1f} GB" for n in IMAGES])
     return "\n".join(lines)
 
 

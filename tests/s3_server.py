@@ -25,7 +25,8 @@ class Fault:
     """What happens to the next requests that match.
 
     kind: "reset" (the connection, before an answer), "slow" (the body comes in pieces), "cut"
-        (half of the body comes; half of what is put is taken), or a status, such as 503.
+        (half of the body comes; half of what is put is taken), a status, such as 503, or a
+        function, which is called when half of what is put was taken.
     """
 
     method: str
@@ -67,9 +68,12 @@ class Proxy(BaseHTTPRequestHandler):
     def handle_request(self) -> None:
         kind = self.server_state.fault(self.command, self.path)
         length = int(self.headers.get("Content-Length") or 0)
-        if kind == "cut" and self.command == "PUT":
+        cut = self.command == "PUT" and (kind == "cut" or callable(kind))
+        if cut:
             self.rfile.read(length // 2)
-        if kind == "reset" or (kind == "cut" and self.command == "PUT"):
+        if callable(kind):
+            kind()
+        if cut or kind == "reset":
             return self.drop()
         body = self.rfile.read(length)
         if isinstance(kind, int):

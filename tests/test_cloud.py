@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
+import logging
 import pickle
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import traceback
 import uuid
 from pathlib import Path
 
@@ -178,8 +182,11 @@ def test_errors_that_another_try_does_not_change_name_the_reason(cache, extract,
     s3.faults.append(Fault("PUT", "", 403, times=1000))
     s3.requests.clear()
     other = ftk.FeatureCache(f"{folder}-other", local_folder=cache.local_folder)
-    with pytest.raises(OSError, match=r"json' cannot be written: PermissionError.*credentials"):
+    with pytest.raises(
+        OSError, match=r"json' cannot be written: PermissionError.*credentials"
+    ) as e:
         extract(other)
+    assert SECRET not in "".join(traceback.format_exception(e.value))
     assert s3.count("PUT") == 1, "it is not tried again, and nothing was computed"
     s3.faults[:] = [Fault("GET", "list-type", 403, times=1000)]
     with pytest.raises(OSError, match=f"'{folder}/\\w+' cannot be listed: PermissionError"):
@@ -191,6 +198,25 @@ def test_errors_that_another_try_does_not_change_name_the_reason(cache, extract,
 
     with pytest.raises(FileNotFoundError):
         s3fs.S3FileSystem().ls("no-such-bucket", refresh=True)
+
+
+@pytest.mark.once
+def test_without_credentials_the_error_says_where_they_are_looked_for(
+    cache, extract, s3, tmp_path, monkeypatch
+):
+    import s3fs
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    s3fs.S3FileSystem.clear_instance_cache()
+    try:
+        with pytest.raises(OSError, match=r"NoCredentialsError.*that fsspec finds \(environment"):
+            extract(cache)
+    finally:
+        s3fs.S3FileSystem.clear_instance_cache()
 
 
 @pytest.mark.once
@@ -275,13 +301,19 @@ print(ftk.compute_features(keras.models.load_model(backbone), ftk.FineTuneSpec(1
 
 @pytest.mark.once
 @pytest.mark.slow
-def test_writers_in_several_processes_fill_one_bucket(cache, build_small, tiny_images, tmp_path):
+def test_writers_in_several_processes_fill_one_bucket(
+    cache, build_small, tiny_images, tmp_path, s3
+):
     pixels = tiny_images.load(size=(32, 32))
     np.save(tmp_path / "pixels.npy", pixels)
     backbone = build_small()
     backbone.save(tmp_path / "backbone.keras")
     parts = [pickle.dumps((cache, i, 3)).hex() for i in (0, 1)]
     command = [sys.executable, "-c", WRITER, tmp_path / "backbone.keras", tmp_path / "pixels.npy"]
+    killed = subprocess.Popen([*command, parts[0]])  # when half of its chunk is put
+    s3.faults.append(Fault("PUT", r"\.npy$", killed.kill))
+    assert killed.wait() == -signal.SIGKILL
+    assert list(objects(cache.folder)) == ["entry.json"]
     writers = [subprocess.Popen([*command, part]) for part in parts]
     images = ftk.ImageSet.from_arrays(pixels, list("ab" * 12))
     options = {"preprocessing": None, "batch_size": 4, "verbose": 0}
@@ -361,6 +393,23 @@ def test_credentials_are_not_accepted_in_a_url(secret, tmp_path):
         assert SECRET not in str(caught.value)
 
 
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("url", "text"),
+    [
+        ("https://example.org/photos", "download files of other servers first"),
+        ("simplecache::s3://bucket/photos", "leave out what stands before ::"),
+        ("no-such-kind://bucket/photos", "of a kind that fsspec knows"),
+    ],
+)
+def test_urls_of_other_kinds_are_rejected(url, text):
+    pytest.importorskip("fsspec")
+    for call in (ftk.FeatureCache, ftk.read_image_folder):
+        with pytest.raises(ValueError, match=text) as caught:
+            call(url)
+        assert f"Received: {url!r}" in str(caught.value)
+
+
 @pytest.fixture
 def missing(monkeypatch):
     """Make a package as one that is not installed."""
@@ -404,6 +453,27 @@ def test_a_full_disk_is_an_error_that_names_the_folder(cache, extract, monkeypat
     with pytest.raises(OSError, match=r"pass FeatureCache\(url, local_folder=") as caught:
         extract(emptied(cache))
     assert caught.value.filename == str(cache.local_folder)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_disk_that_becomes_full_is_named_and_nothing_is_lost(reads, cache, extract, expected, s3):
+    """Another program takes the space after it was checked."""
+    system, _ = _buckets._system(_buckets.Url(cache.folder))
+    if reads:
+        extract(cache)
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(*((system, "get_file") if reads else (np, "save")), full)
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            extract(emptied(cache))
+    assert caught.value.errno == errno.ENOSPC
+    assert str(caught.value.filename).startswith(str(cache.local_folder))
+    assert not list(Path(cache.local_folder).rglob("*.part"))
+    assert (extract(cache) == expected).all()
 
 
 # Images
@@ -558,7 +628,10 @@ def test_dicom_files_in_a_bucket_are_read(tmp_path):
 
 
 @pytest.mark.once
-def test_a_run_on_a_bucket_shows_no_credentials(photos, folder, tune, tmp_path, monkeypatch, capfd):
+def test_a_run_on_a_bucket_shows_no_credentials(
+    photos, folder, tune, tmp_path, monkeypatch, capfd, caplog
+):
+    caplog.set_level(logging.DEBUG)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     _, url = photos
     images = ftk.read_image_folder(url)
@@ -572,7 +645,14 @@ def test_a_run_on_a_bucket_shows_no_credentials(photos, folder, tune, tmp_path, 
     assert found.paths == images.paths
     assert len(ftk.predict(tmp_path / "model.keras", images.paths[0])) == 1
     written = [p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()]
-    shown = [*capfd.readouterr(), repr(cache), repr(images), repr(cache.entries()), str(tuned)]
+    shown = [
+        *capfd.readouterr(),
+        caplog.text,
+        repr(cache),
+        repr(images),
+        repr(cache.entries()),
+        str(tuned),
+    ]
     kept = objects(f"{folder}-features").values()
     for content in [*written, *kept, *(text.encode() for text in shown)]:
         assert SECRET.encode() not in content

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -27,6 +28,15 @@ def cases(tiny_images):
 def rows(folder: Path) -> dict[str, int]:
     """Return how many images each entry holds."""
     return {entry.key: entry.images for entry in ftk.FeatureCache(folder).entries()}
+
+
+def table(folder: Path) -> dict[tuple[str, bytes], bytes]:
+    """Return the rows of a cache by entry and image."""
+    return {
+        (path.parent.name, row["image"]): row.tobytes()
+        for path in folder.glob("*/*.npy")
+        for row in np.load(path)
+    }
 
 
 @given(st.integers(1, 4), st.randoms())
@@ -82,11 +92,27 @@ def test_a_part_depends_on_content_alone(build_small, tiny_images, tmp_path):
     assert again["images"] > 0
 
 
+def test_images_of_one_class_alone_are_computed(build_small, tiny_images, tmp_path):
+    backbone, spec = build_small(), ftk.FineTuneSpec(1)
+    dark = tiny_images.take(np.flatnonzero(tiny_images.labels == 0))
+    alone = ftk.ImageSet.from_arrays(dark.load(size=(32, 32)), ["dark"] * 8)
+    first = ftk.compute_features(backbone, spec, dark, tmp_path, verbose=0)
+    again = ftk.compute_features(backbone, spec, alone, tmp_path, verbose=0)
+    assert (first["computed"], again["computed"]) == (8, 0)
+
+
 @pytest.mark.parametrize("shard", [(2, 2), (-1, 2), (0, 0), (0,), "0/2", (0.0, 1)])
 def test_bad_shards_are_rejected(build_small, tiny_images, tmp_path, shard, rejected):
     backbone = build_small()
     with rejected("`shard` must be"):
         ftk.compute_features(backbone, ftk.FineTuneSpec(), tiny_images, tmp_path, shard=shard)
+
+
+def test_there_must_be_images(build_small, tiny_images, tmp_path, rejected):
+    backbone = build_small()
+    for images in (tiny_images.take(range(0)), ["a.png"]):
+        with rejected("`images` must"):
+            ftk.compute_features(backbone, ftk.FineTuneSpec(), images, tmp_path)
 
 
 @pytest.mark.parametrize("features", [None, False, ftk.FeatureCache()])
@@ -123,3 +149,109 @@ def test_processes_of_which_some_are_killed_hold_the_rows_of_one(tmp_path):
     subprocess.run([*base, "--to", str(whole)], check=True, env=os.environ)
     assert rows(shared) == rows(whole)
     assert {*rows(shared).values()} == {120}
+
+
+# Starts a process for each of several parts, all at once. A process can be killed just before one
+# of its operations on files. They are forked, which is safe as long as only the forks compute.
+WRITERS = """
+import json, os, signal, sys, traceback
+from finetune_kit._features import worker
+worker.UNUSED.difference_update(("sklearn", "pandas"))
+worker._import_keras()  # hides the packages that it does not need, such as TensorFlow
+import keras
+import numpy as np
+import finetune_kit as ftk
+from finetune_kit._features import entry
+
+entry._CHUNK_ROWS = 4
+ftk.compute_features, ftk.FineTuneSpec, ftk.ImageSet  # imported once, not in each fork
+
+def compute(folder, part, parts, moment):
+    operations = 0
+
+    def watch(event, args):
+        nonlocal operations
+        if event in ("open", "os.rename", "os.remove", "os.mkdir"):
+            if str(args[0]).startswith(folder):
+                if operations == moment:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                operations += 1
+
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 3), np.uint8)
+    images = ftk.ImageSet.from_arrays(pixels, list("ab" * 12))
+    inputs = x = keras.Input((8, 8, 3))
+    for name in ("block1_conv", "block2_conv"):
+        x = keras.layers.Conv2D(4, 3, kernel_initializer="ones", name=name)(x)
+    backbone, spec = keras.Model(inputs, x), ftk.FineTuneSpec(1)
+    sys.addaudithook(watch)
+    ftk.compute_features(backbone, spec, images, folder, shard=(part, parts), preprocessing=None,
+                         batch_size=4, verbose=0)
+
+for line in sys.stdin:
+    folder, tasks = json.loads(line)
+    processes = []
+    for task in tasks:
+        process = os.fork()
+        if not process:
+            try:
+                compute(folder, *task)
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+        processes.append(process)
+    ends = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
+    print(json.dumps(ends), flush=True)
+"""
+
+
+@st.composite
+def killed_and_run_again(draw) -> tuple[list, list]:
+    """Draw parts that are computed at the same time, some of which are killed, and then all."""
+    parts = draw(st.integers(1, 3))
+    moment = st.none() | st.integers(0, 24)  # the number of an operation on a file
+    task = st.tuples(st.integers(0, parts - 1), st.just(parts), moment)
+    order = draw(st.permutations(range(parts)))
+    return draw(st.lists(task, min_size=1, max_size=3)), [(i, parts, None) for i in order]
+
+
+@pytest.mark.once
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_processes_killed_at_any_operation_lose_nothing(tmp_path_factory):
+    pytest.importorskip("openvino", reason="needs OpenVINO, which forked processes can use")
+    whole = tmp_path_factory.mktemp("whole")
+    killed = 0
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITERS], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        env={**os.environ, "KERAS_BACKEND": "openvino"},
+    ) as writers:  # fmt: skip
+
+        def run(folder, tasks):
+            writers.stdin.write(json.dumps([str(folder), tasks]) + "\n")
+            writers.stdin.flush()
+            return json.loads(writers.stdout.readline())
+
+        assert run(whole, [(0, 1, None)]) == [0]
+        expected = table(whole)
+        assert len(expected) == 24
+
+        @given(killed_and_run_again())
+        @settings(max_examples=8)
+        def law(tasks):
+            nonlocal killed
+            folder = tmp_path_factory.mktemp("parts")
+            first, again = tasks
+            ends = run(folder, first)
+            assert all(
+                end == 0 or (end == -signal.SIGKILL and task[2] is not None)
+                for end, task in zip(ends, first, strict=True)
+            )
+            killed += sum(map(bool, ends))
+            assert run(folder, again) == [0] * len(again)
+            assert table(folder) == expected
+            assert rows(folder) == rows(whole)
+
+        law()
+        writers.stdin.close()
+    assert killed > 5

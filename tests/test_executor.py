@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import time
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 
 import keras
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 import finetune_kit as ftk
+from finetune_kit._train import workers
 
 
 class Now(Executor):
@@ -51,6 +53,34 @@ def test_an_executor_does_not_change_the_results(build_small, cases, features, c
     for number, spec in enumerate(SPECS, 1):
         name = f"Spec {number} of 3: trainable_blocks={spec.trainable_blocks}"
         assert shown.count(f"{name}, epoch") == spec.epochs
+
+
+def test_each_epoch_is_printed_while_the_runs_train(build_small, cases, monkeypatch):
+    shown = []
+    monkeypatch.setattr(workers, "print", lambda text, **_: shown.append(text), raising=False)
+
+    class Behind(Executor):
+        """Runs the tasks in a thread, as another process would."""
+
+        pool = ThreadPoolExecutor(1)
+
+        def submit(self, *call):
+            return self.pool.submit(*call)
+
+    class Wait(keras.callbacks.Callback):
+        """Wait in the second epoch until the first one is shown."""
+
+        def on_epoch_begin(self, epoch, logs=None):
+            deadline = time.monotonic() + 120
+            while epoch and not any("epoch 1: " in text for text in shown):
+                assert time.monotonic() < deadline, "the first epoch is not shown"
+                time.sleep(0.05)
+
+    ftk.sweep(
+        build_small(), ftk.classification_head(3), SPECS[:1], *cases,
+        executor=Behind(), callbacks=[Wait()],
+    )  # fmt: skip
+    assert "".join(shown).count("\n") == 2
 
 
 def test_a_trained_model_and_its_run_folders(build_small, cases, tmp_path):

@@ -166,6 +166,37 @@ def test_a_killed_worker_and_then_a_killed_node_lose_nothing(
     assert killed == ["worker", "node"]
 
 
+def test_a_worker_fills_a_bucket_with_the_backend_of_the_cache(
+    cluster, images, small_backbone, tmp_path
+):
+    pytest.importorskip("openvino")
+    pytest.importorskip("fsspec")
+    few, options = images.take(range(16)), {**OPTIONS, "specs": SPECS[1]}
+    cache = ftk.FeatureCache(
+        f"file://{tmp_path}/bucket", backend="openvino", local_folder=tmp_path / "copies"
+    )
+    compute = finetune_kit.ray.compute_features
+    counts = compute(small_backbone, images=few, features=cache, workers=1, **options)
+    assert counts == {"images": 16, "computed": 16}
+    here = ftk.compute_features(small_backbone, images=few, features=cache, **options)
+    assert here == {"images": 16, "computed": 0}
+
+
+def test_workers_that_share_a_gpu_leave_memory_to_each_other(
+    cluster, images, small_backbone, tmp_path
+):
+    _, one, _ = cluster
+    node = one.add_node(num_cpus=2, num_gpus=1)  # Ray counts it; nothing computes on it
+    counts = finetune_kit.ray.compute_features(
+        small_backbone, SPECS[1], images.take(range(16)), tmp_path, gpus_per_worker=0.5, **OPTIONS
+    )
+    assert counts == {"images": 16, "computed": 16}
+    with finetune_kit.ray.Executor(gpus=0.5) as executor:
+        found = executor.submit(os.getenv, "TF_FORCE_GPU_ALLOW_GROWTH").result(60)
+    assert found == "true"
+    one.remove_node(node)
+
+
 def test_an_error_in_a_worker_is_the_error_of_the_call(cluster, images, small_backbone, tmp_path):
     broken = slowed(images, 0, broken=50)
     with pytest.raises(ValueError, match="image 50 is broken"):
@@ -216,13 +247,48 @@ def test_a_sweep_gives_the_same_weights_bit_for_bit(cluster, tiny_images, small_
             np.testing.assert_array_equal(a, b)
 
 
-def test_a_cluster_without_room_or_packages(cluster, images, small_backbone, tmp_path):
+class KillOnce(keras.callbacks.Callback):
+    """Kills its process in the second epoch, but only once."""
+
+    def __init__(self, mark):
+        super().__init__()
+        self.mark = mark
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 1 and not self.mark.exists():
+            self.mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_training_whose_worker_is_killed_resumes(cluster, tiny_images, small_backbone, tmp_path):
+    train, validation, _ = tiny_images.split((18, 6, 0))
+    arguments = (small_backbone, ftk.classification_head(3), SPECS[:1], train, validation)
+    options = {"preprocessing": None, "verbose": 0}
+    [alone] = ftk.sweep(*arguments, **options)
+    mark = tmp_path / "killed"
+    with finetune_kit.ray.Executor() as executor:
+        [run] = ftk.sweep(
+            *arguments, executor=executor, run_dir=tmp_path / "run", callbacks=[KillOnce(mark)],
+            **options,
+        )  # fmt: skip
+    assert mark.exists()
+    assert run.history == alone.history
+    for one, other in zip(run.model.get_weights(), alone.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_cluster_without_room_or_packages(cluster, images, small_backbone, tmp_path, monkeypatch):
     ray, one, _ = cluster
     compute = finetune_kit.ray.compute_features
     with pytest.warns(UserWarning, match="No node of the cluster has room .* 1 CPU, 1 GPU"):
         finetune_kit._train.on_ray.room_for(ray, {"CPU": 1, "GPU": 1})
     with pytest.raises(ValueError, match=r"must fit on this machine.*need 1 CPU, 1 GPU"):
         finetune_kit._train.on_ray.room_for(ray, {"CPU": 1, "GPU": 1}, grows=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(ftk, "__version__", "0.0")  # here, and not in the workers
+        with pytest.raises(ValueError, match=r"must have the versions of this process.*'0\.0'"):
+            compute(small_backbone, SPECS, images, tmp_path / "features", **OPTIONS)
+    assert not table(tmp_path / "features")
     ray.shutdown()
     block = "import sys\nsys.modules['finetune_kit'] = None\n"
     (tmp_path / "blocked").mkdir()

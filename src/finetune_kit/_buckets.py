@@ -206,6 +206,11 @@ def _system(url: Url) -> tuple[Any, str]:
             "A URL must be that of a bucket, such as s3://bucket/folder; download files of other "
             f"servers first. Received: {str(url)!r}"
         )
+    if "::" in kind:
+        raise ValueError(
+            "A URL must name one file system, such as s3://bucket/folder, because copies are kept "
+            f"without another one; leave out what stands before ::. Received: {str(url)!r}"
+        )
     try:
         from fsspec.core import url_to_fs  # the extra `cloud`, imported when needed
 

@@ -26,7 +26,7 @@ def write_whole(path: Path, content: bytes | str) -> None:
 def make_folder(name: str, path: str | os.PathLike[str]) -> Path:
     """Create the folder that was given as an argument, unless it exists; it must be writable."""
     folder = Path(path).expanduser()
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):  # a URL; a path object has one slash
+    if re.match(r"[A-Za-z][A-Za-z0-9+.:-]+:/", str(path)):  # a URL; a path object has one slash
         raise ValueError(
             f"`{name}` must be on this machine; images and features may lie in a bucket. "
             f"Received: {name}={str(path)!r}"

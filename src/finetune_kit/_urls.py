@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_SINGLE = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*:)/+")
+# The colons are those of fsspec's chains, such as simplecache::s3://, which are not supported.
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]*://")
+_SINGLE = re.compile(r"^([A-Za-z][A-Za-z0-9+.:-]*:)/+")
 # A name and a password, which may hold slashes; not a port.
 _SECRET = re.compile(r"(?<=://)[^/@:\s]*:(?!\d+/)\S*@")
 

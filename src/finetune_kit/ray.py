@@ -2,7 +2,7 @@
 
 It needs the extra `ray` (`pip install 'finetune-kit[ray]'`). Ray starts the processes, on this
 machine or on others, and starts new ones where some were lost. Features do not travel through Ray:
-the workers write them to the cache, a folder that all nodes reach by the same path.
+the workers write them to the cache, a bucket or a folder that all nodes reach by the same path.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def compute_features(
         specs: what will be trained: one spec or several.
         images: the images. Files must have the same path on all nodes; pixels in memory are sent to
             each node once.
-        features: a folder that all nodes reach by the same path, or a `FeatureCache` with one. Its
-            `backend` computes the features, as it does without Ray.
+        features: a folder that all nodes reach by the same path, the URL of a bucket, or a
+            `FeatureCache` with one. Its `backend` computes the features, as it does without Ray.
         workers: how many processes. Those that the cluster has no room for join when it has.
             Defaults to as many as it has room for now.
         cpus_per_worker: CPUs of a worker; it decodes images in as many threads. Defaults to 1.
@@ -164,7 +164,7 @@ class Executor(concurrent.futures.Executor):
             return function(*args, **kwargs)
 
         self._call = self._ray.remote(call).options(
-            num_cpus=cpus, num_gpus=gpus, runtime_env={"env_vars": environment(None)}
+            num_cpus=cpus, num_gpus=gpus, runtime_env={"env_vars": environment(None, gpus)}
         )
 
     def submit(

@@ -162,5 +162,9 @@ def draft(folder: Path) -> Iterator[Path]:
     path = folder / f"{uuid.uuid4().hex}.part"
     try:
         yield path
+    except OSError as error:
+        if error.errno == errno.ENOSPC and error.filename is None:
+            error.filename = str(folder)  # which disk is full
+        raise
     finally:
         path.unlink(missing_ok=True)

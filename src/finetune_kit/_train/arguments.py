@@ -51,11 +51,13 @@ def make_setup(
     train: ImageSet,
     validation: ImageSet | None,
     options: Mapping[str, Any],
+    *,
+    labeled: bool = True,  # False where only features are computed
 ) -> Setup:
     """Check all arguments of `fine_tune`, and return them as one value."""
     start = starting_point(backbone, head, options["preprocessing"])
     size, backbone, head = _check_models(start.backbone, start.head)
-    validation = check_start(start, train, _check_images(train, validation))
+    validation = check_start(start, train, _check_images(train, validation) if labeled else None)
     phases = _check_specs(backbone, spec)
     _check_numbers(options)
     choices = as_choices(options["loss"], options["metrics"])
@@ -64,7 +66,7 @@ def make_setup(
     callbacks = _callbacks(options, choices.names, once=once, validated=validation is not None)
     cache = _check_features(options["features"], backbone, phases)
     _check_optimizer(options["optimizer"], phases, callbacks)
-    _check_head(backbone, head, train, choices)
+    _check_head(backbone, head, train if labeled else None, choices)
     check_calibrate(options["calibrate"], head, validated=validation is not None)
     class_weight = class_weights(options["class_weight"], train.labels, train.class_names)
     augmentation = checked_augmentation(
@@ -292,7 +294,7 @@ def _check_run_dir(run_dir: Any, choices: Choices) -> None:
 
 
 def _check_head(
-    backbone: keras.Model, head: keras.Layer, train: ImageSet, choices: Choices
+    backbone: keras.Model, head: keras.Layer, train: ImageSet | None, choices: Choices
 ) -> None:
     """Check that the head fits labels and backbone, as far as can be known without building it."""
     first = (getattr(head, "layers", None) or [head])[0]
@@ -305,7 +307,8 @@ def _check_head(
         if not _is_plain(head):  # a layer of the user's own may not know: building it will show
             return
         raise misfit(head, backbone, error) from error
-    objective(outputs, head, train.labels, train.class_names, choices)
+    if train is not None:
+        objective(outputs, head, train.labels, train.class_names, choices)
 
 
 def _is_plain(layer: keras.Layer) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 
+from finetune_kit._checks import check_kind
 from finetune_kit._data.batches import WORKERS
 from finetune_kit._data.images import ImageSet
 from finetune_kit._features.cache import as_cache, opened
@@ -43,9 +44,12 @@ def filling_setup(
         "features": cache,
         "verbose": verbose,
     }
-    if head is None and isinstance(backbone, keras.Model) and isinstance(images, ImageSet):
+    check_kind("images", images, ImageSet, "see read_image_folder")
+    if not len(images):
+        raise ValueError("`images` must hold at least one image. Received: an empty ImageSet")
+    if head is None and isinstance(backbone, keras.Model):
         head = classification_head(len(images.class_names), multi_label=images.multi_label)
-    return make_setup(backbone, head, specs, images, None, options)
+    return make_setup(backbone, head, specs, images, None, options, labeled=False)
 
 
 class Filling:

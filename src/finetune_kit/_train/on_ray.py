@@ -32,6 +32,7 @@ _SHARES, _LEAST_BATCHES = 3, 2
 _PATIENCE = 60  # seconds without news from any worker, before the nodes are looked at
 _MOST_LOSSES = 10  # workers that one part may lose: its images are the reason then, not chance
 
+_SHARED_GPU = {"TF_FORCE_GPU_ALLOW_GROWTH": "true", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 THREADS = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "NPROC")  # the last one is XLA's
 
 
@@ -63,17 +64,19 @@ def connected(ray: Any, address: str | None) -> Iterator[bool]:
         ray.shutdown()
 
 
-def environment(cpus: int | None) -> dict[str, str]:
+def environment(cpus: int | None, gpus: float = 0) -> dict[str, str]:
     """Return the environment of a worker: its backend, and how many threads it computes with.
 
     As many as it has CPUs; None: as in this process, because the sums that a training computes
-    depend on it in their last digit.
+    depend on it in their last digit. With a part of a GPU, it leaves memory to the others:
+    TensorFlow and JAX take most of it otherwise.
     """
     threads = {} if cpus is None else dict.fromkeys(THREADS, str(cpus))
     return {
         "KERAS_BACKEND": keras.backend.backend(),
         "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2"),
         **{name: os.environ[name] for name in THREADS if name in os.environ},
+        **(_SHARED_GPU if gpus % 1 else {}),
         **threads,
     }
 
@@ -153,9 +156,9 @@ class Team:
     @classmethod
     def of(cls, ray: Any, setup: Setup, needs: Mapping[str, float]) -> Team:
         """Put settings and images into Ray's object store, from where each worker gets them."""
-        cpus = int(needs["CPU"])
+        cpus, gpus = int(needs["CPU"]), needs["GPU"]
         actor = ray.remote(_worker_class()).options(
-            num_cpus=cpus, num_gpus=needs["GPU"], runtime_env={"env_vars": environment(cpus)}
+            num_cpus=cpus, num_gpus=gpus, runtime_env={"env_vars": environment(cpus, gpus)}
         )
         expected = _conditions(None if setup.cache is None else setup.cache.backend)
         start = (expected, ray.put(_packed(ray, setup)), cpus)
