@@ -71,7 +71,7 @@ def compute_features(
         features: a folder that all nodes reach by the same path, the URL of a bucket, or a
             `FeatureCache` with one. Its `backend` computes the features, as it does without Ray.
         workers: how many processes. Those that the cluster has no room for join when it has.
-            Defaults to as many as it has room for now.
+            Defaults to as many as the nodes have room for.
         cpus_per_worker: CPUs of a worker; it decodes images in as many threads. Defaults to 1.
         gpus_per_worker: GPUs of a worker, also a fraction. With a GPU, give it the CPUs that its
             decoding needs. Defaults to 0.
