@@ -104,13 +104,9 @@ def _write_films(
     shown = progress(len(jobs), "image") if progress else None
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         written = pool.map(partial(_write_one, folder, size, seed), *zip(*jobs, strict=True))
-        try:
-            for done, _ in enumerate(written, start=1):
-                if shown:
-                    shown.update(done)
-        except BaseException:  # such as Ctrl-C, which would wait for the images that are left
-            pool.shutdown(cancel_futures=True)
-            raise
+        for done, _ in enumerate(written, start=1):
+            if shown:
+                shown.update(done)
 
 
 def _write_one(folder: Path, size: int, seed: int, name: str, number: int) -> None:
