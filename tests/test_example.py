@@ -17,6 +17,7 @@ import run
 import study
 import tables
 import weights
+from drawn import FILE
 from PIL import Image
 
 import finetune_kit as ftk
@@ -173,13 +174,18 @@ def test_the_example_hashes_each_image_once_and_writes_its_results(
     assert {"manifest.csv", "results.json", "reports/comparison.html"} <= set(links)
     assert all((out / link).is_file() for link in links)
     assert f"{results['models'][2]['test']['accuracy']:.3f}" in page
+    assert "on 32 images" in page  # of --data, not phantoms
 
     printed = capsys.readouterr().out
     assert printed.rstrip().endswith(str(out / "index.html"))
     accuracy = f"{results['models'][0]['test']['accuracy']:.3f}"
     assert re.search(rf"Model 1 +{first:,} +{accuracy} +0\.\d{{3}}", printed)
-    assert re.search(r"in the study +0\.74 +0\.64 +0\.87 +0\.67 +0\.80 +0\.20", printed)
-    assert re.search(r"Model 2 .*\n +in the study +- +- +- +- +- +-\n", printed)
+    assert re.search(r"\n  study +0\.74 +0\.64 +0\.87 +0\.67 +0\.80 +0\.20\n", printed)
+    assert re.search(r"Model 2 .*\n  study +- +- +- +- +- +-\n", printed)
+    assert re.search(
+        r"Computing the frozen part up to \w+, once for each of \d+ images:\n", printed
+    )
+    assert results["models"][2]["seconds"]["prefix_compute"] == 0  # not a second time
 
 
 @pytest.mark.slow
@@ -254,9 +260,39 @@ def test_phantoms_need_no_download_and_xrays_without_one_are_an_error(
     assert run.parse([]).weights == study.parse([]).weights == "drawn"
     assert run.load_backbone("drawn", 32).input_shape == (None, 32, 32, 3)
     assert run.main(["--data", str(drawn), "--out", str(tmp_path)]) == 2
-    error = capsys.readouterr().err
-    assert "folder ~/.keras/models" in error
-    assert "--weights drawn" in error
+    printed = capsys.readouterr()
+    assert "folder ~/.keras/models" in printed.err
+    assert "--weights drawn" in printed.err
+    assert "Searching" not in printed.out  # takes minutes on the whole database
+
+
+def test_the_file_that_pretrain_writes_is_loaded():
+    loaded, expected = (run.load_backbone(w, 32) for w in (str(FILE), "drawn"))
+    assert all(map(np.array_equal, loaded.get_weights(), expected.get_weights()))
+
+
+def test_the_table_fits_beside_the_plan():
+    recalls = {name: {"recall": 0.5} for name in phantoms.CLASSES}
+    scores = {"accuracy": 0.5, "macro_f1": 0.5, "per_class": recalls}
+    model = {"name": "Model 1", "trainable_params": 64_958_196, "test": scores}
+    assert max(map(len, run.table_beside_the_study([model], phantoms.CLASSES).splitlines())) <= 88
+
+
+def test_ctrl_c_while_phantoms_are_drawn_is_no_traceback_and_leaves_nothing(
+    tmp_path, monkeypatch, capsys
+):
+    write_one = phantoms._write_one
+
+    def interrupted(*args):
+        write_one(*args)
+        if args[-1] == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(phantoms, "_write_one", interrupted)
+    monkeypatch.setattr(phantoms, "COUNTS", {"Normal": 5})
+    assert run.main(["--out", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "\ninterrupted\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_weights_file_is_loaded(imagenet_weights):
@@ -274,18 +310,19 @@ def test_a_weights_file_is_loaded(imagenet_weights):
         ("--data {drawn}/COVID/images", "one folder per class"),
         ("--data {drawn} --weights nothing.h5", "'drawn', 'imagenet', 'random' or a file"),
         ("--data {drawn} --weights {drawn}/README.md.txt", "does not fit"),
+        ("--data {drawn} --out {drawn}/README.md.txt", "--out must be a folder"),
         ("--data {drawn} --weights random --epochs 0", "`epochs`"),
         ("--data {drawn} --weights random --models 99 --image-size 32", "between 0 and 19"),
         ("--data {drawn} --models 0", "--models must be numbers from 1 up"),
         ("--data {drawn} --limit 0", "--limit must be at least 1"),
-        ("--data {drawn} --weights random --limit 4", "at least 3 images"),
+        ("--data {drawn} --limit 4", "--limit must leave at least 3 images of each class"),
     ],
 )
 def test_an_error_in_the_input_is_printed_without_a_traceback(
     arguments, message, drawn, tmp_path, capsys
 ):
     filled = [part.format(drawn=drawn) for part in arguments.split()]
-    assert run.main([*filled, "--out", str(tmp_path)]) == 2
+    assert run.main(["--out", str(tmp_path), *filled]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error

@@ -9,6 +9,16 @@ import keras
 import numpy as np
 
 FILE = Path(__file__).with_name("drawn_weights.npz")
+NAMES = {
+    "drawn": "weights that were trained on drawn images",
+    "imagenet": "ImageNet weights",
+    "random": "random weights",
+}
+
+
+def described(weights: str) -> str:
+    """Return a phrase for the weights of the option `--weights`: a name, or a file."""
+    return NAMES.get(weights, f"weights from {weights}")
 
 
 def write_drawn(file: Path, backbone: keras.Model) -> None:

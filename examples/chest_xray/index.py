@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from drawn import described
 from PIL import Image
 from tables import reported
 
@@ -54,7 +55,8 @@ def write_index(
         The page.
     """
     strips = _write_strips(out / "samples", images)
-    data, weights = results["data"], escape(results["weights"])
+    data, weights = results["data"], escape(described(results["weights"]))
+    kind = "phantoms (drawn images that show no patient)" if data["phantoms"] else "images"
     total = sum(data["classes"].values())
     sizes = ", ".join(f"{size:,} {name}" for name, size in data["split"].items())
     clusters = len(results["duplicates"]["clusters"])
@@ -63,11 +65,12 @@ def write_index(
     titles = ["", "trainable params", "accuracy (95% interval)", "macro F1", *recalls, "", ""]
     body = [
         "<h1>How many blocks should one fine-tune?</h1>",
-        f'<p class="sub">Models 1-3 of the chest X-ray study on {total:,} images. MobileNetV2 x0.5 '
-        f"with {weights} weights, recipe: {escape(results['recipe'])}, seed {results['seed']}.</p>",
+        f'<p class="sub">Models 1-3 of the chest X-ray study on {total:,} {kind}. MobileNetV2 '
+        f"x0.5 with {weights}, recipe: {escape(results['recipe'])}, seed {results['seed']}.</p>",
         "<h2>Result</h2>",
         f"<p>Each model on the same {data['split']['test']:,} test images; below it what the study "
-        "reported on its own 794 (-: not reported).</p>",
+        "reported on its own 794 (-: not reported). The recall of a class is the sensitivity for "
+        "it.</p>",
         f'<div class="scroll"><table><tr>{"".join(f"<th>{escape(t)}</th>" for t in titles)}</tr>'
         f"{rows}</table></div>",
         _comparison(out, sentences),

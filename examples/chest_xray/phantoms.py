@@ -73,26 +73,40 @@ def write_phantoms(
         return folder
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     shutil.rmtree(draft, ignore_errors=True)
+    try:
+        _write_films(draft, counts, size, seed, progress)
+        copies_of = {}
+        for name, count in counts.items():
+            for number in range(count + 1, count + 1 + copies):
+                copies_of |= _write_copy(draft / name / "images", name, number, count, seed)
+        (draft / "README.md.txt").write_text(NOTE, encoding="utf-8")
+        (draft / marker.name).write_text(
+            json.dumps({**settings, "copies_of": copies_of}), encoding="utf-8"
+        )
+        os.replace(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
+def _write_films(
+    folder: Path,
+    counts: Mapping[str, int],
+    size: int,
+    seed: int,
+    progress: Callable[[int, str], Any] | None,
+) -> None:
+    """Write the images that are no copies, and all masks."""
     for name in counts:
         for kind in ("images", "masks"):
-            (draft / name / kind).mkdir(parents=True)
+            (folder / name / kind).mkdir(parents=True)
     jobs = [(name, number) for name, count in counts.items() for number in range(1, count + 1)]
+    shown = progress(len(jobs), "image") if progress else None
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        written = pool.map(partial(_write_one, draft, size, seed), *zip(*jobs, strict=True))
-        shown = progress(len(jobs), "image") if progress else None
+        written = pool.map(partial(_write_one, folder, size, seed), *zip(*jobs, strict=True))
         for done, _ in enumerate(written, start=1):
             if shown:
                 shown.update(done)
-    copies_of = {}
-    for name, count in counts.items():
-        for number in range(count + 1, count + 1 + copies):
-            copies_of |= _write_copy(draft / name / "images", name, number, count, seed)
-    (draft / "README.md.txt").write_text(NOTE, encoding="utf-8")
-    (draft / marker.name).write_text(
-        json.dumps({**settings, "copies_of": copies_of}), encoding="utf-8"
-    )
-    os.replace(draft, folder)
-    return folder
 
 
 def _write_one(folder: Path, size: int, seed: int, name: str, number: int) -> None:

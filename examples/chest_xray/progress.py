@@ -11,15 +11,23 @@ from typing import Any
 import keras
 
 
+def bar_kind() -> int:
+    """Return Keras' `verbose` of a bar: 2, its end alone, where the output is no terminal."""
+    return 1 if sys.stdout.isatty() else 2
+
+
 def bar(target: int, unit: str) -> keras.utils.Progbar:
-    """Return a bar of `target` steps. Where the output is no terminal, it prints its end alone."""
-    return keras.utils.Progbar(target, verbose=1 if sys.stdout.isatty() else 2, unit_name=unit)
+    """Return a bar of `target` steps."""
+    return keras.utils.Progbar(target, verbose=bar_kind(), unit_name=unit)
 
 
 def ended(work: Callable[[], object]) -> int:
-    """Do the work and return the exit code; an error in the input is printed without traceback."""
+    """Do the work and return the exit code; bad input and Ctrl-C are printed without traceback."""
     try:
         work()
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -24,10 +25,10 @@ from typing import Any
 
 import keras
 import numpy as np
-from drawn import load_drawn
+from drawn import described, load_drawn
 from index import write_index
 from phantoms import write_phantoms
-from progress import TrainingBars, bar, ended, quiet
+from progress import TrainingBars, bar, bar_kind, ended, quiet
 from tables import aligned, reported
 
 import finetune_kit as ftk
@@ -37,13 +38,13 @@ PHANTOM_LIMIT = "Phantoms are drawn. Results on them say nothing about X-rays of
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Run the whole example and return the content of `results.json`."""
-    args.out.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(args.seed)  # of random weights, if the backbone has them
     print("How many blocks should one fine-tune? Models 1-3 of the chest X-ray study\n")
     print("1. The images")
     images = sample(read_images(args.data, args.out), args.limit, args.seed)
     counts = dict(zip(images.class_names, images.counts().tolist(), strict=True))
     print(f"   {len(images):,} images: {', '.join(f'{n} {c:,}' for n, c in counts.items())}")
+    backbone = load_backbone(args.weights, args.image_size)  # a failure is shown before the search
     parts, duplicates, found = split(images, args.seed, args.out / "duplicates.txt")
     manifest = args.out / "manifest.csv"
     sets = ftk.write_manifest(
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     sizes = {name: len(part) for name, part in sets.items()}
     print(f"   Split: {', '.join(f'{size:,} {name}' for name, size in sizes.items())} ({manifest})")
 
-    runs = train_models(args, sets["train"], sets["validation"])
+    runs, seconds = train_models(args, backbone, sets["train"], sets["validation"])
     print("\n4. Evaluation", flush=True)
     reports, models = evaluate_models(args, runs, sets["test"], duplicates)
     results = {
@@ -61,8 +62,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "recipe": args.recipe,
         "weights": Path(args.weights).name,
         "seed": args.seed,
-        "data": {"classes": counts, "split": sizes, "manifest": sets["train"].manifest},
+        "data": {
+            "phantoms": args.data is None,
+            "classes": counts,
+            "split": sizes,
+            "manifest": sets["train"].manifest,
+        },
         "duplicates": found,
+        "seconds": {"frozen part": round(seconds, 2)},
         "models": models,
     }
     draft = args.out / "results.json.part"  # renamed once it is complete
@@ -81,9 +88,10 @@ def conclude(
     """Print the table and what may be concluded from it, and write the page that links it all."""
     test_images = results["data"]["split"]["test"]
     print(
-        f"\nThe models on {test_images:,} test images, and what the study reported on its own 794"
+        f"\nThe models on {test_images:,} test images, and below each what the study reported on "
+        "its own 794\n(-: not reported). The recall of a class is the sensitivity for it.\n\n"
+        f"{table_beside_the_study(results['models'], train.class_names)}"
     )
-    print(f"(-: not reported)\n\n{table_beside_the_study(results['models'], train.class_names)}")
     sentences = [] if args.data else [PHANTOM_LIMIT]
     if len(reports) > 1:
         comparison = ftk.compare(reports)
@@ -114,6 +122,13 @@ def sample(images: ftk.ImageSet, limit: int | None, seed: int) -> ftk.ImageSet:
     if limit is None or limit >= len(images):
         return images
     chosen, _, _ = images.split((limit, len(images) - limit, 0), seed=seed)
+    fewest = chosen.counts().argmin()
+    if chosen.counts()[fewest] < 3:
+        raise ValueError(
+            "--limit must leave at least 3 images of each class, for training, validation and "
+            f"test; use a larger one. Received: --limit {limit}, which leaves "
+            f"{chosen.counts()[fewest]} of class {chosen.class_names[fewest]}"
+        )
     return chosen
 
 
@@ -131,7 +146,7 @@ def split(
         The sets for training, validation and test; the duplicates; and what `results.json` says
         about them.
     """
-    print("   Searching for duplicates ...", flush=True)
+    print("   Searching for duplicates (some 10 ms for each image) ...", flush=True)
     train, validation, test = images.split(seed=seed)  # by class alone
     duplicates = ftk.find_duplicates(train, validation, test)
     images = train + validation + test  # in the order in which the duplicates are numbered
@@ -143,8 +158,8 @@ def split(
     if clusters:
         print(f"   {count} of copies, such as {lines[0]} (all: {listing})")
         print(
-            f"   Splitting by class alone would divide {len(duplicates.crossing)} of them; here "
-            "each stays in one set"
+            f"   A split that ignores copies would divide {len(duplicates.crossing)} of them "
+            "between sets; here each stays in one"
         )
     else:
         print("   No image is a copy of another")
@@ -187,7 +202,7 @@ def load_backbone(weights: str, image_size: int) -> keras.Model:
 
     Args:
         weights: `"drawn"` for weights trained on drawn images, `"imagenet"`, `"random"`, or a
-            weights file.
+            weights file: of Keras, or `drawn_weights.npz` of `pretrain.py`.
         image_size: height and width of the images in pixels.
 
     Raises:
@@ -202,9 +217,9 @@ def load_backbone(weights: str, image_size: int) -> keras.Model:
         except Exception as error:  # Keras raises a bare Exception when a download fails
             raise ValueError(
                 "The ImageNet weights must be downloaded once, and the download failed. Run this "
-                "on a machine with a network and copy its folder ~/.keras/models, or pass "
-                "--weights FILE. Or pass --weights drawn for weights that were trained on drawn "
-                f"images and need no download. Received: {error}"
+                "on a machine with a network and copy its folder ~/.keras/models to this one, or "
+                "pass --weights FILE. Or pass --weights drawn for weights that were trained on "
+                f"drawn images and need no download. Received: {error}"
             ) from error
     if weights not in ("drawn", "random") and not Path(weights).is_file():
         raise ValueError(
@@ -213,6 +228,8 @@ def load_backbone(weights: str, image_size: int) -> keras.Model:
     backbone = keras.applications.MobileNetV2(weights=None, **options)
     if weights == "drawn":
         return load_drawn(backbone)
+    if weights.endswith(".npz"):
+        return load_drawn(backbone, Path(weights))
     if weights != "random":
         try:
             backbone.load_weights(weights)
@@ -225,11 +242,13 @@ def load_backbone(weights: str, image_size: int) -> keras.Model:
 
 
 def train_models(
-    args: argparse.Namespace, train: ftk.ImageSet, validation: ftk.ImageSet
-) -> tuple[ftk.FineTuned, ...]:
-    """Train the models. They share one pass over the images."""
+    args: argparse.Namespace,
+    backbone: keras.Model,
+    train: ftk.ImageSet,
+    validation: ftk.ImageSet,
+) -> tuple[tuple[ftk.FineTuned, ...], float]:
+    """Train the models, which share one pass over the images. Return them and its seconds."""
     chosen = recipe(args.recipe)
-    backbone = load_backbone(args.weights, args.image_size)
     head = ftk.classification_head(train.class_names, units=(1024, 512), pooling=chosen.pooling)
     specs = [
         ftk.FineTuneSpec(
@@ -238,31 +257,34 @@ def train_models(
         for number in args.models
     ]
     deepest = max(args.models)
-    print(f"\n2. The plan: MobileNetV2 x0.5 with {args.weights} weights")
-    print(f"   A model trains its head and, in Model {deepest}, these blocks:\n")
-    print(f"{specs[args.models.index(deepest)].plan(backbone)}\n", flush=True)
-    print(
-        f"3. Training: {args.epochs} epochs for each model\n"
-        f"   The frozen part runs once for each of {len(train) + len(validation):,} images ...",
-        flush=True,
-    )
+    largest = specs[args.models.index(deepest)]
+    print(f"\n2. The plan: MobileNetV2 x0.5 with {described(args.weights)}")
+    print("   Model N trains a head and the last N - 1 blocks of the backbone.", end=" ")
+    print(f"This is Model {deepest}:\n\n{largest.plan(backbone)}\n", flush=True)
+    print(f"3. Training: {args.epochs} epochs for each model", flush=True)
     callbacks: list[keras.callbacks.Callback] = []
     if not args.verbose:
         order = sorted(args.models, reverse=True)  # `sweep` begins with the deepest
         callbacks.append(TrainingBars([f"Model {number}" for number in order], args.epochs))
-    return ftk.sweep(
-        backbone,
-        head,
-        specs,
-        train,
-        validation,
-        batch_size=args.batch_size,
-        callbacks=callbacks,
-        preprocessing=chosen.preprocessing,
-        features=args.features,
-        seed=args.seed,
-        verbose=args.verbose,
-    )
+    with tempfile.TemporaryDirectory() as temporary:
+        shared: dict[str, Any] = {
+            "batch_size": args.batch_size,
+            "preprocessing": chosen.preprocessing,
+            "features": args.features or temporary,
+        }
+        started, shown = time.perf_counter(), args.verbose or bar_kind()
+        ftk.compute_features(  # a bar of its own; the other models start from these features
+            backbone, largest, train + validation, head=head, verbose=shown, **shared
+        )
+        seconds = time.perf_counter() - started
+        runs = ftk.sweep(
+            *(backbone, head, specs, train, validation),
+            **shared,
+            callbacks=callbacks,
+            seed=args.seed,
+            verbose=args.verbose,
+        )
+    return runs, seconds
 
 
 def evaluate_models(
@@ -278,7 +300,8 @@ def evaluate_models(
         started = time.perf_counter()
         report = ftk.evaluate(tuned, test, duplicates=duplicates, heat_maps=24)
         seconds = {**tuned.timings, "evaluate": time.perf_counter() - started}
-        report.save(args.out / "reports" / f"model-{number}", title=f"Model {number}")
+        title = f"Model {number}" if args.data else f"Model {number} on phantoms"
+        report.save(args.out / "reports" / f"model-{number}", title=title)
         tuned.save(args.out / "models" / f"model-{number}.keras")
         reports[f"Model {number}"] = report
         models.append(model_results(number, tuned, report, seconds))
@@ -310,15 +333,17 @@ def model_results(
 
 def table_beside_the_study(models: Sequence[dict[str, Any]], class_names: Sequence[str]) -> str:
     """Return a table of each model's results and those that the study reported."""
-    recalls = [f"recall {name}" for name in class_names]
-    rows = [["", "trainable params", "accuracy", "macro F1", *recalls]]
+    rows = [
+        ["", "trainable", "", "", *("recall" for _ in class_names)],
+        ["", "params", "accuracy", "macro F1", *class_names],
+    ]
     for model in models:
         test = model["test"]
         recalls = [test["per_class"][name]["recall"] for name in class_names]
         values = [test["accuracy"], test["macro_f1"], *recalls]
         trainable = f"{model['trainable_params']:,}"
         rows.append([model["name"], trainable, *(f"{value:.3f}" for value in values)])
-        rows.append(["  in the study", "", *reported(model["name"], class_names)])
+        rows.append(["  study", "", *reported(model["name"], class_names)])
     return aligned(rows)
 
 
@@ -349,11 +374,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def checked(args: argparse.Namespace) -> argparse.Namespace:
-    """Return the options after a check of their numbers."""
+    """Return the options after a check of their values, with the folder of the results made."""
     if any(number < 1 for number in args.models):
         raise ValueError(f"--models must be numbers from 1 up. Received: {args.models}")
     if args.limit is not None and args.limit < 1:
         raise ValueError(f"--limit must be at least 1. Received: {args.limit}")
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # such as a file of this name
+        raise ValueError(
+            f"--out must be a folder that can be written. Received: {args.out}, which fails with: "
+            f"{error.strerror}"
+        ) from error
     return args
 
 

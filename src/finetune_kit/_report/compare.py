@@ -53,9 +53,10 @@ class Comparison:
             return (self.differences[0].conclusion, *_LIMITS)
         found = [" > ".join(d.better) for d in self.differences if d.is_significant]
         count = len(self.differences)
-        test = "McNemar's test, corrected p below 0.05"
         if not found:
+            test = "McNemar's test: no corrected p is below 0.05"
             return (f"No difference in accuracy is shown in the {count} pairs ({test}).", *_LIMITS)
+        test = "McNemar's test, corrected p below 0.05"
         rest = f"; no difference is shown in the other {count - len(found)}"
         return (
             f"Accuracy differs in {len(found)} of {count} pairs ({test}): {listed(found, 6)}"
