@@ -278,11 +278,15 @@ def train_models(
         )
         seconds = time.perf_counter() - started
         runs = ftk.sweep(
-            *(backbone, head, specs, train, validation),
-            **shared,
+            backbone,
+            head,
+            specs,
+            train,
+            validation,
             callbacks=callbacks,
             seed=args.seed,
             verbose=args.verbose,
+            **shared,
         )
     return runs, seconds
 
