@@ -12,7 +12,7 @@ import keras
 
 
 def bar_kind() -> int:
-    """Return Keras' `verbose` of a bar: 1, or 2 (its end alone) where the output is not a terminal."""
+    """Return `verbose` of a bar: 1, or 2 (its end alone) where the output is not a terminal."""
     return 1 if sys.stdout.isatty() else 2
 
 
