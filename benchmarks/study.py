@@ -203,8 +203,9 @@ class Bench:
         return self.ours(blocks, pooling, "openvino")
 
     def warm(self, blocks: int, pooling: str) -> dict[str, Any]:
-        if not self.features(blocks, pooling, None).exists():
-            self.ours(blocks, pooling)
+        spec, folder = ftk.FineTuneSpec(blocks), self.features(blocks, pooling, None)
+        options = {"head": self.head(pooling), "batch_size": self.args.batch_size, "verbose": 0}
+        ftk.compute_features(self.backbone(), spec, self.images, folder, **options)
         return self.ours(blocks, pooling)
 
     def sweep(self, blocks: int, pooling: str) -> dict[str, Any]:
