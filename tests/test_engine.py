@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -240,11 +242,14 @@ def scaled(tmp_path, monkeypatch):
 @pytest.mark.once
 @needs_openvino
 @pytest.mark.slow
-def test_a_custom_layer_of_a_module_runs_channels_last(scaled, tiny_images, tmp_path, capsys):
+def test_a_custom_layer_of_a_module_runs_channels_last_which_is_said_once(
+    scaled, tiny_images, tmp_path, capsys
+):
     expected = extracted(scaled(2.0), tiny_images, tmp_path / "cache")
-    found = ftk.extract_features(
-        scaled(2.0), tiny_images, features=openvino(tmp_path / "cache"), preprocessing=None
-    )
+    for part in (tiny_images.take(range(12)), tiny_images):
+        found = ftk.extract_features(
+            scaled(2.0), part, features=openvino(tmp_path / "cache"), preprocessing=None
+        )
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
     assert capsys.readouterr().out.count("1 layer with channels last") == 1
 
@@ -275,11 +280,24 @@ def test_a_layer_that_cannot_be_imported_is_an_error(tiny_images, tmp_path):
 
 
 @pytest.mark.once
+@pytest.mark.slow
+def test_a_backend_that_cannot_be_imported_is_an_error_that_shows_why(
+    tiny_images, small_backbone, tmp_path, monkeypatch, processes
+):
+    (tmp_path / "openvino").mkdir()
+    (tmp_path / "openvino" / "__init__.py").write_text("raise ImportError('libopenvino.so')")
+    monkeypatch.syspath_prepend(tmp_path)
+    remedy = "Check that `KERAS_BACKEND=openvino python -c 'import keras'` works"
+    with pytest.raises(RuntimeError, match=f"{remedy}.*code 1.*ImportError: libopenvino.so"):
+        extracted(small_backbone, tiny_images, openvino(tmp_path / "cache"))
+
+
+@pytest.mark.once
 @needs_openvino
 @pytest.mark.slow
 @pytest.mark.parametrize("kills", [1, 2])
 def test_a_process_that_is_killed_is_started_again_once(
-    tiny_images, small_backbone, tmp_path, processes, kills
+    tiny_images, small_backbone, tmp_path, processes, kills, capsys
 ):
     def kill(count: int) -> None:
         if processes and count in (24 + 20, 24 + 20 + 20)[:kills]:
@@ -292,16 +310,19 @@ def test_a_process_that_is_killed_is_started_again_once(
 
     def extract():
         return ftk.extract_features(
-            small_backbone, images, features=openvino(tmp_path), preprocessing=None, batch_size=1,
-            verbose=0,
-        )  # fmt: skip
+            small_backbone, images, features=openvino(tmp_path), preprocessing=None, batch_size=1
+        )
 
     if kills == 2:
-        message = r"must run until all.*Call again.*ended with code -9"
-        with pytest.raises(RuntimeError, match=message):
+        message = r"must run until all.*Call again.*killed by signal 9 \(Killed\)"
+        with pytest.raises(RuntimeError, match=message) as raised:
             extract()
+        sent = pickle.loads(pickle.dumps(raised.value))  # as an executor does
+        assert str(sent) == str(raised.value)
         assert not list(tmp_path.rglob("*.part"))
     found = extract()
+    again = "\nThe process .* was killed by signal 9 .*It is started again.\n"
+    assert len(re.findall(again, capsys.readouterr().out)) == 1
     assert [each.returncode for each in processes[:kills]] == [-signal.SIGKILL] * kills
     assert len(processes) == kills + 1
     expected = extracted(small_backbone, images, tmp_path)
@@ -398,9 +419,11 @@ def is_alive(pid: int) -> bool:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the states of processes are read in /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_workers_end_with_the_process_that_started_them(tmp_path, number):
+def test_workers_end_with_the_process_that_started_them_and_leave_nothing(tmp_path, number):
+    (tmp_path / "temporary").mkdir()
     with subprocess.Popen(
-        [sys.executable, "-c", ENDLESS, str(tmp_path)],
+        [sys.executable, "-c", ENDLESS, str(tmp_path / "cache")],
+        env={**os.environ, "TMPDIR": str(tmp_path / "temporary")},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -409,6 +432,7 @@ def test_workers_end_with_the_process_that_started_them(tmp_path, number):
         worker = int(next(line for line in lines if line.strip().isdigit()))
         assert any("computing" in line for line in lines)
         assert is_alive(worker)
+        assert list((tmp_path / "temporary").glob("*/prefix.keras"))
         process.send_signal(number)
         last = time.monotonic() + 30
         while is_alive(worker) and time.monotonic() < last:
@@ -416,6 +440,7 @@ def test_workers_end_with_the_process_that_started_them(tmp_path, number):
         process.kill()
     assert not is_alive(worker)
     assert process.returncode != 0
+    assert not list((tmp_path / "temporary").glob("finetune-kit-*"))
 
 
 FLOAT32 = """

@@ -230,14 +230,19 @@ def test_whatever_changes_the_features_is_another_entry(tune, small_backbone, ca
 
 @pytest.mark.parametrize(
     ("module", "name", "value"),
-    [("store", "FORMAT", "another"), ("frozen", "DECODING", {"resize": "nearest"})],
-    ids=["format", "decoding"],
+    [
+        ("finetune_kit._features.store", "FORMAT", "another"),
+        ("finetune_kit._features.frozen", "DECODING", {"resize": "nearest"}),
+        ("keras", "__version__", "0.1"),
+        (keras.backend.backend(), "__version__", "0.1"),
+    ],
+    ids=["format", "decoding", "Keras", "backend"],
 )
-def test_another_format_or_decoding_is_another_entry(
+def test_another_format_decoding_or_version_is_another_entry(
     tune, cache, monkeypatch, no_training, module, name, value
 ):
     before = chunks(cache)
-    monkeypatch.setattr(f"finetune_kit._features.{module}.{name}", value)
+    monkeypatch.setattr(sys.modules[module], name, value)
     tune(features=cache)
     (new,) = chunks(cache) - before
     assert new.parent not in {path.parent for path in before}

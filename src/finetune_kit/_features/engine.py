@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import keras
@@ -43,18 +45,25 @@ def is_other(backend: str | None) -> bool:
 def engine_key(backend: str | None) -> dict[str, Any]:
     """Return what the outputs of a model depend on besides the model and its inputs."""
     if backend is None or not is_other(backend):
-        return {"keras": [keras.__version__, keras.backend.backend()]}
+        name = keras.backend.backend()
+        return {"keras": [keras.__version__, name, _release(sys.modules[name].__version__)]}
     layout = "channels_first" if backend in CHANNELS_FIRST else "channels_last"
     return {
-        "keras": [keras.__version__, backend],
-        "engine": {"version": _version(backend), "precision": "float32", "layout": layout},
+        "keras": [keras.__version__, backend, *_releases(backend)],
+        "engine": {"precision": "float32", "layout": layout},
     }
 
 
-def _version(backend: str) -> list[str]:
-    """Return the versions of the packages that provide a backend, such as tensorflow-cpu."""
-    packages = importlib.metadata.packages_distributions().get(backend, [])
-    return sorted(f"{name} {importlib.metadata.version(name)}" for name in set(packages))
+@cache
+def _releases(package: str) -> list[str]:
+    """Return the versions of what provides a package that is not imported here."""
+    found = importlib.metadata.packages_distributions().get(package, [])
+    return sorted({_release(importlib.metadata.version(name)) for name in found})
+
+
+def _release(version: str) -> str:
+    """Return a version without its build, such as `+cpu`."""
+    return version.partition("+")[0]
 
 
 @contextmanager

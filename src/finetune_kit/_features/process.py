@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,29 @@ from finetune_kit._model.graph import layers_within
 
 
 class Ended(RuntimeError):
-    """A worker has ended before it has answered."""
+    """A worker has ended before it has answered: its backend, exit code and last lines."""
+
+    @property
+    def what(self) -> str:
+        """The process and how it has ended."""
+        return f"The process that computes the frozen part with {self.args[0]!r} {self._how}"
+
+    @property
+    def _how(self) -> str:
+        code = self.args[1]
+        if code < 0:
+            return f"was killed by signal {-code} ({signal.strsignal(-code)})"
+        return f"ended with code {code}"
+
+    def __str__(self) -> str:
+        backend, code, printed = self.args
+        remedy = "Call again to compute the rest; if memory is short, with a smaller batch_size"
+        if code > 0:
+            remedy = f"Check that `KERAS_BACKEND={backend} python -c 'import keras'` works"
+        return (
+            f"The process that computes the frozen part with {backend!r} must run until all images "
+            f"are computed. {remedy}. Received: a process that {self._how}.{printed}"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,13 +96,8 @@ class Worker:
     def _ended(self) -> Ended:
         code = self.process.wait()
         log = Path(self.folder.name, "log.txt").read_text("utf-8", errors="replace")
-        last = log.strip().splitlines()[-3:]
-        printed = f" It printed: {' | '.join(last)}" if last else ""
-        return Ended(
-            f"The process that computes the frozen part with {self.backend!r} must run until all "
-            "images are computed. Call again to compute the rest; if memory is short, with a "
-            f"smaller batch_size. Received: a process that ended with code {code}.{printed}"
-        )
+        last = [line.strip() for line in log.strip().splitlines()[-3:]]
+        return Ended(self.backend, code, f" It printed: {' | '.join(last)}" if last else "")
 
 
 # Workers that wait for another model. They end by themselves after a minute.
@@ -133,7 +151,7 @@ def _started(backend: str) -> Worker:
     folder = tempfile.TemporaryDirectory(prefix="finetune-kit-")
     with Path(folder.name, "log.txt").open("wb") as printed:
         process = subprocess.Popen(
-            [sys.executable, "-m", "finetune_kit._features.worker"],
+            [sys.executable, "-m", "finetune_kit._features.worker", folder.name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=printed,

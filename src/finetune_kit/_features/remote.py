@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from typing import Any
 
@@ -54,6 +54,7 @@ def filled_elsewhere(
         RuntimeError: if its process ends, also at the second attempt.
     """
     on_disk, done, died_at = 0, 0, -1  # batches on disk, images in them, `on_disk` at a death
+    shown = 0  # images
     while on_disk < len(batches):
         left = batches[on_disk:]
         try:
@@ -71,14 +72,17 @@ def filled_elsewhere(
                     if chunk is not None:
                         store.trust(chunk.path)
                         on_disk = number
-                    yield Written(done + count, chunk, seconds)
+                    shown = done + count
+                    yield Written(shown, chunk, seconds)
         except Ended as error:
             if died_at == on_disk:
                 raise
             died_at = on_disk
             done = sum(len(batch.names) for batch in batches[:on_disk])
+            if verbose and shown:
+                print()  # behind the progress bar
             if verbose:
-                print(f"{error} It is started again.", flush=True)
+                print(f"{error.what}. It is started again.", flush=True)
 
 
 def _loaded(inputs: Any, batches: Sequence[Batch]) -> Iterator[tuple[Any, float]]:
@@ -126,12 +130,17 @@ def _check(worker: Worker, model: keras.Model, images: Any, verbose: str | int) 
     own = keras.tree.flatten(outputs_once(model, images))  # while the worker loads the model
     kept = worker.receive()
     if kept and verbose:
-        layers = f"{plural(len(kept), 'layer')} with channels last, between two transpositions"
-        print(f"{worker.backend} computes {layers}: {listed(kept)}", flush=True)
+        _say_kept(worker.backend, kept)
     worker.send("compute", images)
     found = worker.receive()
     if _difference(own, found) > TOLERANCE:
         raise _differs(worker.backend, model, images, own, found)
+
+
+@cache  # once for all passes of a program
+def _say_kept(backend: str, kept: tuple[str, ...]) -> None:
+    layers = f"{plural(len(kept), 'layer')} with channels last, between two transpositions"
+    print(f"{backend} computes {layers}: {listed(kept)}", flush=True)
 
 
 def _difference(expected: list[Any], found: list[Any]) -> float:

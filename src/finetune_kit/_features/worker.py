@@ -10,7 +10,8 @@
 
 An answer is a pair too: `("done", value)`; `("failed", reason)` if the backend fails; `("raised",
 error)` if images cannot be loaded or features not be written. The program ends when its input does,
-which also happens when the process that started it dies, and when it has waited for a minute.
+because the process that started it has died, and deletes its folder, which is its argument. It also
+ends when it has waited for a minute.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import importlib
 import os
 import pickle
 import queue
+import shutil
 import sys
 import threading
 import traceback
@@ -121,7 +123,7 @@ def _receive(stream: IO[bytes], tasks: queue.Queue[Any]) -> None:
         while True:
             tasks.put(pickle.load(stream))
     except EOFError:
-        pass
+        shutil.rmtree(sys.argv[1], ignore_errors=True)
     except Exception:  # such as a class that cannot be imported here
         traceback.print_exc()
     finally:
@@ -134,6 +136,7 @@ def _or_failed(function: Callable[[Any], Any], value: Any) -> Any:
     except Exception as error:  # whatever a backend raises
         # What Keras cannot load is at the end of its message, behind the config of the model.
         reason = " ".join(str(error).rpartition("Exception encountered: ")[2].split())
+        reason = reason.partition(" Full object config: ")[0]
         raise _BackendError(f"{type(error).__name__}: {reason[:300]}") from error
 
 
