@@ -55,6 +55,7 @@ lint: $(VENV)/.lint  ## check style and formatting
 
 types: $(VENV)/.lint  ## check types
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file benchmarks/mypy.ini
 
 docs: $(VENV)/.docs  ## build the docs (docs/_build/html) and run their examples
 	$(RUN) -m sphinx -n -W --keep-going -q -b html docs docs/_build/html

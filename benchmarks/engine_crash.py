@@ -60,7 +60,7 @@ def compute(photos: Path, cache: Path, result: Path) -> None:
         batch_size=8,
         verbose=0,
     )
-    np.save(result, found)
+    np.save(result, np.asarray(found))
 
 
 def start(photos: Path, folder: Path) -> multiprocessing.Process:

@@ -58,7 +58,10 @@ def main() -> None:
     print("|---|---|---:|---:|---:|---:|")
     for blocks in (0, 2):
         with tempfile.TemporaryDirectory() as folder:
-            ways = {"False": False, "kept": ftk.FeatureCache(folder)}
+            ways: dict[str, ftk.FeatureCache | bool] = {
+                "False": False,
+                "kept": ftk.FeatureCache(folder),
+            }
             if args.backend:
                 ways[args.backend] = ftk.FeatureCache(folder, backend=args.backend)
             found = {

@@ -57,7 +57,7 @@ def main() -> None:
         (twin, _), (again, _) = channels_first(model), channels_first(model)
         if keras.backend.backend() == "openvino":
             # OpenVINO's default is bfloat16, where the processor has it.
-            openvino = sys.modules["openvino"]
+            openvino: Any = sys.modules["openvino"]
             default = openvino.compile_model
             openvino.compile_model = lambda *graph, default=default: default(*graph, FLOAT32)
             twin.predict_on_batch(halves[0])
@@ -72,7 +72,8 @@ def main() -> None:
             for kind, compute in kinds.items()
         }
         costs = ", ".join(f"{kind} {value:.1f} ms" for kind, value in found.items())
-        print(f"{name}: {costs}; bit-equal: {np.array_equal(*outputs)}", flush=True)
+        one, other = outputs
+        print(f"{name}: {costs}; bit-equal: {np.array_equal(one, other)}", flush=True)
 
 
 if __name__ == "__main__":

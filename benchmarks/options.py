@@ -66,7 +66,7 @@ SOUP = {
     "cosine at 1e-4": ("cosine", 1e-4), "cosine": ("cosine", RATE),
     "cosine at 1e-3": ("cosine", 1e-3),
 }  # fmt: skip
-TRAININGS = {  # arguments of `Trainer.train`
+TRAININGS: dict[str, dict[str, Any]] = {  # arguments of `Trainer.train`
     **{name: {"schedule": schedule, "rate": rate} for name, (schedule, rate) in SOUP.items()},
     "ema": {"schedule": "constant", "momentum": 0.95}, "one_cycle": {"schedule": "one_cycle"},
     "warmup": {"schedule": "warmup"}, "affine": {"rate": 3e-3, "trains": "affine"},

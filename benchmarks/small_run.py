@@ -64,14 +64,16 @@ def main() -> None:
     specs = ftk.linear_probe_then_fine_tune(2, probe_epochs=args.epochs, epochs=args.epochs)
     print(f"{'':12} {'processor':>8} {'wall':>7}")
     with tempfile.TemporaryDirectory() as folder:
-        kept = {}
-        if args.backend:
-            kept = {"features": ftk.FeatureCache(folder, backend=args.backend)}
+        kept = ftk.FeatureCache(folder, backend=args.backend) if args.backend else None
+        train, validation, test = parts
         tuned = timed(
-            "fine_tune", lambda: ftk.fine_tune(backbone, head, specs, *parts[:2], verbose=0, **kept)
+            "fine_tune",
+            lambda: ftk.fine_tune(
+                backbone, head, specs, train, validation, verbose=0, features=kept
+            ),
         )
-        timed("evaluate", lambda: ftk.evaluate(tuned, parts[2], **kept))
-        timed("again", lambda: ftk.evaluate(tuned, parts[2], **kept))
+        timed("evaluate", lambda: ftk.evaluate(tuned, test, features=kept))
+        timed("again", lambda: ftk.evaluate(tuned, test, features=kept))
     print({name: round(seconds, 2) for name, seconds in tuned.timings.items()})
 
 

@@ -25,6 +25,7 @@ import numpy as np
 
 from finetune_kit._features import store
 from finetune_kit._features.entry import Entry
+from finetune_kit._features.place import Place
 from finetune_kit._features.rows import Rows
 
 # What one image takes of float32: 16 numbers, a pooled output, a map of 7 x 7 x 160.
@@ -37,7 +38,7 @@ def digests(count: int) -> list[str]:
 
 def opened(folder: Path, size: int, names: Sequence[str]) -> Entry:
     about = {"shapes": [(size,)], "dtype": "float32"}
-    return Entry(folder, about, Rows.named(np.arange(len(names)), names))
+    return Entry(Place(folder), about, Rows.named(np.arange(len(names)), names))
 
 
 def write(folder: Path, size: int, names: Sequence[str]) -> int:
@@ -52,7 +53,7 @@ def write(folder: Path, size: int, names: Sequence[str]) -> int:
         with path.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, {**header, "shape": (len(part),)})
             file.truncate(file.tell() + len(part) * empty._record.itemsize)
-        store._write_index(path, part)
+        store._write_index(empty.place, path, part)
     return -(-len(names) // rows)
 
 

@@ -142,7 +142,8 @@ class Bench:
             pixels = tf.io.decode_image(tf.io.read_file(path), 3, expand_animations=False)
             return tf.image.resize(pixels, SIZE), label
 
-        paths = [self.images.source.paths[row] for row in self.images.rows.tolist()]
+        source: Any = self.images.source
+        paths = [source.paths[row] for row in self.images.rows.tolist()]
         data = tf.data.Dataset.from_tensor_slices((paths, self.y))
         data = data.map(decoded, tf.data.AUTOTUNE).cache().shuffle(1000)
         data = data.batch(self.args.batch_size).prefetch(tf.data.AUTOTUNE)
