@@ -1,14 +1,17 @@
 """Compare training on kept features with training on pixels: losses, and accuracy on test images.
 
     KERAS_BACKEND=tensorflow|jax|torch python benchmarks/exactness.py FOLDER
-        [--images 1000] [--epochs 10] [--seeds 3] [--backend openvino]
+        [--images 1000] [--epochs 10] [--seeds 3] [--backend openvino] [--dtype float16]
+        [--without-pixels]
 
 FOLDER holds a folder for each class. MobileNetV2 (x0.5, ImageNet weights) is trained on four fifths
 of the images, with no block and with two blocks, in batches of 32 with Adam at 1e-3, and tested on
-the others: with `features=False`, with kept features, and with features that the named backend
-computes. A seed decides the split, the order of the images and dropout. For each of the last two,
-the script prints how far the losses are from those with `features=False`, relative to their size
-and at most over the seeds, the accuracies, and how many predicted classes differ.
+the others: with `features=False`, with kept features, with features that the named backend
+computes, and with features of the named type. A seed decides the split, the order of the images and
+dropout. The script prints how far the losses of each way are from those of the first one, relative
+to their size and at most over the seeds, the accuracies, and how many predicted classes differ.
+`--without-pixels` leaves out `features=False`, which takes most of the time; the first way is then
+that with kept features.
 """
 
 from __future__ import annotations
@@ -50,6 +53,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10, help="default: 10")
     parser.add_argument("--seeds", type=int, default=3, help="how many (default: 3)")
     parser.add_argument("--backend", help="computes the frozen part too, such as openvino")
+    parser.add_argument("--dtype", help="keeps the features too, such as float16")
+    parser.add_argument("--without-pixels", action="store_true", help="only kept features")
     args = parser.parse_args()
     images = ftk.read_image_folder(args.folder)
     images = images.take(np.linspace(0, len(images) - 1, args.images).astype(int))
@@ -58,18 +63,20 @@ def main() -> None:
     print("|---|---|---:|---:|---:|---:|")
     for blocks in (0, 2):
         with tempfile.TemporaryDirectory() as folder:
-            ways: dict[str, ftk.FeatureCache | bool] = {
-                "False": False,
-                "kept": ftk.FeatureCache(folder),
-            }
+            ways: dict[str, ftk.FeatureCache | bool]
+            ways = {} if args.without_pixels else {"False": False}
+            ways["kept"] = ftk.FeatureCache(folder)
+            if args.dtype:
+                ways[args.dtype] = ftk.FeatureCache(folder, dtype=args.dtype)
             if args.backend:
                 ways[args.backend] = ftk.FeatureCache(folder, backend=args.backend)
             found = {
                 way: [trained(blocks, s, args.epochs, images, kept) for s in range(args.seeds)]
                 for way, kept in ways.items()
             }
+        first = next(iter(found.values()))
         for way, runs in found.items():
-            pairs = list(zip(runs, found["False"], strict=True))
+            pairs = list(zip(runs, first, strict=True))
             apart = np.max([np.abs(one[0] / other[0] - 1) for one, other in pairs], axis=0)
             accuracies = ", ".join(f"{np.mean(run[1] == run[2]):.3f}" for run in runs)
             others = sum(int((one[2] != other[2]).sum()) for one, other in pairs)

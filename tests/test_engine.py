@@ -295,6 +295,18 @@ def test_a_backend_that_cannot_be_imported_is_an_error_that_shows_why(
 @pytest.mark.once
 @needs_openvino
 @pytest.mark.slow
+def test_files_in_the_working_folder_do_not_hide_modules_of_python(
+    tiny_images, small_backbone, tmp_path, monkeypatch, processes
+):
+    (tmp_path / "queue.py").write_text("raise ImportError('not that of Python')")
+    monkeypatch.chdir(tmp_path)
+    extracted(small_backbone, tiny_images.take(range(4)), openvino(tmp_path / "cache"))
+    assert len(processes) == 1
+
+
+@pytest.mark.once
+@needs_openvino
+@pytest.mark.slow
 @pytest.mark.parametrize("kills", [1, 2])
 def test_a_process_that_is_killed_is_started_again_once(
     tiny_images, small_backbone, tmp_path, processes, kills, capsys

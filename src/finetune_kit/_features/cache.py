@@ -31,7 +31,7 @@ class CacheEntry:
 
     Attributes:
         key: name of its folder. It depends on the graph and weights of the prefix, the
-            preprocessing, the image size and the storage type.
+            preprocessing, the image size, the storage type, and the backend with its version.
         model: name of the model that the prefix was cut from; `"?"` if its `entry.json` is lost;
             `shapes` is then empty and `dtype` `"?"`. Its features can still be used.
         shapes: shape of the features of one image, for each tensor that crosses the cut.
@@ -68,7 +68,7 @@ class FeatureCache:
             `"openvino"` (for CPUs), `"tensorflow"`, `"jax"` or `"torch"`. Defaults to None: the
             backend of the training. Layers of your own must be defined in a module that can be
             imported. The outputs for two images are compared with those of the training backend.
-            Features of different backends are different entries.
+            Features of different backends, or versions of them, are different entries.
         local_folder: with a URL, the folder for copies of what was read from the bucket. Several
             caches may share it. Defaults to None: `finetune-kit` in the user's cache folder
             (`$XDG_CACHE_HOME`, or `~/.cache`).

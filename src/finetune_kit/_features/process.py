@@ -151,7 +151,7 @@ def _started(backend: str) -> Worker:
     folder = tempfile.TemporaryDirectory(prefix="finetune-kit-")
     with Path(folder.name, "log.txt").open("wb") as printed:
         process = subprocess.Popen(
-            [sys.executable, "-m", "finetune_kit._features.worker", folder.name],
+            [sys.executable, "-P", "-m", "finetune_kit._features.worker", folder.name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=printed,
