@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import finetune_kit as ftk
-from finetune_kit._features import engine, entry, process
+from finetune_kit._features import engine, entry, process, remote
 from finetune_kit._features.engine import BACKENDS
 
 layers = keras.layers
@@ -268,6 +268,26 @@ def test_a_backend_that_computes_something_else_is_an_error(scaled, tiny_images,
 @pytest.mark.once
 @needs_openvino
 @pytest.mark.slow
+def test_a_process_that_replaces_one_that_died_at_its_start_is_compared_too(
+    scaled, tiny_images, tmp_path, monkeypatch, processes
+):
+    start = subprocess.Popen
+
+    def popen(*args, **options):
+        started = start(*args, **options)
+        if len(processes) == 1:
+            started.kill()
+        return started
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    with pytest.raises(ValueError, match=r"`backend` must compute .*first other one 'scale'"):
+        extracted(scaled(2.01), tiny_images, openvino(tmp_path / "cache"))
+    assert processes[0].returncode == -signal.SIGKILL
+
+
+@pytest.mark.once
+@needs_openvino
+@pytest.mark.slow
 def test_a_layer_that_cannot_be_imported_is_an_error(tiny_images, tmp_path):
     class Inner(layers.Layer):
         def call(self, x):
@@ -381,6 +401,29 @@ def test_a_process_that_waits_too_long_ends_and_is_replaced(
     processes[0].wait(10)
     extracted(small_backbone, tiny_images, openvino(tmp_path))
     assert len(processes) == 2
+
+
+@pytest.mark.once
+@needs_openvino
+@pytest.mark.slow
+def test_a_process_waits_as_long_as_the_training_backend_compiles_but_rests_for_a_minute_only(
+    tiny_images, small_backbone, tmp_path, monkeypatch, processes
+):
+    start, compute = subprocess.Popen, remote.outputs_once
+
+    def popen(command, **options):  # a minute is a second
+        code = "from finetune_kit._features import worker; worker.IDLE = 1; worker.main()"
+        return start([sys.executable, "-P", "-c", code, command[-1]], **options)
+
+    def slow(*args):
+        time.sleep(8)
+        return compute(*args)
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    monkeypatch.setattr(remote, "outputs_once", slow)
+    extracted(small_backbone, tiny_images, openvino(tmp_path))
+    assert len(processes) == 1
+    assert processes[0].wait(60) == 0
 
 
 ENDLESS = """

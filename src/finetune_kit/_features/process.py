@@ -131,6 +131,8 @@ def working(backend: str, model: keras.Model, batch_size: int) -> Iterator[Worke
     if custom:
         worker.end()
     else:
+        with suppress(Ended):  # it is found when it is taken
+            worker.send("rest", None)
         _waiting.append(worker)
 
 

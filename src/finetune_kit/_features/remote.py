@@ -54,19 +54,19 @@ def filled_elsewhere(
         RuntimeError: if its process ends, also at the second attempt.
     """
     on_disk, done, died_at = 0, 0, -1  # batches on disk, images in them, `on_disk` at a death
-    shown = 0  # images
+    shown, is_checked = 0, False  # images, and whether the outputs have been compared
     while on_disk < len(batches):
         left = batches[on_disk:]
         try:
             with working(backend, model, batch_size) as worker:
                 loaded = _loaded(inputs, left)
-                if died_at < 0:
+                if is_checked:
+                    worker.receive()
+                else:
                     first = next(loaded)
                     few = keras.tree.map_structure(lambda x: x[:2], first[0])
                     _check(worker, model, few, verbose)
-                    loaded = chain([first], loaded)
-                else:
-                    worker.receive()
+                    loaded, is_checked = chain([first], loaded), True
                 answers = _written(worker, inputs, left, loaded, writer)
                 for number, (count, chunk, seconds) in enumerate(answers, start=on_disk + 1):
                     if chunk is not None:

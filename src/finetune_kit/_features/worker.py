@@ -7,11 +7,12 @@
 - `"fill"`, `(writer, inputs, batches)`: load batches of images, compute them and write chunks. One
   answer for each batch is what `Writer.write` yields. Where `inputs` is None, a task `"batch"`
   follows for each batch.
+- `"rest"`: there is no answer, and perhaps no further task.
 
 An answer is a pair too: `("done", value)`; `("failed", reason)` if the backend fails; `("raised",
 error)` if images cannot be loaded or features not be written. The program ends when its input does,
 because the process that started it has died, and deletes its folder, which is its argument. It also
-ends when it has waited for a minute.
+ends when it has rested for a minute.
 """
 
 from __future__ import annotations
@@ -99,12 +100,15 @@ def main() -> None:
             return iter([_or_failed(compute, value)])
         return load(value) if name == "load" else fill(value)
 
+    timeout = None
     while True:
         try:
-            name, value = tasks.get(timeout=IDLE)
+            name, value = tasks.get(timeout=timeout)
         except queue.Empty:
-            return
-        _answer(results, partial(answers, name, value))
+            os._exit(0)  # Python aborts if it ends by itself while a thread waits for input
+        timeout = IDLE if name == "rest" else None
+        if name != "rest":
+            _answer(results, partial(answers, name, value))
 
 
 def _import_keras() -> _Hidden:
