@@ -416,7 +416,7 @@ def test_a_process_waits_as_long_as_the_training_backend_compiles_but_rests_for_
         return start([sys.executable, "-P", "-c", code, command[-1]], **options)
 
     def slow(*args):
-        time.sleep(8)
+        time.sleep(5)
         return compute(*args)
 
     monkeypatch.setattr(subprocess, "Popen", popen)

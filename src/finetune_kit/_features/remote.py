@@ -79,10 +79,8 @@ def filled_elsewhere(
                 raise
             died_at = on_disk
             done = sum(len(batch.names) for batch in batches[:on_disk])
-            if verbose and shown:
-                print()  # behind the progress bar
             if verbose:
-                print(f"{error.what}. It is started again.", flush=True)
+                print("\n" * (shown > 0), error.what, ". It is started again.", sep="", flush=True)
 
 
 def _loaded(inputs: Any, batches: Sequence[Batch]) -> Iterator[tuple[Any, float]]:

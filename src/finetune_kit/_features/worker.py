@@ -100,15 +100,8 @@ def main() -> None:
             return iter([_or_failed(compute, value)])
         return load(value) if name == "load" else fill(value)
 
-    timeout = None
-    while True:
-        try:
-            name, value = tasks.get(timeout=timeout)
-        except queue.Empty:
-            os._exit(0)  # Python aborts if it ends by itself while a thread waits for input
-        timeout = IDLE if name == "rest" else None
-        if name != "rest":
-            _answer(results, partial(answers, name, value))
+    for name, value in _until_rested(tasks):
+        _answer(results, partial(answers, name, value))
 
 
 def _import_keras() -> _Hidden:
@@ -132,6 +125,19 @@ def _receive(stream: IO[bytes], tasks: queue.Queue[Any]) -> None:
         traceback.print_exc()
     finally:
         os._exit(1)  # also within a batch, whose outputs nobody reads
+
+
+def _until_rested(tasks: queue.Queue[Any]) -> Iterator[tuple[str, Any]]:
+    """Yield tasks. End the program if a rest is too long."""
+    timeout = None
+    while True:
+        try:
+            name, value = tasks.get(timeout=timeout)
+        except queue.Empty:
+            os._exit(0)  # Python aborts if it ends by itself while a thread waits for input
+        timeout = IDLE if name == "rest" else None
+        if name != "rest":
+            yield name, value
 
 
 def _or_failed(function: Callable[[Any], Any], value: Any) -> Any:
