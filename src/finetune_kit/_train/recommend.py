@@ -97,8 +97,8 @@ def recommend(
         A `Recommendation`. Print it to see the evidence.
 
     Raises:
-        ValueError: if a class has a single image (or group) and there is no `validation`, or an
-            argument does not fit the others.
+        ValueError: if a class has a single image (or group), or all of them must be in one fold,
+            and there is no `validation`; or if an argument does not fit the others.
 
     Example:
         >>> x = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
@@ -209,9 +209,8 @@ def _parts(train: ImageSet, validation: ImageSet | None, seed: int) -> Parts:
     groups = np.arange(len(train)) if train.groups is None else train.groups
     classes = range(len(train.class_names))
     counts = [len(np.unique(groups[_members(train, label)])) for label in classes]
-    fewest = min(counts)
+    fewest, noun = min(counts), "image" if train.groups is None else "group"
     if fewest < 2:
-        noun = "image" if train.groups is None else "group"
         name = train.class_names[counts.index(fewest)]
         raise ValueError(
             f"Each class must have at least two {noun}s, one to train on and one to validate on; "
@@ -220,7 +219,15 @@ def _parts(train: ImageSet, validation: ImageSet | None, seed: int) -> Parts:
     folds = StratifiedFolds(min(_FOLDS, fewest), seed=seed)
     # Names of the classes, because a log message names them.
     labels = train.labels if train.multi_label else np.array(train.class_names)[train.labels]
-    return list(folds.split(None, labels, train.groups))
+    parts = list(folds.split(None, labels, train.groups))
+    for name, label in zip(train.class_names, classes, strict=True):
+        if not all(_members(train, label)[before].any() for before, _ in parts):
+            raise ValueError(
+                f"Each class must have {noun}s in at least two of the {len(parts)} folds, which "
+                f"{noun}s of several classes can make impossible; pass `validation`. "
+                f"Received: all {noun}s of {name!r} in one fold"
+            )
+    return parts
 
 
 def _groups(train: ImageSet, count: int) -> NDArray[np.int64]:
