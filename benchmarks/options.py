@@ -22,21 +22,17 @@ BatchNormalization in inference mode; the last epoch is kept. What options it is
 - mixup: features at the cut and labels are mixed, with Beta(0.2, 0.2) (arXiv:1806.05236).
 - l2sp: a penalty of 0.1 / 2 on the squared distance to the pretrained weights (arXiv:1802.01483).
 - smoothing: labels smoothed by 0.1 (arXiv:1512.00567).
-- decay: with one cycle, the rate falls by a factor of 0.75 from each block to the one before it, as
-  `FineTuneSpec(layer_decay=0.75)` (BEiT, arXiv:2106.08254).
-- short, long: one cycle over 6 and 24 epochs.
 - flip: the mean of the probabilities of each test image and of its mirror image.
 - range: at the rate that `learning_rate_range` suggests.
 - new head, new head range: from a new head, at 1e-3 and at the rate that `learning_rate_range`
   suggests for it.
 
-All but the first five rows, decay, short and long have a rate that falls along a cosine. The steps
-run in one `tf.function`, so the script needs TensorFlow. Each result is a JSON file in `--out`;
-what is there already is not repeated. `--table` prints a table: differences of accuracy and log
-loss on the test images in the mean over seeds, and on how many sets an option is better. The log
-loss is given as it is and at the best temperature of each model, which sets apart what only changes
-its confidence. A second table has calibration errors, and those of labels that are drawn from the
-probabilities.
+All but the first five rows have a rate that falls along a cosine. The steps run in one
+`tf.function`, so the script needs TensorFlow. Each result is a JSON file in `--out`; what is there
+already is not repeated. `--table` prints a table: differences of accuracy and log loss on the test
+images in the mean over seeds, and on how many sets an option is better. The log loss is given as it
+is and at the best temperature of each model, which sets apart what only changes its confidence. A
+second table has calibration errors, and those of labels that are drawn from the probabilities.
 `--options` trains some of the options only.
 """
 
@@ -63,7 +59,7 @@ import finetune_kit as ftk
 from finetune_kit._train.calibration import best_temperature, losses, tempered
 from finetune_kit._train.probe import validated
 
-SIZE, BATCH, EPOCHS, RATE, DECAY = (224, 224), 32, 12, 3e-4, 0.75
+SIZE, BATCH, EPOCHS, RATE = (224, 224), 32, 12, 3e-4
 SHARES = (0.2, 0.4, 0.6, 0.8, 0.9)  # of the way from the start to the trained weights
 SOUP = {
     "constant at 1e-4": ("constant", 1e-4), "constant": ("constant", RATE),
@@ -74,9 +70,6 @@ TRAININGS = {  # arguments of `Trainer.train`
     **{name: {"schedule": schedule, "rate": rate} for name, (schedule, rate) in SOUP.items()},
     "ema": {"schedule": "constant", "momentum": 0.95}, "one_cycle": {"schedule": "one_cycle"},
     "warmup": {"schedule": "warmup"}, "affine": {"rate": 3e-3, "trains": "affine"},
-    "decay": {"schedule": "one_cycle", "trains": "decay"},
-    "short": {"schedule": "one_cycle", "epochs": 6},
-    "long": {"schedule": "one_cycle", "epochs": 24},
     "mixup": {"mixup": 0.2}, "l2sp": {"penalty": 0.1}, "smoothing": {"smoothing": 0.1},
 }  # fmt: skip
 OF_OTHERS = {  # what is made of trainings, and of which
@@ -86,7 +79,6 @@ OF_OTHERS = {  # what is made of trainings, and of which
 COMPARED = {  # an option, and what it is compared with
     "cosine": "constant", "one_cycle": "constant", "one_cycle ": "cosine", "warmup": "cosine",
     "ema": "constant", "ema ": "cosine", "interpolation": "cosine", "soup": "best single run",
-    "decay": "one_cycle", "short": "one_cycle", "long": "one_cycle",
     "affine": "cosine", "mixup": "cosine", "l2sp": "cosine", "smoothing": "cosine",
     "flip": "cosine", "range": "cosine", "new head range": "new head",
 }  # fmt: skip
@@ -109,13 +101,7 @@ def shares_of_rate(schedule: str, steps: int) -> np.ndarray:
 class Trainer:
     """The trailing blocks and a head, which one compiled step trains in all ways."""
 
-    def __init__(
-        self,
-        suffix: keras.Model,
-        features: np.ndarray,
-        labels: np.ndarray,
-        blocks: Sequence[ftk.Block],
-    ) -> None:
+    def __init__(self, suffix: keras.Model, features: np.ndarray, labels: np.ndarray) -> None:
         classes = int(labels.max()) + 1
         inputs = keras.Input(suffix.input_shape[1:])
         pooled = keras.layers.GlobalAveragePooling2D()(suffix(inputs))
@@ -132,16 +118,10 @@ class Trainer:
         self._targets = tf.one_hot(labels, classes)
         self._classes = classes
         self._predict = tf.function(lambda x: self.model(x, training=False))
-        behind = {name: i for i, b in enumerate(blocks[::-1], start=1) for name in b.layers}
-        depth = {id(w): behind[layer.name] for layer in suffix.layers for w in layer.weights}
-        factors = [DECAY ** depth.get(id(w), 0) for w in (*self.kernels, *self.head.weights)]
         trained = {"blocks": self.kernels, "affine": self.affine}
         self.steps = {kind: self._step([*ws, *self.head.weights]) for kind, ws in trained.items()}
-        self.steps["decay"] = self._step([*self.kernels, *self.head.weights], factors)
 
-    def _step(
-        self, variables: Sequence[Any], factors: Sequence[float] = ()
-    ) -> tuple[Any, keras.Optimizer, list[Any]]:
+    def _step(self, variables: Sequence[Any]) -> tuple[Any, keras.Optimizer, list[Any]]:
         """Return a training step, its optimizer and the averages of the weights."""
         optimizer = keras.optimizers.Adam()
         optimizer.build(list(variables))
@@ -163,10 +143,7 @@ class Trainer:
                 loss += 0.5 * penalty * far
             gradients = tape.gradient(loss, values)
             optimizer.learning_rate.assign(rate)
-            before = [tf.identity(value) for value in values] if factors else []
             optimizer.apply(gradients)
-            for value, old, factor in zip(values, before, factors, strict=bool(factors)):
-                value.assign(old + factor * (value - old))  # as a rate times this factor
             for average, value in zip(averages, values, strict=True):
                 average.assign(momentum * average + (1 - momentum) * value)
 
@@ -188,7 +165,6 @@ class Trainer:
         schedule: str = "cosine",
         *,
         rate: float = RATE,
-        epochs: int = EPOCHS,
         trains: str = "blocks",
         mixup: float = 0.0,
         penalty: float = 0.0,
@@ -202,10 +178,10 @@ class Trainer:
             variable.assign(tf.zeros_like(variable.value))
         for average, value in zip(averages, self._trained(trains), strict=True):
             average.assign(value.value)
-        total = epochs * math.ceil(len(rows) / BATCH)
+        total = EPOCHS * math.ceil(len(rows) / BATCH)
         rates = iter(rate * shares_of_rate(schedule, total))
         rng = np.random.default_rng((seed, 77))
-        for epoch in range(epochs):
+        for epoch in range(EPOCHS):
             order = np.random.default_rng((seed, epoch)).permutation(rows)
             for i in range(0, len(order), BATCH):
                 chosen = order[i : i + BATCH]
@@ -437,7 +413,7 @@ def main() -> None:
             at = blocks[-args.blocks - 1].name
             both = features_of(folder, backbone, at, args.out / "features")
             images = ftk.read_image_folder(folder)
-            trainer = Trainer(suffix, both[0], images.labels, blocks[-args.blocks :])
+            trainer = Trainer(suffix, both[0], images.labels)
             rate_for = partial(suggested, backbone, args.blocks, images, args.out / "features")
             result = measure(trainer, rate_for, both, images, seed, args.options)
             draft = file.with_suffix(".part")
