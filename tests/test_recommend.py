@@ -119,6 +119,37 @@ def test_the_same_call_recommends_the_same(found, images):
         np.testing.assert_array_equal(one, other)
 
 
+def striped(count: int, seed: int) -> ftk.ImageSet:
+    """Noise with stripes, across or down."""
+    rng = np.random.default_rng(seed)
+    x = rng.integers(0, 120, (count, 16, 16, 3))
+    x[::2, :, ::2] += 60
+    x[1::2, ::2] += 60
+    names = ["across", "down"]
+    return ftk.ImageSet.from_arrays(x.astype(np.uint8), np.arange(count) % 2, class_names=names)
+
+
+def test_each_backend_recommends_the_same():
+    """The expected numbers are those of TensorFlow; this test runs on each backend."""
+    backbone, rng = network(), np.random.default_rng(0)
+    weights = [
+        rng.normal(0, math.sqrt(2 / np.prod(w.shape[:-1])), w.shape) if w.ndim > 1 else w
+        for w in backbone.get_weights()
+    ]
+    backbone.set_weights(weights)  # Keras draws others on each backend
+    found = ftk.recommend(backbone, striped(40, 0), striped(24, 1), **OPTIONS)
+    losses = {
+        "the head alone": 0.14154,
+        "1 block at 0.0003": 0.11558,
+        "2 blocks at 0.0001": 0.12292,
+        "2 blocks at 0.0003": 0.08435,
+    }
+    assert {e.recipe: e.loss for e in found.evidence} == pytest.approx(losses, rel=2e-3)
+    assert [e.recipe for e in found.evidence if e.recommended] == ["2 blocks at 0.0003"]
+    assert found.specs[0].trainable_blocks == 2
+    assert found.keywords["calibrate"] == pytest.approx(0.77765, rel=2e-3)
+
+
 def test_the_evidence_is_a_table_and_a_view(found, images):
     first, *others = found.evidence
     assert first.recipe == "the head alone"
@@ -265,7 +296,9 @@ def test_a_class_that_cannot_be_validated():
     with pytest.raises(ValueError, match=r"at least two groups.*1 group of"):
         ftk.recommend(network(), images, **OPTIONS)
     # Each class is in two of three groups, so one of two folds holds all images of a class.
-    pairs = ftk.ImageSet.from_arrays(x[:6], [0, 0, 1, 1, 2, 2], groups=["a", "b", "b", "c", "c", "a"])
+    pairs = ftk.ImageSet.from_arrays(
+        x[:6], [0, 0, 1, 1, 2, 2], groups=["a", "b", "b", "c", "c", "a"]
+    )
     with pytest.raises(ValueError, match=r"groups in at least two of the 2 folds.*all groups of"):
         ftk.recommend(network(), pairs, **OPTIONS)
     several = ftk.ImageSet.from_arrays(x[:3], [[1, 1, 0], [0, 1, 1], [1, 0, 1]])
