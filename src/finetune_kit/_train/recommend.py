@@ -60,7 +60,8 @@ def recommend(
        rate that rises and falls in one cycle (Smith and Topin, arXiv:1708.07120), at several depths
        and rates, on features of the part in front of them. No epoch is chosen by validation images,
        which would make the losses too low. All are tried on the first fold, the best ones on the
-       others (successive halving: Jamieson and Talwalkar, AISTATS 2016).
+       others (successive halving: Jamieson and Talwalkar, AISTATS 2016). The number of epochs, 12,
+       is the same for all, and so is the rate of all blocks: no `layer_decay` is tried.
     4. Of the recipes whose validation loss is within one standard error of the lowest, the simplest
        is recommended (Breiman et al., Classification and Regression Trees, 1984); the standard
        error is that of the paired difference. The losses are compared after temperature scaling
@@ -84,7 +85,9 @@ def recommend(
         validation: the images to validate on. Defaults to none: five folds of `train`, or fewer
             where a class has fewer images, validate each recipe on all images. The images of a
             group (see `ImageSet.groups`) are in one fold.
-        budget: `"fast"` (default) tries three ways to train blocks, `"thorough"` seven.
+        budget: `"fast"` (default) tries three ways to train blocks: the last quarter of them at
+            3e-4, half of them at 1e-4 and at 3e-4. `"thorough"` tries seven: also three quarters,
+            and other rates.
         depths: whether to try features of several depths too, of a `keras.Model`. Pass
             `Recommendation.backbone` to `fine_tune`. Defaults to False.
         preprocessing: see `fine_tune`.

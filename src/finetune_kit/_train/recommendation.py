@@ -67,7 +67,7 @@ class LearningCurve:
 
     Attributes:
         evidence: an `Evidence` for each share of the training images.
-        reason: what it says about more images.
+        reason: what it says about more images and, by the recipes that were tried, about depth.
     """
 
     evidence: tuple[Evidence, ...]
@@ -113,8 +113,8 @@ class Recommendation:
     def learning_curve(self) -> LearningCurve:
         """Return how well the head alone does with a quarter, a half and all of the images.
 
-        It says whether more images would help. Print it for a table. It takes a few logistic
-        regressions, no training.
+        It says whether more images would help, and whether training blocks helps. Print it for a
+        table. It takes a few logistic regressions, no training.
         """
         trials = [self.probed.fitted_on(share) for share in _SHARES]
         order = np.concatenate([after for _, after in self.probed.parts])
