@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import math
 import re
 
@@ -118,6 +119,37 @@ def test_the_same_call_recommends_the_same(found, images):
         np.testing.assert_array_equal(one, other)
 
 
+def striped(count: int, seed: int) -> ftk.ImageSet:
+    """Noise with stripes, across or down."""
+    rng = np.random.default_rng(seed)
+    x = rng.integers(0, 120, (count, 16, 16, 3))
+    x[::2, :, ::2] += 60
+    x[1::2, ::2] += 60
+    names = ["across", "down"]
+    return ftk.ImageSet.from_arrays(x.astype(np.uint8), np.arange(count) % 2, class_names=names)
+
+
+def test_each_backend_recommends_the_same():
+    """The expected numbers are those of TensorFlow; this test runs on each backend."""
+    backbone, rng = network(), np.random.default_rng(0)
+    weights = [
+        rng.normal(0, math.sqrt(2 / np.prod(w.shape[:-1])), w.shape) if w.ndim > 1 else w
+        for w in backbone.get_weights()
+    ]
+    backbone.set_weights(weights)  # Keras draws others on each backend
+    found = ftk.recommend(backbone, striped(40, 0), striped(24, 1), **OPTIONS)
+    losses = {
+        "the head alone": 0.14154,
+        "1 block at 0.0003": 0.11558,
+        "2 blocks at 0.0001": 0.12292,
+        "2 blocks at 0.0003": 0.08435,
+    }
+    assert {e.recipe: e.loss for e in found.evidence} == pytest.approx(losses, rel=2e-3)
+    assert [e.recipe for e in found.evidence if e.recommended] == ["2 blocks at 0.0003"]
+    assert found.specs[0].trainable_blocks == 2
+    assert found.keywords["calibrate"] == pytest.approx(0.77765, rel=2e-3)
+
+
 def test_the_evidence_is_a_table_and_a_view(found, images):
     first, *others = found.evidence
     assert first.recipe == "the head alone"
@@ -150,6 +182,7 @@ def test_a_learning_curve_has_a_row_for_each_share(found, images):
     assert quarter.images == half.images == whole.images == len(images)
     assert math.isnan(whole.error)
     assert "Half of the training images" in str(curve)
+    assert re.search(r"Training \d blocks? at [\d.e-]+ changes it by [+-]\d", curve.reason)
     assert curve.reason == found.learning_curve().reason
 
 
@@ -213,12 +246,13 @@ def test_several_labels_per_image(quick):
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("counts", [(2, 2), (40, 2), (2,) * 12])
+@pytest.mark.parametrize("counts", [(2, 2), (500, 2), (2,) * 40])
 def test_few_images_of_a_class(quick, counts):
     images = pictures(counts)
     found = ftk.recommend(network(), images, **OPTIONS)
     assert all(math.isfinite(e.loss) for e in found.evidence)
     assert found.head.output_shape == (None, len(counts))
+    assert all(math.isfinite(e.loss) for e in found.learning_curve().evidence)
 
 
 @pytest.mark.once
@@ -233,6 +267,17 @@ def test_images_that_are_all_alike(quick):
     features = ftk.extract_features(network(), images, pooling=None, **OPTIONS)
     scores = outputs(found.head, features)
     np.testing.assert_allclose(scores, [[2 / 3, 1 / 3]] * 12, atol=0.02)
+    assert "-0.0000" not in f"{found} {found.learning_curve()}"  # all recipes do the same
+
+
+@pytest.mark.once
+def test_a_single_image_or_group_has_no_standard_error(quick, images):
+    one = pictures((1, 1, 1), seed=1).take([0])
+    found = ftk.recommend(network(), images, one, **OPTIONS)
+    for text in (str(found), found._repr_html_(), str(found.learning_curve())):
+        assert "inf" not in text
+    assert "1 validation image is too few to decide" in found.reason
+    found.plot().savefig(io.BytesIO())
 
 
 def test_a_class_that_the_training_images_lack(images):
@@ -250,6 +295,15 @@ def test_a_class_that_cannot_be_validated():
     images = ftk.ImageSet.from_arrays(x, [0] * 6 + [1] * 6, groups=groups)
     with pytest.raises(ValueError, match=r"at least two groups.*1 group of"):
         ftk.recommend(network(), images, **OPTIONS)
+    # Each class is in two of three groups, so one of two folds holds all images of a class.
+    pairs = ftk.ImageSet.from_arrays(
+        x[:6], [0, 0, 1, 1, 2, 2], groups=["a", "b", "b", "c", "c", "a"]
+    )
+    with pytest.raises(ValueError, match=r"groups in at least two of the 2 folds.*all groups of"):
+        ftk.recommend(network(), pairs, **OPTIONS)
+    several = ftk.ImageSet.from_arrays(x[:3], [[1, 1, 0], [0, 1, 1], [1, 0, 1]])
+    with pytest.raises(ValueError, match=r"images in at least two of the 2 folds.*all images of"):
+        ftk.recommend(network(), several, **OPTIONS)
 
 
 @pytest.mark.once
@@ -440,6 +494,17 @@ def test_the_penalty_is_the_one_with_the_lowest_validation_loss():
 
 
 # Temperatures
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("count", [1, 4, 12])
+def test_few_images_that_are_all_right_do_not_make_a_model_certain(count):
+    scores, labels = np.tile([0.8, 0.2], (count, 1)), np.zeros(count, int)
+    temperature = best_temperature(scores, labels)
+    assert 0.3 < temperature < 1
+    assert tempered(scores, temperature, softmax=True).max() < 0.99
+    wrong = best_temperature(scores, 1 - labels)
+    assert 1 < wrong < 10
 
 
 @pytest.mark.once

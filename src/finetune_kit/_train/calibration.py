@@ -17,6 +17,9 @@ from finetune_kit._train.setup import Setup
 
 FLOOR = 1e-7  # of a probability, as in Keras' cross-entropies
 _RANGE = (0.05, 20.0)  # of a temperature
+# Standard deviation of log temperatures around 0, as known beforehand. It keeps a few images that
+# are all predicted right from making a model certain; from a hundred images on it changes nothing.
+_SPREAD = 1.0
 _ACTIVATIONS = (keras.activations.softmax, keras.activations.sigmoid)
 
 
@@ -45,12 +48,17 @@ def tempered(
 
 
 def best_temperature(scores: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
-    """Return the temperature with the lowest mean cross-entropy, from 0.05 to 20."""
+    """Return the most likely temperature, from 0.05 to 20.
+
+    With a hundred images or more it is that with the lowest mean cross-entropy. With fewer it is
+    closer to 1, because a normal distribution of its logarithm is assumed beforehand.
+    """
     softmax = labels.ndim == 1 and scores.shape[1] > 1
 
     def loss(log_temperature: float) -> float:
         scaled = tempered(scores, float(np.exp(log_temperature)), softmax=softmax)
-        return float(losses(scaled, labels).mean())
+        far = (log_temperature / _SPREAD) ** 2 / 2
+        return float(losses(scaled, labels).mean()) + far / labels.size
 
     found = minimize_scalar(loss, bounds=tuple(np.log(_RANGE)), method="bounded")
     return float(np.exp(found.x))

@@ -23,7 +23,8 @@ class Evidence:
         loss: mean cross-entropy after temperature scaling.
         difference: its loss minus the lowest (in a learning curve: that with all images), on the
             same images.
-        error: standard error of this paired difference; nan where a recipe is compared with itself.
+        error: standard error of this paired difference; nan where a recipe is compared with itself,
+            and inf where it cannot be known, because all images are of one group.
         accuracy: share of right predictions.
         images: number of images that were predicted.
         seconds: how long it took, with the features for the head alone.
@@ -118,10 +119,15 @@ def _note(evidence: Sequence[Evidence]) -> str:
     )
 
 
+def change(difference: float, error: float, sign: str = "") -> str:
+    """Return a difference with its standard error as text, if this is known."""
+    known = f" ± {error:.4f}" if math.isfinite(error) else ""
+    return f"{difference:{sign}z.4f}{known}"  # z: 0.0000, never -0.0000
+
+
 def _cells(evidence: Evidence) -> tuple[str, ...]:
-    above = "-"
-    if not math.isnan(evidence.error):
-        above = f"{evidence.difference:.4f} ± {evidence.error:.4f}"
+    same = math.isnan(evidence.error)
+    above = "-" if same else change(evidence.difference, evidence.error)
     return (
         f"{evidence.loss:.4f}",
         above,

@@ -112,8 +112,8 @@ def fine_tune(
             features; the frozen part is computed in each epoch.
         calibrate: True divides the logits of the trained model by the temperature with the lowest
             validation loss, so that its probabilities are as high as its accuracy (Guo et al., ICML
-            2017); a number is that temperature. The predicted classes stay the same, and so does
-            the history. Defaults to False.
+            2017), or with few validation images one closer to 1; a number is that temperature. The
+            predicted classes stay the same, and so does the history. Defaults to False.
         run_dir: a folder of its own for this run, in which each epoch leaves a checkpoint. After an
             interruption the same call resumes from the last one, and ends with the weights and
             history of a run that was not interrupted; after the end it returns at once. A call that

@@ -132,6 +132,7 @@ class _Path:
         # cores they take ten times as long.
         with threadpool_limits(1), warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # it is a start, not an end
+            warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
             model.fit(self._features, column)
         if single:
             return model.coef_.T.copy(), model.intercept_.copy()

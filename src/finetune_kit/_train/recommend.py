@@ -60,7 +60,8 @@ def recommend(
        rate that rises and falls in one cycle (Smith and Topin, arXiv:1708.07120), at several depths
        and rates, on features of the part in front of them. No epoch is chosen by validation images,
        which would make the losses too low. All are tried on the first fold, the best ones on the
-       others (successive halving: Jamieson and Talwalkar, AISTATS 2016).
+       others (successive halving: Jamieson and Talwalkar, AISTATS 2016). The number of epochs, 12,
+       is the same for all, and so is the rate of all blocks: no `layer_decay` is tried.
     4. Of the recipes whose validation loss is within one standard error of the lowest, the simplest
        is recommended (Breiman et al., Classification and Regression Trees, 1984); the standard
        error is that of the paired difference. The losses are compared after temperature scaling
@@ -84,7 +85,9 @@ def recommend(
         validation: the images to validate on. Defaults to none: five folds of `train`, or fewer
             where a class has fewer images, validate each recipe on all images. The images of a
             group (see `ImageSet.groups`) are in one fold.
-        budget: `"fast"` (default) tries three ways to train blocks, `"thorough"` seven.
+        budget: `"fast"` (default) tries three ways to train blocks: the last quarter of them at
+            3e-4, half of them at 1e-4 and at 3e-4. `"thorough"` tries seven: also three quarters,
+            and other rates.
         depths: whether to try features of several depths too, of a `keras.Model`. Pass
             `Recommendation.backbone` to `fine_tune`. Defaults to False.
         preprocessing: see `fine_tune`.
@@ -97,8 +100,8 @@ def recommend(
         A `Recommendation`. Print it to see the evidence.
 
     Raises:
-        ValueError: if a class has a single image (or group) and there is no `validation`, or an
-            argument does not fit the others.
+        ValueError: if a class has a single image (or group), or all of them must be in one fold,
+            and there is no `validation`; or if an argument does not fit the others.
 
     Example:
         >>> x = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
@@ -209,9 +212,8 @@ def _parts(train: ImageSet, validation: ImageSet | None, seed: int) -> Parts:
     groups = np.arange(len(train)) if train.groups is None else train.groups
     classes = range(len(train.class_names))
     counts = [len(np.unique(groups[_members(train, label)])) for label in classes]
-    fewest = min(counts)
+    fewest, noun = min(counts), "image" if train.groups is None else "group"
     if fewest < 2:
-        noun = "image" if train.groups is None else "group"
         name = train.class_names[counts.index(fewest)]
         raise ValueError(
             f"Each class must have at least two {noun}s, one to train on and one to validate on; "
@@ -220,7 +222,15 @@ def _parts(train: ImageSet, validation: ImageSet | None, seed: int) -> Parts:
     folds = StratifiedFolds(min(_FOLDS, fewest), seed=seed)
     # Names of the classes, because a log message names them.
     labels = train.labels if train.multi_label else np.array(train.class_names)[train.labels]
-    return list(folds.split(None, labels, train.groups))
+    parts = list(folds.split(None, labels, train.groups))
+    for name, label in zip(train.class_names, classes, strict=True):
+        if not all(_members(train, label)[before].any() for before, _ in parts):
+            raise ValueError(
+                f"Each class must have {noun}s in at least two of the {len(parts)} folds, which "
+                f"{noun}s of several classes can make impossible; pass `validation`. "
+                f"Received: all {noun}s of {name!r} in one fold"
+            )
+    return parts
 
 
 def _groups(train: ImageSet, count: int) -> NDArray[np.int64]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from finetune_kit._model.spec import FineTuneSpec
 from finetune_kit._text import plural
 from finetune_kit._train import plots
-from finetune_kit._train.evidence import Evidence, evidence_of, paired, table, view
+from finetune_kit._train.evidence import Evidence, change, evidence_of, paired, table, view
 from finetune_kit._train.probe import Parts, fitted
 from finetune_kit._train.trials import Trial
 
@@ -67,7 +67,7 @@ class LearningCurve:
 
     Attributes:
         evidence: an `Evidence` for each share of the training images.
-        reason: what it says about more images.
+        reason: what it says about more images and, by the recipes that were tried, about depth.
     """
 
     evidence: tuple[Evidence, ...]
@@ -113,22 +113,33 @@ class Recommendation:
     def learning_curve(self) -> LearningCurve:
         """Return how well the head alone does with a quarter, a half and all of the images.
 
-        It says whether more images would help. Print it for a table. It takes a few logistic
-        regressions, no training.
+        It says whether more images would help, and whether training blocks helps. Print it for a
+        table. It takes a few logistic regressions, no training.
         """
         trials = [self.probed.fitted_on(share) for share in _SHARES]
         order = np.concatenate([after for _, after in self.probed.parts])
         groups = self.probed.groups[order]
         rows = evidence_of(trials, groups, len(trials) - 1, None)
         difference, error = paired(trials[-2], trials[-1], groups)
-        says = "which does not tell whether more images would help"
+        says = "which does not show whether more images would help"
         if difference > 2 * error:
             says = "so more images will probably help"
-        return LearningCurve(
-            rows,
+        text = (
             "Half of the training images instead of all change the loss of the head alone by "
-            f"{difference:+.4f} ± {error:.4f}, {says}.",
+            f"{change(difference, error, '+')}, {says}."
         )
+        return LearningCurve(rows, f"{text} {self._of_depth()}")
+
+    def _of_depth(self) -> str:
+        """Say whether training blocks helps, by the best recipe that was tried on all images."""
+        head, *others = self.evidence
+        best = min((e for e in others if e.images == head.images), key=lambda e: e.loss)
+        difference = best.loss - head.loss
+        error = head.error if math.isnan(best.error) else best.error
+        says = "which does not show whether training blocks helps"
+        if abs(difference) > 2 * error:
+            says = f"so training blocks {'helps' if difference < 0 else 'does not help'}"
+        return f"Training {best.recipe} changes it by {change(difference, error, '+')}, {says}."
 
     def plot(self) -> Any:
         """Return a `matplotlib.figure.Figure` of the evidence. It needs the extra `plots`.
@@ -211,7 +222,7 @@ def _reason(tried: Sequence[Trial], number: int, lowest: int, groups: NDArray[np
         difference, error = paired(tried[number], tried[rival], groups)
         text = (
             f"Recommended is {name}: the simplest recipe within one standard error of the lowest "
-            f"loss, that of {tried[rival].name} (lower by {difference:.4f} ± {error:.4f})."
+            f"loss, that of {tried[rival].name} (lower by {change(difference, error)})."
         )
     else:
         whole = [i for i in _whole(tried, groups) if i != number]
@@ -219,16 +230,17 @@ def _reason(tried: Sequence[Trial], number: int, lowest: int, groups: NDArray[np
         difference, error = paired(tried[rival], tried[number], groups)
         text = (
             f"Recommended is {name}: it has the lowest validation loss. Next is "
-            f"{tried[rival].name} (higher by {difference:.4f} ± {error:.4f})."
+            f"{tried[rival].name} (higher by {change(difference, error)})."
         )
     if difference > 2 * error:
         return f"{text} The difference is above two standard errors."
     count = len(tried[number].losses)
     needed = count * (2 * error / difference) ** 2 if difference > 0 else math.inf
-    images = plural(count, "validation image")
+    verb = "is" if count == 1 else "are"
+    text += f" {plural(count, 'validation image')} {verb} too few to decide between them"
     if needed > 100 * count:
-        return f"{text} {images} are too few to decide between them."
+        return f"{text}."
     return (
-        f"{text} {images} are too few to decide between them; it would take about "
-        f"{math.ceil(needed):,} in all, if the difference is as large as it seems."
+        f"{text}; it would take about {math.ceil(needed):,} in all, if the difference is as large "
+        "as it seems."
     )

@@ -50,7 +50,7 @@ class Trial:
 
     @cached_property
     def temperature(self) -> float:
-        """The temperature with the lowest loss, see `fine_tune(calibrate=...)`."""
+        """The temperature that fits the images, see `fine_tune(calibrate=...)`."""
         return best_temperature(self.scores, self.labels)
 
     @cached_property
