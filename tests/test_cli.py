@@ -93,7 +93,7 @@ def test_a_recommended_recipe_is_found_once(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(trials, "_FAST", ((0.1, 3e-4),))
     monkeypatch.setattr(trials, "_EPOCHS", 1)
     options = [option for option in RUN if option != "--quiet"]
-    command = ("train", photos, "--out", tmp_path / "run", *options, "--recipe", "recommend")
+    command = ("train", photos, "--out", tmp_path / "run", *options)
     done = run(*command)
     assert "the head alone" in done.output
     assert "Recommended is" in done.output
@@ -141,6 +141,14 @@ def test_a_trained_model_is_trained_further(trained, photos, tmp_path):
     assert "--new-head must be given if the classes change" in result.stderr
     run("train", other, "--out", tmp_path / "new", *options, "--new-head")
     assert ftk.predict(tmp_path / "new" / "model.keras", other).class_names == ("blue", "crimson")
+
+
+@once
+def test_a_trained_model_keeps_its_head_by_default(trained, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(ftk, "recommend", None)
+    options = ["--backbone", trained / "model.keras", "--heat-maps", "0", "--patience", "1"]
+    done = run("train", photos, "--out", tmp_path / "more", *options)
+    assert "Phase 2 of 2: the head and 2 blocks, 10 epochs" in done.output
 
 
 @once
@@ -461,6 +469,9 @@ CASES = [
     (TRAIN + " --backbone " + BACKBONE + " --blocks 99", "must be between 0 and 19"),
     (TRAIN + " --backbone " + BACKBONE + " --blocks block_99", "block_99"),
     (TRAIN + " --recipe magic", "Received: --recipe 'magic'"),
+    (TRAIN + " --recipe recommend --blocks 3 --epochs 9", "Received: --blocks 3 --epochs 9"),
+    (TRAIN + " --recipe recommend --units 9,8", "Received: --units 9,8"),
+    (TRAIN + " --recipe recommend --class-weight balanced", "Received: --class-weight balanced"),
     (TRAIN + " --recipe probe --blocks 3", "leave out --blocks"),
     (TRAIN + " --epochs 1", "--recipe probe trains the head alone in one epoch. Received: --ep"),
     ("train {bad}/lost.json --out {out} --on-error skip", "1 of 2 files missing or changed"),

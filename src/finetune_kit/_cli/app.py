@@ -10,7 +10,7 @@ import typer
 import finetune_kit as ftk
 from finetune_kit._cli import models
 from finetune_kit._cli import options as opt
-from finetune_kit._cli.backbones import EPOCHS, backbone_of, blocks_of
+from finetune_kit._cli.backbones import backbone_of, blocks_of
 from finetune_kit._cli.data import Data, split_parts
 from finetune_kit._cli.job import Job
 from finetune_kit._cli.output import Result, bars, command
@@ -58,13 +58,17 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="probe: the head alone; lp-ft (default, without --blocks): the head first, then "
-            "the head and 2 blocks (or --blocks) at a lower rate; recommend: the best of several "
-            "depths and rates, which are tried first.",
-            metavar="lp-ft|probe|recommend",
+            help="recommend (default): the best of several depths and rates, which are tried "
+            "first; lp-ft: the head first, then the head and 2 blocks (or --blocks) at a lower "
+            "rate; probe: the head alone. Without --recipe, --blocks trains them in one phase, and "
+            "--epochs, --learning-rate, --units, --dropout and --class-weight mean lp-ft.",
+            metavar="recommend|lp-ft|probe",
         ),
     ] = None,
-    epochs: Annotated[int, typer.Option(help="Epochs of all phases together.", min=1)] = EPOCHS,
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="Epochs of all phases together (20 of lp-ft and probe).", min=1),
+    ] = None,
     learning_rate: Annotated[
         float | None, typer.Option(help="Learning rate; of lp-ft, that of its second phase.")
     ] = None,

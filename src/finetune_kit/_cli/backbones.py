@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import finetune_kit as ftk
-from finetune_kit._checks import check_choice
 
-EPOCHS = 20  # of all phases together, by default
-RECIPES = ("lp-ft", "probe", "recommend")
+RECIPES = ("recommend", "lp-ft", "probe")
+_EPOCHS = 20  # of all phases together, by default
 
 
 def backbone_of(text: str, image_size: int, *, weights: bool = True, seed: int = 0) -> Any:
@@ -58,28 +57,17 @@ def backbone_of(text: str, image_size: int, *, weights: bool = True, seed: int =
 
 
 def specs_of(
-    blocks: str | None, recipe: str | None, epochs: int, learning_rate: float | None
+    blocks: str | None, recipe: str | None, epochs: int | None, learning_rate: float | None
 ) -> list[ftk.FineTuneSpec]:
-    """Return the phases of a training; none where they are to be recommended.
+    """Return the phases of a training that is not recommended.
 
     Args:
         blocks: what trains of the backbone, see `blocks_of`, or None.
-        recipe: one of `RECIPES`, or None: a single phase if there are `blocks`, else the first.
-        epochs: of all phases together.
+        recipe: `"lp-ft"`, `"probe"` or None: a single phase if there are `blocks`, else lp-ft.
+        epochs: of all phases together, or None for 20.
         learning_rate: of the last phase, or None for the usual one.
     """
-    if recipe is not None:
-        check_choice("recipe", recipe, RECIPES)
-    if recipe == "recommend":
-        given = {"--blocks": blocks, "--epochs": epochs, "--learning-rate": learning_rate}
-        usual = (None, EPOCHS)
-        changed = [f"{name} {value}" for name, value in given.items() if value not in usual]
-        if changed:
-            raise ValueError(
-                "The recipe 'recommend' chooses blocks, epochs and learning rate; leave out "
-                f"--blocks, --epochs and --learning-rate. Received: {' '.join(changed)}"
-            )
-        return []
+    epochs = epochs or _EPOCHS
     if recipe is None and blocks is not None:
         return [ftk.FineTuneSpec(blocks_of(blocks), epochs=epochs, **_rate(learning_rate))]
     if recipe == "probe":

@@ -35,7 +35,7 @@ class Job:
         image_size: height and width in pixels.
         blocks: what trains of the backbone; for `sweep` several, separated by commas.
         recipe: see `specs_of`.
-        epochs: of all phases together.
+        epochs: of all phases together, or None for the usual number.
         learning_rate: of the last phase, or None for the usual one.
         batch_size: images per step.
         units: widths of the hidden layers of the head.
@@ -66,7 +66,7 @@ class Job:
     image_size: int = 224
     blocks: str | None = None
     recipe: str | None = None
-    epochs: int = 20
+    epochs: int | None = None
     learning_rate: float | None = None
     batch_size: int = 32
     units: tuple[int, ...] = ()
@@ -78,6 +78,13 @@ class Job:
     features_backend: str | None = None
     heat_maps: int = 24
     seed: int = 0
+
+    @property
+    def of_a_recipe(self) -> dict[str, Any]:
+        """The options that are given and that `recommend` chooses or does not have."""
+        names = ("blocks", "epochs", "learning_rate", "units", "dropout", "class_weight")
+        given = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in given.items() if value}
 
 
 def read_config(file: Path) -> dict[str, Any]:

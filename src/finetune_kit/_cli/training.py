@@ -12,7 +12,7 @@ from typing import Any
 
 import finetune_kit as ftk
 from finetune_kit._checks import check_choice
-from finetune_kit._cli.backbones import backbone_of, specs_of
+from finetune_kit._cli.backbones import RECIPES, backbone_of, specs_of
 from finetune_kit._cli.data import parts_of, show_parts
 from finetune_kit._cli.job import (
     CHECKPOINTS,
@@ -36,7 +36,7 @@ def run(job: Job, *, silent: bool) -> Result:
     say("1. The images", silent=silent)
     parts = parts_of(job)
     show_parts(parts, silent=silent)
-    recommends = job.recipe == "recommend"
+    recommends = _recommends(job, backbone)
     head = None if recommends else _head(job, backbone, parts.train)
     plan = None if recommends else plan_of(backbone, models[-1][1][-1])
     make_folder("--out", out)  # all options are checked now
@@ -66,7 +66,7 @@ def run(job: Job, *, silent: bool) -> Result:
         page = report.save(out / name / "report", title=name or None) / "report.html"
         reports[name or "model"] = report
         entries.append(_entry(name, tuned, model, page, report))
-    return _result(job, sets["test"], reports, entries)
+    return _result(job, sets["test"], reports, entries, recommended=recommends)
 
 
 def _features(job: Job) -> ftk.FeatureCache:
@@ -130,16 +130,40 @@ def _recommended(
     return head, [("", specs)], more, {"recipe": known["reason"]}
 
 
+def _recommends(job: Job, backbone: Any) -> bool:
+    """Return whether the recipe is to be recommended: by default, if no option is part of one.
+
+    A trained model keeps its head, unless it is to get a new one.
+    """
+    trained = isinstance(backbone, Path)
+    if job.new_head and not trained:
+        raise ValueError(
+            "--new-head must be given with a trained model alone: other backbones get a new head "
+            f"anyway. Received: --new-head with --backbone {job.backbone}"
+        )
+    if job.recipe is not None or job.verb != "train":
+        return job.recipe == "recommend"
+    return not job.of_a_recipe and (job.new_head or not trained)
+
+
 def _models(job: Job) -> list[tuple[str, list[ftk.FineTuneSpec]]]:
     """Return the name and the phases of each model; `train` makes one, without a name."""
     if job.class_weight is not None:
         check_choice("class_weight", job.class_weight, ("balanced",))
-    if job.recipe == "recommend" and (job.units or job.dropout):
-        units = ",".join(map(str, job.units)) or "none"
-        raise ValueError(
-            "The recipe 'recommend' makes a head of a single dense layer; leave out --units and "
-            f"--dropout. Received: --units {units} --dropout {job.dropout:g}"
-        )
+    if job.recipe is not None:
+        check_choice("recipe", job.recipe, RECIPES)
+    if job.recipe == "recommend":
+        given = [
+            f"--{name.replace('_', '-')} {','.join(map(str, value)) if name == 'units' else value}"
+            for name, value in job.of_a_recipe.items()
+        ]
+        if given:
+            raise ValueError(
+                "The recipe 'recommend' chooses blocks, epochs and learning rate, and its head is "
+                "a single dense layer that is fitted without class weights; leave these options "
+                f"out, or give --recipe lp-ft. Received: {' '.join(given)}"
+            )
+        return [("", [])]
     if job.verb == "train":
         return [("", specs_of(job.blocks, job.recipe, job.epochs, job.learning_rate))]
     depths = [text.strip() for text in (job.blocks or "0,1,2").split(",")]
@@ -156,11 +180,6 @@ def _models(job: Job) -> list[tuple[str, list[ftk.FineTuneSpec]]]:
 
 def _head(job: Job, backbone: Any, train: ftk.ImageSet) -> Any:
     """Return a new head, or None to keep that of a trained model."""
-    if job.new_head and not isinstance(backbone, Path):
-        raise ValueError(
-            "--new-head must be given with a trained model alone: other backbones get a new head "
-            f"anyway. Received: --new-head with --backbone {job.backbone}"
-        )
     if isinstance(backbone, Path) and not job.new_head:
         from finetune_kit._model.archive import read_facts
 
@@ -229,11 +248,16 @@ def _entry(
 
 
 def _result(
-    job: Job, test: ftk.ImageSet, reports: dict[str, ftk.Report], entries: list[dict[str, Any]]
+    job: Job,
+    test: ftk.ImageSet,
+    reports: dict[str, ftk.Report],
+    entries: list[dict[str, Any]],
+    *,
+    recommended: bool,
 ) -> Result:
     """Return the result of a job."""
     values: dict[str, Any] = {"out": job.out, "test_images": len(test)}
-    if job.recipe == "recommend":
+    if recommended:
         values["recommendation"] = (Path(job.out) / RECOMMENDATION).read_text(encoding="utf-8")
     if job.verb == "train":
         report, entry = next(iter(reports.values())), entries[0]
