@@ -20,8 +20,8 @@ every method gets the others and nothing else:
   it chose from is trained too, for the comparison with the best one in hindsight.
 - deep: `recommend(depths=True)`, and `fine_tune`.
 - thorough: `recommend(budget="thorough")`, and `fine_tune`.
-- train, lp-ft: what `finetune-kit train` does by default, and with `--recipe lp-ft`. It keeps 18 %
-  of the images to validate on.
+- lp-ft: what `finetune-kit train --recipe lp-ft` does, with 18 % of the images to validate on. By
+  default it does what is called recommend here.
 
 Each result is a JSON file in `--out` with the test scores; what is there already is not repeated.
 All sets and methods come with seed 0 first, then with seed 1, and so on. With seed 0 each method
@@ -213,21 +213,15 @@ def recommended(
     return ftk.predict(tuned, test).probabilities, about
 
 
-def command(
-    alpha: float, train: ftk.ImageSet, test: ftk.ImageSet, seed: int, kept: str, *, recipe: str
-) -> Any:
+def lp_ft(alpha: float, train: ftk.ImageSet, test: ftk.ImageSet, seed: int, kept: str) -> Any:
     keras.utils.set_random_seed(seed)
-    backbone, (train, validation, _) = backbone_of(alpha), train.split((0.82, 0.18, 0), seed=seed)
-    options: dict[str, Any] = {"features": kept, "seed": seed, "verbose": 0}
-    if recipe == "recommend":
-        found = ftk.recommend(backbone, train, validation, **options)
-        head, specs, more = found.head, found.specs, found.keywords
-    else:
-        head = ftk.classification_head(train.class_names)
-        specs = ftk.linear_probe_then_fine_tune(2, probe_epochs=10, epochs=10)
-        more = {"callbacks": [keras.callbacks.EarlyStopping(patience=5)]}
-    tuned = ftk.fine_tune(backbone, head, specs, train, validation, **{**options, **more})
-    return ftk.predict(tuned, test).probabilities, {"temperature": more.get("calibrate", 1.0)}
+    train, validation, _ = train.split((0.82, 0.18, 0), seed=seed)
+    head = ftk.classification_head(train.class_names)
+    specs = ftk.linear_probe_then_fine_tune(2, probe_epochs=10, epochs=10)
+    stop = keras.callbacks.EarlyStopping(patience=5)
+    options: dict[str, Any] = {"features": kept, "seed": seed, "verbose": 0, "callbacks": [stop]}
+    tuned = ftk.fine_tune(backbone_of(alpha), head, specs, train, validation, **options)
+    return ftk.predict(tuned, test).probabilities, {}
 
 
 def in_hindsight(
@@ -264,8 +258,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "recommend": recommended,
     "deep": partial(recommended, depths=True),
     "thorough": partial(recommended, budget="thorough"),
-    "train": partial(command, recipe="recommend"),
-    "lp-ft": partial(command, recipe="lp-ft"),
+    "lp-ft": lp_ft,
 }
 OTHERS = ("keras", "fastai", "probe")  # what `recommend` is compared with
 

@@ -58,6 +58,13 @@ def trained(photos, tmp_path_factory) -> Path:
     return out
 
 
+@pytest.fixture
+def quick(monkeypatch):
+    """One candidate for one epoch, where other candidates would show nothing more."""
+    monkeypatch.setattr(trials, "_FAST", ((0.1, 3e-4),))
+    monkeypatch.setattr(trials, "_EPOCHS", 1)
+
+
 def test_train_leaves_a_model_a_report_a_manifest_and_its_options(trained, photos):
     assert {p.name for p in trained.iterdir()} == {
         "checkpoints", "config.json", "manifest.csv", "model.keras", "report"
@@ -89,9 +96,7 @@ def test_the_same_command_again_returns_the_same_result(trained, photos):
 
 
 @once
-def test_a_recommended_recipe_is_found_once(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(trials, "_FAST", ((0.1, 3e-4),))
-    monkeypatch.setattr(trials, "_EPOCHS", 1)
+def test_a_recommended_recipe_is_found_once(quick, photos, tmp_path, monkeypatch):
     options = [option for option in RUN if option != "--quiet"]
     command = ("train", photos, "--out", tmp_path / "run", *options)
     done = run(*command)
@@ -108,6 +113,30 @@ def test_a_recommended_recipe_is_found_once(photos, tmp_path, monkeypatch):
     assert "Recommended is" in run(*command).output
     after = ftk.predict(tmp_path / "run" / "model.keras", photos).probabilities
     np.testing.assert_array_equal(after, before)
+
+
+@once
+def test_copies_of_a_training_image_are_in_one_fold(quick, photos, tmp_path, monkeypatch):
+    """A recipe is validated by folds of the training images, so none of them is left out."""
+    images, found = pictures(tmp_path / "photos", 24, seed=2), []
+    for i, file in enumerate(sorted(images.rglob("*.png"))[::4]):
+        (file.parent / f"copy{i}.png").write_bytes(file.read_bytes())
+
+    def noted(backbone, train, validation, **options):
+        found.append((train, validation))
+        return recommend(backbone, train, validation, **options)
+
+    recommend = ftk.recommend
+    monkeypatch.setattr(ftk, "recommend", noted)
+    run("train", images, "--out", tmp_path / "a", *RUN)
+    sets = ftk.read_manifest(tmp_path / "a" / "manifest.csv")
+    assert {*sets} == {"train", "test"}
+    (train, validation), digests = found[0], sets["train"].digests()
+    assert train.digests() == digests
+    assert validation is None
+    assert len(set(digests)) == len(set(train.groups)) < len(digests)
+    run("train", photos, "--out", tmp_path / "b", *RUN, "--sizes", "0.6,0.2,0.2")
+    assert len(found[1][1]) == 8
 
 
 @once

@@ -87,7 +87,14 @@ def train(
     patience: Annotated[
         int, typer.Option(help="Epochs without a lower validation loss before the end.", min=1)
     ] = 5,
-    sizes: opt.Sizes = "0.7,0.15,0.15",
+    sizes: Annotated[
+        str | None,
+        typer.Option(
+            help="Shares of the sets for training, validation and test (default: 0.7,0.15,0.15; "
+            "0.85,0,0.15 where the recipe is recommended, which validates by folds).",
+            metavar="A,B,C",
+        ),
+    ] = None,
     groups_from: opt.GroupsFrom = None,
     root: opt.Root = None,
     path_column: opt.PathColumn = "path",
@@ -147,7 +154,8 @@ def sweep(
 
 
 def _run(given: dict[str, Any], *, silent: bool) -> Result:
-    given["sizes"] = opt.shares(given["sizes"])
+    if given["sizes"] is not None:
+        given["sizes"] = opt.shares(given["sizes"])
     if "units" in given:
         given["units"] = opt.numbers("--units", given["units"], int)
     return run(Job(**given), silent=silent)

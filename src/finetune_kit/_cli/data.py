@@ -151,8 +151,9 @@ def _is_manifest(path: Path) -> bool:
         return False
 
 
-def parts_of(job: Job) -> Parts:
-    """Read the images of a job and split them."""
+def parts_of(job: Job, sizes: tuple[float, ...]) -> Parts:
+    """Read the images of a job and split them, by default into sets of these sizes."""
+    sizes = sizes if job.sizes is None else job.sizes
     options = {
         name: getattr(job, name)
         for name in (
@@ -166,12 +167,12 @@ def parts_of(job: Job) -> Parts:
             parts[part] = Data(path, **options).images(names, part=part)
             others = [images for name, images in parts.items() if name != part]
             _check_apart(f"--{part}", path, parts[part], others)
-    if "test" not in parts and not job.sizes[2]:
+    if "test" not in parts and not sizes[2]:
         raise ValueError(
             "The share of the test set must be above 0, or --test must name a folder. "
-            f"Received: --sizes {','.join(map(str, job.sizes))}"
+            f"Received: --sizes {','.join(map(str, sizes))}"
         )
-    return split_parts(parts, job.sizes, job.seed, duplicates=job.duplicates)
+    return split_parts(parts, sizes, job.seed, duplicates=job.duplicates)
 
 
 def _check_apart(option: str, path: str, images: ftk.ImageSet, others: list[ftk.ImageSet]) -> None:
@@ -208,5 +209,6 @@ def show_parts(parts: Parts, *, silent: bool) -> None:
             ("to validate on", parts.validation),
             ("to test on", parts.test),
         )
+        if len(images)
     ]
     say(f"   {', '.join(sizes)}", silent=silent)

@@ -29,7 +29,7 @@ class Job:
         test: images to test on, or None for a share of `data`.
         validation: images to validate on, or None for a share of `data`.
         groups_from, root, path_column, label_column, group_column, on_error: see `Data`.
-        sizes: shares of the sets for training, validation and test.
+        sizes: shares of the sets for training, validation and test, or None for the usual ones.
         duplicates: whether to search for copies before the split.
         backbone: see `backbone_of`.
         image_size: height and width in pixels.
@@ -60,7 +60,7 @@ class Job:
     label_column: str = "label"
     group_column: str | None = None
     on_error: str = "raise"
-    sizes: tuple[float, ...] = (0.70, 0.15, 0.15)
+    sizes: tuple[float, ...] | None = None
     duplicates: bool = True
     backbone: str = "MobileNetV2"
     image_size: int = 224

@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import finetune_kit as ftk
 from finetune_kit._checks import check_choice
 from finetune_kit._cli.backbones import RECIPES, backbone_of, specs_of
@@ -34,9 +36,9 @@ def run(job: Job, *, silent: bool) -> Result:
     models = _models(job)
     backbone = backbone_of(job.backbone, job.image_size, seed=job.seed)
     say("1. The images", silent=silent)
-    parts = parts_of(job)
-    show_parts(parts, silent=silent)
     recommends = _recommends(job, backbone)
+    parts = parts_of(job, (0.85, 0, 0.15) if recommends else (0.70, 0.15, 0.15))
+    show_parts(parts, silent=silent)
     head = None if recommends else _head(job, backbone, parts.train)
     plan = None if recommends else plan_of(backbone, models[-1][1][-1])
     make_folder("--out", out)  # all options are checked now
@@ -48,7 +50,9 @@ def run(job: Job, *, silent: bool) -> Result:
     more: dict[str, Any] = {}
     about: dict[str, Any] = {}
     if recommends:
-        head, models, more, about = _recommended(job, backbone, sets, silent=silent)
+        train = _with_groups(sets["train"], parts.duplicates)
+        of_run = (backbone, train, sets.get("validation"))
+        head, models, more, about = _recommended(job, *of_run, silent=silent)
         plan = plan_of(backbone, models[0][1][-1])
     which = f" of {models[-1][0]}; the others train other blocks" if len(models) > 1 else ""
     say(f"\n2. The plan{which}\n\n{plan}", silent=silent)
@@ -92,7 +96,12 @@ def _reports(
 
 
 def _recommended(
-    job: Job, backbone: Any, sets: dict[str, ftk.ImageSet], *, silent: bool
+    job: Job,
+    backbone: Any,
+    train: ftk.ImageSet,
+    validation: ftk.ImageSet | None,
+    *,
+    silent: bool,
 ) -> tuple[Any, list[tuple[str, list[ftk.FineTuneSpec]]], dict[str, Any], dict[str, Any]]:
     """Return the head, the phases and other arguments that are recommended, and why.
 
@@ -106,8 +115,8 @@ def _recommended(
         say("\n   Which recipe? Each is validated on images that it has not seen.", silent=silent)
         found = ftk.recommend(
             backbone,
-            sets["train"],
-            sets.get("validation"),
+            train,
+            validation,
             batch_size=job.batch_size,
             features=_features(job),
             seed=job.seed,
@@ -144,6 +153,14 @@ def _recommends(job: Job, backbone: Any) -> bool:
     if job.recipe is not None or job.verb != "train":
         return job.recipe == "recommend"
     return not job.of_a_recipe and (job.new_head or not trained)
+
+
+def _with_groups(images: ftk.ImageSet, duplicates: ftk.Duplicates | None) -> ftk.ImageSet:
+    """Return images with the groups of their copies, which keep these in one fold."""
+    if duplicates is None or not duplicates.clusters:
+        return images
+    group_of = dict(zip(duplicates.samples, duplicates.groups.tolist(), strict=True))
+    return replace(images, groups=np.array([group_of[digest] for digest in images.digests()]))
 
 
 def _models(job: Job) -> list[tuple[str, list[ftk.FineTuneSpec]]]:
