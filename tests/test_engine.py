@@ -427,7 +427,8 @@ def test_a_process_waits_as_long_as_the_training_backend_compiles_but_rests_for_
 
 
 ENDLESS = """
-import subprocess, sys, time
+import signal, subprocess, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in the background
 import keras, numpy as np
 import finetune_kit as ftk
 
