@@ -91,7 +91,7 @@ def train(
         str | None,
         typer.Option(
             help="Shares of the sets for training, validation and test (default: 0.7,0.15,0.15; "
-            "0.85,0,0.15 where the recipe is recommended, which validates by folds).",
+            "0.85,0,0.15 with the recipe recommend, which validates on folds).",
             metavar="A,B,C",
         ),
     ] = None,
