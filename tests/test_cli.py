@@ -506,6 +506,7 @@ CASES = [
     ("train {bad}/lost.json --out {out} --on-error skip", "1 of 2 files missing or changed"),
     (TRAIN + " --epochs 0", "greater than or equal to 1"),
     (TRAIN + " --learning-rate -1", "--learning-rate must be a number above 0"),
+    (TRAIN + " --learning-rate 0", "--learning-rate must be a number above 0"),
     (TRAIN + " --dropout 2", "--dropout must be from 0 to below 1"),
     (TRAIN + " --units 10,x", "--units must be numbers separated by commas"),
     (TRAIN + " --sizes 0.5,0.5", "three shares"),

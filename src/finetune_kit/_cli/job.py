@@ -83,8 +83,9 @@ class Job:
     def of_a_recipe(self) -> dict[str, Any]:
         """The options that are given and that `recommend` chooses or does not have."""
         names = ("blocks", "epochs", "learning_rate", "units", "dropout", "class_weight")
+        usual = {field.name: field.default for field in fields(self)}
         given = {name: getattr(self, name) for name in names}
-        return {name: value for name, value in given.items() if value}
+        return {name: value for name, value in given.items() if value != usual[name]}
 
 
 def read_config(file: Path) -> dict[str, Any]:
