@@ -497,6 +497,22 @@ def test_the_penalty_is_the_one_with_the_lowest_validation_loss():
 
 
 @pytest.mark.once
+@given(st.floats(0.5, 2.0), st.integers(0, 999))
+@settings(deadline=None, max_examples=50)
+def test_with_a_hundred_images_the_temperature_has_almost_the_lowest_loss(true, seed):
+    rng = np.random.default_rng(seed)
+    scores = rng.dirichlet([0.3] * 4, 100).clip(1e-6)
+    scores /= scores.sum(axis=1, keepdims=True)
+    labels = np.array([rng.choice(4, p=p) for p in tempered(scores, true, softmax=True)])
+
+    def loss(temperature):
+        return losses(tempered(scores, temperature, softmax=True), labels).mean()
+
+    lowest = min(map(loss, np.geomspace(0.1, 10, 300)))
+    assert loss(best_temperature(scores, labels)) <= lowest + 1e-3
+
+
+@pytest.mark.once
 @pytest.mark.parametrize("count", [1, 4, 12])
 def test_few_images_that_are_all_right_do_not_make_a_model_certain(count):
     scores, labels = np.tile([0.8, 0.2], (count, 1)), np.zeros(count, int)
